@@ -1,0 +1,87 @@
+"""The named errors: each says which argument was wrong, what it was, what was expected, and the remedy."""
+
+
+class AbsorbError(ValueError):
+    """Base of all errors raised on purpose by this package.
+
+    Attributes:
+        argument: Name of the argument, setting or file at fault.
+        value: What was given.
+        expected: What would have been accepted.
+        remedy: What to do about it.
+
+    Example:
+        >>> raise AbsorbError("ks", -1, expected="positive integers", remedy="Drop the negative k.")
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.AbsorbError: `ks` was -1, expected positive integers. Drop the negative k.
+    """
+
+    def __init__(self, argument: str, value: object, *, expected: str, remedy: str) -> None:
+        self.argument = argument
+        self.value = value
+        self.expected = expected
+        self.remedy = remedy
+        super().__init__(f"`{argument}` was {value!r}, expected {expected}. {remedy}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by fields, so that errors cross process borders whole."""
+        return (_rebuild, (type(self), self.argument, self.value, self.expected, self.remedy))
+
+
+def _rebuild(
+    kind: type[AbsorbError], argument: str, value: object, expected: str, remedy: str
+) -> AbsorbError:
+    return kind(argument, value, expected=expected, remedy=remedy)
+
+
+class ModelNotFoundError(AbsorbError):
+    """The language model is neither a bundled name, a local folder nor a hub name."""
+
+
+class SaeNotFoundError(AbsorbError):
+    """The SAE is neither a bundled name, a local folder nor a known release and id."""
+
+
+class HookNotFoundError(AbsorbError):
+    """The model has no hook of this name."""
+
+
+class SaeWidthError(AbsorbError):
+    """The SAE's input width is not the width of the activations at its hook."""
+
+
+class VocabularyError(AbsorbError):
+    """The tokenizer or word list holds no usable words."""
+
+
+class PromptError(AbsorbError):
+    """A prompt cannot be built as asked."""
+
+
+class ContextLengthError(AbsorbError):
+    """A prompt is longer than the model's context."""
+
+
+class LabelError(AbsorbError):
+    """Labels are missing, unknown or too few."""
+
+
+class NonFiniteError(AbsorbError):
+    """A tensor holds NaN or infinite values."""
+
+
+class ShapeError(AbsorbError):
+    """A tensor has another shape than the operation needs."""
+
+
+class CacheCorruptedError(AbsorbError):
+    """A stored artifact does not match its checksum or is incomplete."""
+
+
+class ManifestMismatchError(AbsorbError):
+    """A stored artifact was made from other inputs than those asked for."""
+
+
+class OutputFolderError(AbsorbError):
+    """The output folder cannot be written."""
