@@ -1,0 +1,50 @@
+# One command each; every target sets up what it needs and is quick when run again.
+VENV   ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,\
+            $(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+BIN    := $(VENV)/bin
+LOCKED := requirements/lock.txt pyproject.toml
+
+.PHONY: demo test check check-ci format bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.runtime  ## set up, then measure absorption in the bundled SAEs
+	$(BIN)/absorb-pl study --config configs/demo.yaml
+
+test: $(VENV)/.dev  ## set up, then run all tests and docstring examples
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/.dev  ## lint, format, types, import order
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+check-ci: check
+
+format: $(VENV)/.dev  ## put the code into the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## time this code against the plain way, side by side
+	@set -e; for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:  ## remove the environment
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { \
+	  echo "absorb_pl needs Python 3.11 or newer, and none was found on the PATH."; \
+	  echo "Install one (https://www.python.org/downloads, pyenv or conda) and run: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "absorb_pl needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name a newer one: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(VENV)/bin/python $(LOCKED)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements/lock.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python $(LOCKED)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements/lock.txt -e '.[dev]'
+	@touch $@ $(VENV)/.runtime
