@@ -1,1 +1,76 @@
-"""."""
+"""Words, the prompts that ask a language model about them, and the tasks made of both."""
+
+from absorb_pl.words.formatters import (
+    Formatter,
+    first_letter,
+    first_letter_formatter,
+    is_present,
+    is_present_formatter,
+    last_letter,
+    last_letter_formatter,
+    letter_from_end,
+    letter_from_end_formatter,
+    letter_from_start,
+    letter_from_start_formatter,
+    spelling,
+    spelling_formatter,
+)
+from absorb_pl.words.positions import TokenizedPrompts, bos_token_id, prepends_bos, tokenize_prompts
+from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt, random_icl_prompt
+from absorb_pl.words.tasks import (
+    FIRST_LETTER_TEMPLATE,
+    AnswerTokens,
+    Task,
+    answer_token_ids,
+    first_letter_task,
+    letter_task_of_words,
+)
+from absorb_pl.words.vocab import (
+    LETTERS,
+    get_alpha_tokens,
+    get_common_word_tokens,
+    get_common_words,
+    get_same_ending_word_pairs_of_len,
+    get_tokens,
+    group_words_by_ending_and_length,
+    marks_leading_spaces,
+    most_common,
+)
+
+__all__ = [
+    "FIRST_LETTER_TEMPLATE",
+    "LETTERS",
+    "AnswerTokens",
+    "Formatter",
+    "SpellingPrompt",
+    "Task",
+    "TokenizedPrompts",
+    "answer_token_ids",
+    "bos_token_id",
+    "create_icl_prompt",
+    "first_letter",
+    "first_letter_formatter",
+    "first_letter_task",
+    "get_alpha_tokens",
+    "get_common_word_tokens",
+    "get_common_words",
+    "get_same_ending_word_pairs_of_len",
+    "get_tokens",
+    "group_words_by_ending_and_length",
+    "is_present",
+    "is_present_formatter",
+    "last_letter",
+    "last_letter_formatter",
+    "letter_from_end",
+    "letter_from_end_formatter",
+    "letter_from_start",
+    "letter_from_start_formatter",
+    "letter_task_of_words",
+    "marks_leading_spaces",
+    "most_common",
+    "prepends_bos",
+    "random_icl_prompt",
+    "spelling",
+    "spelling_formatter",
+    "tokenize_prompts",
+]

@@ -1,0 +1,260 @@
+"""Prompts as token ids, with the place of each prompt's own word found from the ids themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from absorb_pl.errors import ContextLengthError, PromptError
+from absorb_pl.words.prompting import SpellingPrompt
+
+
+@dataclass(frozen=True)
+class TokenizedPrompts:
+    """A batch of prompts as token ids, padded on the right.
+
+    A causal model sees nothing to the right of a token, so it gives the same values at the real tokens with
+    or without the mask.
+
+    Attributes:
+        input_ids: Token ids; padding carries the pad (or end-of-sequence) id.
+        attention_mask: True at real tokens.
+        lengths: Number of real tokens of each prompt, the beginning-of-sequence token included.
+        word_positions: Index of the last token of each prompt's own word.
+
+    Example:
+        >>> ids = torch.tensor([[5, 6, 7], [5, 8, 0]])
+        >>> prompts = TokenizedPrompts(ids, ids != 0, torch.tensor([3, 2]), torch.tensor([1, 1]))
+        >>> prompts.select([1]).input_ids
+        tensor([[5, 8]])
+    """
+
+    input_ids: Int[Tensor, "prompts tokens"]
+    attention_mask: Bool[Tensor, "prompts tokens"]
+    lengths: Int[Tensor, " prompts"]
+    word_positions: Int[Tensor, " prompts"]
+
+    def __len__(self) -> int:
+        """Give the number of prompts."""
+        return len(self.lengths)
+
+    def select(self, rows: Sequence[int] | slice | Tensor) -> "TokenizedPrompts":
+        """Take a subset of the prompts, in the order given, without padding that none of them needs.
+
+        Args:
+            rows: Indices, a slice or a boolean mask over the prompts.
+
+        Returns:
+            The chosen prompts.
+        """
+        index = rows if isinstance(rows, slice | Tensor) else torch.as_tensor(rows, dtype=torch.long)
+        return TokenizedPrompts(
+            self.input_ids[index], self.attention_mask[index], self.lengths[index], self.word_positions[index]
+        ).trim()
+
+    def trim(self) -> "TokenizedPrompts":
+        """Drop the columns that are padding in every prompt.
+
+        Returns:
+            The same prompts, as narrow as the longest of them.
+        """
+        width = int(self.lengths.max()) if len(self) else 0
+        return TokenizedPrompts(
+            self.input_ids[:, :width], self.attention_mask[:, :width], self.lengths, self.word_positions
+        )
+
+    def to(self, device: str | torch.device) -> "TokenizedPrompts":
+        """Move all tensors to a device.
+
+        Returns:
+            The prompts on that device.
+        """
+        return TokenizedPrompts(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.lengths.to(device),
+            self.word_positions.to(device),
+        )
+
+
+def tokenize_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[SpellingPrompt],
+    *,
+    prepend_bos: bool,
+    max_length: int | None = None,
+) -> TokenizedPrompts:
+    """Tokenize the bases of prompts and find the last token of each one's own word.
+
+    The published code reads activations at a fixed position, -6 for its first-letter template. Here the
+    text up to the word's end is tokenized by itself: if the whole prompt's ids begin with those ids, the
+    word ends at the last of them. Where the tokenizer merges the word's end with what follows, the token
+    that holds the word's last character is taken.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer; whatever special tokens it would add itself are left out.
+        prompts: The prompts. One without `word_end` must hold its word exactly once.
+        prepend_bos: Whether each prompt begins with the beginning-of-sequence token.
+        max_length: Most tokens a prompt may have, usually the model's context length; None for no limit.
+
+    Returns:
+        The prompts' token ids, nothing truncated.
+
+    Raises:
+        ContextLengthError: If a prompt is longer than `max_length`.
+        PromptError: If there are no prompts, a word's place cannot be told, or there is no token to prepend
+            or pad with.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> backend = Tokenizer(models.WordLevel({"<s>": 0, "cat": 1, ":": 2}, unk_token="<s>"))
+        >>> backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<s>")
+        >>> prompts = [SpellingPrompt("cat:", " c", "cat", word_end=3)]
+        >>> tokenized = tokenize_prompts(tokenizer, prompts, prepend_bos=True)
+        >>> tokenized.input_ids, tokenized.word_positions
+        (tensor([[0, 1, 2]]), tensor([1]))
+    """
+    if not prompts:
+        raise PromptError("prompts", [], expected="at least one prompt", remedy="Give a longer word list.")
+    ends = [_word_end(prompt) for prompt in prompts]
+    ids = _encode(tokenizer, [prompt.base for prompt in prompts])
+    upto = _encode(tokenizer, [prompt.base[:end] for prompt, end in zip(prompts, ends, strict=True)])
+    places = [
+        len(head) - 1 if head and row[: len(head)] == head else None
+        for row, head in zip(ids, upto, strict=True)
+    ]
+    merged = [i for i, place in enumerate(places) if place is None]
+    if merged:
+        found = _places_from_offsets(tokenizer, [prompts[i] for i in merged], [ends[i] for i in merged])
+        for i, place in zip(merged, found, strict=True):
+            places[i] = place
+    bos = [bos_token_id(tokenizer)] if prepend_bos else []
+    lengths = torch.tensor([len(row) + len(bos) for row in ids])
+    longest = int(lengths.argmax())
+    if max_length is not None and lengths[longest] > max_length:
+        raise ContextLengthError(
+            "max_length",
+            max_length,
+            expected=f"at least {int(lengths[longest])}, the length in tokens of the longest prompt "
+            f"(word {prompts[longest].word!r})",
+            remedy="Use fewer ICL examples, shorter words or a model with a longer context.",
+        )
+    return TokenizedPrompts(
+        input_ids=_pad([bos + row for row in ids], int(lengths[longest]), _padding_id(tokenizer)),
+        attention_mask=torch.arange(int(lengths[longest])) < lengths[:, None],
+        lengths=lengths,
+        word_positions=torch.tensor(places) + len(bos),
+    )
+
+
+def bos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Give the id of the token that begins a sequence.
+
+    Raises:
+        PromptError: If the tokenizer has none.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> backend = Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>"))
+        >>> bos_token_id(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>"))
+        0
+    """
+    token = tokenizer.bos_token_id
+    if not isinstance(token, int):
+        raise PromptError(
+            "prepend_bos",
+            True,
+            expected="a tokenizer with a beginning-of-sequence token",
+            remedy="Pass prepend_bos=False or set the tokenizer's bos_token.",
+        )
+    return token
+
+
+def prepends_bos(model: Any) -> bool:
+    """Tell whether the model begins the texts it tokenizes itself with a beginning-of-sequence token.
+
+    Args:
+        model: A TransformerLens model (bridge or hooked transformer), or anything with `cfg` and `tokenizer`.
+
+    Returns:
+        `model.cfg.default_prepend_bos`, unless the tokenizer has no such token in its vocabulary.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> prepends_bos(SimpleNamespace(cfg=SimpleNamespace(default_prepend_bos=False), tokenizer=None))
+        False
+    """
+    if not getattr(model.cfg, "default_prepend_bos", True):
+        return False
+    bos = model.tokenizer.bos_token
+    return bos is not None and len(model.tokenizer(bos, add_special_tokens=False)["input_ids"]) == 1
+
+
+def _word_end(prompt: SpellingPrompt) -> int:
+    if prompt.word_end is not None:
+        if not 0 < prompt.word_end <= len(prompt.base):
+            raise PromptError(
+                "word_end",
+                prompt.word_end,
+                expected=f"1 to {len(prompt.base)}, inside the prompt of {prompt.word!r}",
+                remedy="Build prompts with create_icl_prompt.",
+            )
+        return prompt.word_end
+    start = prompt.base.find(prompt.word)
+    if start < 0 or start != prompt.base.rfind(prompt.word) or not prompt.word:
+        raise PromptError(
+            "word",
+            prompt.word,
+            expected="a word that stands exactly once in its prompt",
+            remedy="Set the prompt's word_end or build it with create_icl_prompt.",
+        )
+    return start + len(prompt.word)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, truncation=False)
+    return encoded["input_ids"]
+
+
+def _places_from_offsets(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[SpellingPrompt], ends: list[int]
+) -> list[int]:
+    """Find the tokens that hold the last character of each word, where ids alone do not tell."""
+    if not tokenizer.is_fast:
+        raise PromptError(
+            "prompts",
+            prompts[0].base[: ends[0]],
+            expected="a word that ends where a token ends",
+            remedy="Use a fast tokenizer, which knows where its tokens stand in the text.",
+        )
+    encoded = tokenizer([p.base for p in prompts], add_special_tokens=False, return_offsets_mapping=True)
+    places = []
+    for prompt, end, spans in zip(prompts, ends, encoded["offset_mapping"], strict=True):
+        holding = [i for i, (start, stop) in enumerate(spans) if start < end <= stop]
+        if not holding:
+            raise PromptError(
+                "prompts",
+                prompt.base[:end],
+                expected="a word whose last character is part of a token",
+                remedy="Leave out words that the tokenizer drops or cannot place.",
+            )
+        places.append(holding[-1])
+    return places
+
+
+def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    return 0
+
+
+def _pad(rows: list[list[int]], width: int, padding: int) -> Int[Tensor, "prompts tokens"]:
+    return torch.tensor([row + [padding] * (width - len(row)) for row in rows])
