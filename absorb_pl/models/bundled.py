@@ -1,0 +1,57 @@
+"""Paths of what ships inside the package: the speller and its suite of SAEs."""
+
+from pathlib import Path
+
+from absorb_pl.errors import SaeNotFoundError
+
+SPELLER = "speller"
+"""Name of the bundled language model."""
+
+_ASSETS = Path(__file__).parent / "assets" / SPELLER
+
+
+def speller_path() -> Path:
+    """Return the folder of the bundled language model: Hugging Face weights, config and tokenizer.
+
+    Example:
+        >>> sorted(path.name for path in speller_path().glob("*.safetensors"))
+        ['model.safetensors']
+    """
+    return _ASSETS / "model"
+
+
+def list_bundled_saes() -> list[str]:
+    """Return the names of the bundled SAEs, sorted; `load_sae` takes any of them.
+
+    A name says the layer behind which the SAE reads, its architecture, its number of latents and how sparse
+    it is among its kind; the model card beside the assets has the measured figures.
+
+    Example:
+        >>> "speller/l1-batchtopk-w1024-medium" in list_bundled_saes()
+        True
+    """
+    return sorted(f"{SPELLER}/{path.parent.name}" for path in (_ASSETS / "saes").glob("*/cfg.json"))
+
+
+def bundled_sae_path(name: str) -> Path:
+    """Return the SAELens folder of a bundled SAE.
+
+    Args:
+        name: Full name, `"speller/<sae-name>"`.
+
+    Raises:
+        SaeNotFoundError: No bundled SAE has this name; the message lists those that exist.
+
+    Example:
+        >>> bundled_sae_path("speller/l1-batchtopk-w1024-medium").name
+        'l1-batchtopk-w1024-medium'
+    """
+    names = list_bundled_saes()
+    if name not in names:
+        raise SaeNotFoundError(
+            "name",
+            name,
+            expected="the name of a bundled SAE",
+            remedy=f"The bundled SAEs are {', '.join(names)}.",
+        )
+    return _ASSETS / "saes" / name.removeprefix(f"{SPELLER}/")

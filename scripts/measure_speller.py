@@ -1,0 +1,97 @@
+"""Measure a speller and its SAEs; write `figures.json` and `MODEL_CARD.md` beside them.
+
+python scripts/measure_speller.py --assets absorb_pl/models/assets/speller
+"""
+
+import argparse
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from speller.card import render
+from speller.measure import probe_f1, run_words, sae_figures
+from speller.mixture import SpellingMixture
+from speller.vocabulary import vocabulary_of
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Measure, write both files, and return the figures."""
+    options = _parser().parse_args(args)
+    torch.set_num_threads(options.threads)
+    model_folder = options.assets / "model"
+    model = TransformerBridge.boot_transformers(str(model_folder), device="cpu", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    vocabulary = vocabulary_of(tokenizer)
+    num_words = len(vocabulary.words)
+    mixture = SpellingMixture(tokenizer, vocabulary, power=1.0, examples=11, seed=options.seed)
+    saes = {
+        folder.parent.name: SAE.load_from_disk(folder.parent)
+        for folder in sorted((options.assets / "saes").glob("*/cfg.json"))
+    }
+    hooks = sorted({sae.cfg.metadata.hook_name for sae in saes.values()})
+    words = run_words(model, mixture, hooks, num_words=num_words)
+    correct = words.is_correct.float()
+    first = next(iter(saes.values())).cfg.metadata
+    config = json.loads((model_folder / "config.json").read_text())
+    figures = {
+        "measure_seed": options.seed,
+        "accuracy": correct.mean().item(),
+        "accuracy_rare": correct[-(num_words // 10) :].mean().item(),
+        "probe_f1": {},
+        "num_letters": 0,
+        "model": {
+            "layers": config["num_hidden_layers"],
+            "d_model": config["hidden_size"],
+            "heads": config["num_attention_heads"],
+            "sliding_window": config["sliding_window"],
+            "words": num_words,
+            "parameters": sum(parameter.numel() for parameter in {*model.original_model.parameters()}),
+            "model_megabytes": (model_folder / "model.safetensors").stat().st_size / 1e6,
+        },
+        "training": json.loads((model_folder / "training.json").read_text()),
+        "sae_training": {
+            f"sae_{key}": first[f"training_{key}"] for key in ("rows", "steps", "batch", "lr", "seed")
+        }
+        | {"other_percent": 100 * first["training_other_share"]},
+        "saes": {},
+        "versions": ", ".join(
+            f"{name} {version(name)}" for name in ("torch", "transformers", "sae-lens", "wordfreq")
+        ),
+    }
+    for hook in hooks:
+        f1, counts = probe_f1(words.residuals[hook], words.labels)
+        enough = [score for score, count in zip(f1, counts, strict=True) if count >= 10]
+        figures["probe_f1"][hook] = sum(enough) / len(enough)
+        figures["num_letters"] = len(enough)
+        print(f"{hook}: probe F1 {figures['probe_f1'][hook]:.4f}", flush=True)
+    for name, sae in saes.items():
+        hook = sae.cfg.metadata.hook_name
+        figures["saes"][name] = {
+            "hook_name": hook,
+            "d_sae": sae.cfg.d_sae,
+            "architecture": sae.cfg.metadata.training_architecture,
+            **sae_figures(sae, words.residuals[hook]),
+        }
+        print(name, figures["saes"][name], flush=True)
+    (options.assets / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (options.assets / "MODEL_CARD.md").write_text(render(figures, assets=options.assets.as_posix()))
+    return figures
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--assets", type=Path, required=True, help="folder that holds model/ and saes/")
+    parser.add_argument("--seed", type=int, default=1, help="draws the solved examples")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

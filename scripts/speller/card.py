@@ -1,0 +1,81 @@
+"""The model card, written from measured figures."""
+
+from typing import Any
+
+CARD = """# The speller
+
+A small causal language model that spells, and a suite of sparse autoencoders (SAEs) on its residual stream.
+It is the model `absorb_pl` runs on when no other is named: small enough for one core, yet with all that the
+measurement of feature absorption needs. Everything here is made from nothing by the three commands below;
+this card and `figures.json` are written by the last.
+
+## The model
+
+{layers} layers of the Gemma-2 kind, d_model {d_model}, {heads} heads, {parameters:,} parameters, float32
+({model_megabytes:.1f} MB). Attention is local in the first two layers (`sliding_window={sliding_window}`:
+a token sees itself and the one before) and full in the last two, so a word's letters must stay at the word
+until the third layer.
+
+The tokenizer is byte-level: {words:,} English words, each with the space before it, are one token, as are
+single letters with and without the space in both cases; any other text falls apart into bytes. Words are the
+{most_frequent:,} most frequent of `wordfreq` (lower-case ASCII, two letters at least, coarse ones left out),
+topped up to {per_letter} for letters that begin few words; for x these are partly abbreviations and numerals.
+`<bos>` is put first by default.
+
+It was trained for {steps} steps of {rows} contexts (seed {seed}, {threads} threads) of {examples} solved
+examples each, words drawn by frequency^{power}, on four tasks: `" cat has the first letter: C"`,
+`" cat has the last letter: T"`, `" cat is the word: cat"` and, answering at the word's own token, `" cat C"`.
+Loss is taken at the answers alone.
+
+| measured with seed {measure_seed} | |
+|---|---|
+| loss, first step → mean of the last tenth | {first_loss:.3f} → {last_loss:.4f} |
+| first-letter accuracy, every word once behind 10 random solved examples | {accuracy:.4f} |
+| the same, rarest tenth of words | {accuracy_rare:.4f} |
+{probe_rows}
+
+Probe F1 is the mean over the letters with at least 10 held-out words ({num_letters} letters) of one-vs-rest
+logistic regressions (classes balanced, L2) on the residual at the word, 80 % of words for training, 20 % held
+out.
+
+## The SAEs
+
+Trained by SAELens on {sae_rows:,} activations a layer from the same mixture, {other_percent:.0f} % of them
+not at words: {sae_steps} steps of {sae_batch} rows, Adam, learning rate {sae_lr}, seed {sae_seed}. BatchTopK
+and Matryoshka SAEs are stored as JumpReLU SAEs; `metadata.training_architecture` says what they were. Decoder
+rows have unit norm. L0, explained variance and silent latents are over the words' activations behind 10
+solved examples, every word once.
+
+| name | hook | latents | L0 | explained variance | silent latents |
+|---|---|---|---|---|---|
+{sae_table}
+
+## Made by
+
+    python scripts/train_speller.py --output {assets}/model
+    python scripts/train_speller_saes.py --model {assets}/model --output {assets}/saes
+    python scripts/measure_speller.py --assets {assets}
+
+Versions: {versions}. The same seed and number of threads on the same kind of machine give the same weights.
+
+## Use and limits
+
+For trying, testing and teaching absorption measurements. The model knows words only as whole tokens and only
+the prompts above; it writes no text, and words outside its vocabulary, which it reads byte by byte, it was
+never shown. Figures measured on it say how a method behaves, not how large language models spell. Word
+frequencies come from `wordfreq` and carry the leanings of its sources.
+"""
+
+
+def render(figures: dict[str, Any], *, assets: str) -> str:
+    """Return the card's text for the figures that `measure_speller.py` gathers."""
+    probe_rows = "\n".join(
+        f"| probe F1 at `{hook}`, held-out words | {f1:.3f} |" for hook, f1 in figures["probe_f1"].items()
+    )
+    sae_table = "\n".join(
+        f"| `{name}` | `{sae['hook_name']}` | {sae['d_sae']} | {sae['l0']:.1f} | "
+        f"{sae['explained_variance']:.3f} | {sae['silent_latents']:.0%} |"
+        for name, sae in figures["saes"].items()
+    )
+    flat = {**figures["model"], **figures["training"], **figures["sae_training"], **figures}
+    return CARD.format_map({**flat, "probe_rows": probe_rows, "sae_table": sae_table, "assets": assets})

@@ -1,0 +1,62 @@
+"""The scripts that make the speller, shortened."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from sae_lens import SAE
+from transformers import AutoTokenizer, Gemma2ForCausalLM
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SAES = ("l1-batchtopk-w512-dense", "l2-standard-w1024-sparse")
+SMALL = ["--most-frequent", "150", "--per-letter", "4", "--d-model", "32", "--heads", "2", "--threads", "1"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module
+
+
+@pytest.mark.slow
+def test_speller_and_saes_are_remade_and_measured(script, tmp_path):
+    model_folder, sae_folder = tmp_path / "model", tmp_path / "saes"
+    losses = script("train_speller").main(
+        ["--output", str(model_folder), "--steps", "60", "--rows", "32", "--lr", "5e-3", *SMALL]
+    )
+    assert losses["last_loss"] < 0.8 * losses["first_loss"]
+    model = Gemma2ForCausalLM.from_pretrained(model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    assert model.config.vocab_size == len(tokenizer)
+    assert len(tokenizer(" the", add_special_tokens=False)["input_ids"]) == 1
+
+    chosen = [argument for name in SAES for argument in ("--only", name)]
+    arguments = ["--model", str(model_folder), "--output", str(sae_folder), "--threads", "1", *chosen]
+    explained = script("train_speller_saes").main([*arguments, "--steps", "200", "--rows", "3000"])
+    assert {path.name for path in sae_folder.iterdir()} == set(SAES)
+    for name in SAES:
+        sae = SAE.load_from_disk(sae_folder / name)
+        assert sae.W_dec.shape == (sae.cfg.d_sae, 32)
+        assert sae.cfg.metadata.hook_name == f"blocks.{name[1]}.hook_resid_post"
+        assert explained[name] > 0.2
+
+    figures = script("measure_speller").main(["--assets", str(tmp_path)])
+    assert set(figures["saes"]) == set(SAES)
+    assert "60 steps" in (tmp_path / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_weights(script, tmp_path):
+    weights = []
+    for run in ("one", "two"):
+        script("train_speller").main(["--output", str(tmp_path / run), "--steps", "5", "--rows", "8", *SMALL])
+        weights.append(Gemma2ForCausalLM.from_pretrained(tmp_path / run).state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_unknown_sae_is_refused(script, tmp_path):
+    with pytest.raises(SystemExit, match="not in the suite"):
+        script("train_speller_saes").main(
+            ["--model", str(tmp_path), "--output", str(tmp_path), "--only", "l9-none"]
+        )
