@@ -71,6 +71,10 @@ class NonFiniteError(AbsorbError):
     """A tensor holds NaN or infinite values."""
 
 
+class ConvergenceError(AbsorbError):
+    """An optimiser stopped short of its tolerance."""
+
+
 class ShapeError(AbsorbError):
     """A tensor has another shape than the operation needs."""
 

@@ -1,1 +1,83 @@
-"""."""
+"""The mathematics on tensors alone: no model, no files, no training loop.
+
+Every number that a study reports is defined here, with its formula and source.
+"""
+
+from absorb_pl.functional.absorption import (
+    SILENT,
+    PaperVerdicts,
+    most_negative_latents,
+    paper_candidates,
+    paper_verdicts,
+    sample_candidates,
+)
+from absorb_pl.functional.bootstrap import bootstrap_interval, bootstrap_replicates, zero_count_bound
+from absorb_pl.functional.k_sparse import DEFAULT_KS, KSparseSolution, check_ks, rank_latents, solve_k_sparse
+from absorb_pl.functional.latents import LATENT_DECISION_THRESHOLD, latent_scores, top_latents_by_encoder
+from absorb_pl.functional.logistic import (
+    balanced_row_weights,
+    newton_logistic,
+    solve_logistic_regressions,
+)
+from absorb_pl.functional.metrics import BinaryMetrics, auroc, binary_metrics, optimal_f1_threshold
+from absorb_pl.functional.probe_loss import l1_penalty, learnable_classes, positive_weights, probe_loss
+from absorb_pl.functional.rates import LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
+from absorb_pl.functional.sae_stats import SaeStatistics
+from absorb_pl.functional.saebench import (
+    SaeBenchVerdicts,
+    SaeBenchVersion,
+    fold_decoder_norms,
+    probe_projection,
+    saebench_verdicts,
+)
+from absorb_pl.functional.similarity import cosine_similarity_matrix, unit_rows
+from absorb_pl.functional.splits import main_latents
+from absorb_pl.functional.validation import require_finite, require_latents, require_two_sided
+
+__all__ = [
+    "DEFAULT_KS",
+    "LATENT_DECISION_THRESHOLD",
+    "SILENT",
+    "BinaryMetrics",
+    "KSparseSolution",
+    "LetterOutcome",
+    "LettersMode",
+    "PaperVerdicts",
+    "Rate",
+    "SaeBenchVerdicts",
+    "SaeBenchVersion",
+    "SaeStatistics",
+    "auroc",
+    "balanced_row_weights",
+    "binary_metrics",
+    "bootstrap_interval",
+    "bootstrap_replicates",
+    "check_ks",
+    "cosine_similarity_matrix",
+    "fold_decoder_norms",
+    "l1_penalty",
+    "latent_scores",
+    "learnable_classes",
+    "letter_rate",
+    "main_latents",
+    "most_negative_latents",
+    "newton_logistic",
+    "optimal_f1_threshold",
+    "paper_candidates",
+    "paper_verdicts",
+    "positive_weights",
+    "probe_loss",
+    "probe_projection",
+    "rank_latents",
+    "require_finite",
+    "require_latents",
+    "require_two_sided",
+    "sae_rate",
+    "saebench_verdicts",
+    "sample_candidates",
+    "solve_k_sparse",
+    "solve_logistic_regressions",
+    "top_latents_by_encoder",
+    "unit_rows",
+    "zero_count_bound",
+]

@@ -1,0 +1,190 @@
+"""The paper's absorption rule: which words to look at, and which of them count.
+
+Shapes: w words of one class, l latents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from absorb_pl.errors import ShapeError
+from absorb_pl.functional.validation import require_finite, require_latents
+
+SILENT = 1e-8
+
+
+def paper_candidates(
+    probe_logits: Float[Tensor, " words"],
+    k_sparse_logits: Float[Tensor, " words"],
+    main_activation: Float[Tensor, " words"],
+    *,
+    silent: float = SILENT,
+) -> Bool[Tensor, " words"]:
+    """Tell on which words of a class a feature may have been absorbed.
+
+    The linear probe sees the feature (logit > 0), the k-sparse probe on the main latents does not (logit ≤
+    0), and the main latents' summed activation is below 1e-8 (arXiv 2409.14507, section 5; the published
+    `get_stats_and_likely_false_negative_tokens` and `_filter_prompts`).
+
+    Args:
+        probe_logits: Logits of the class's linear probe.
+        k_sparse_logits: Logits of its k-sparse probe with k the number of main latents.
+        main_activation: Summed activation of the main latents.
+        silent: Activation below which latents count as silent.
+
+    Returns:
+        True for candidates.
+
+    Raises:
+        NonFiniteError: A logit or activation is NaN or infinite.
+
+    Example:
+        >>> paper_candidates(torch.tensor([2.0, 2.0]), torch.tensor([-1.0, -1.0]), torch.tensor([0.0, 3.0]))
+        tensor([ True, False])
+    """
+    require_finite(
+        probe_logits=probe_logits, k_sparse_logits=k_sparse_logits, main_activation=main_activation
+    )
+    return (probe_logits > 0) & (k_sparse_logits <= 0) & (main_activation < silent)
+
+
+def sample_candidates(
+    candidates: Int[Tensor, " candidates"], limit: int | None, generator: torch.Generator
+) -> tuple[Int[Tensor, " sampled"], float]:
+    """Draw at most `limit` candidates without replacement.
+
+    Args:
+        candidates: Row numbers of the candidate words.
+        limit: Most words to keep (200 in the paper); `None` keeps all.
+        generator: Source of the draw.
+
+    Returns:
+        The kept row numbers, ascending, and the share of candidates they are (`sample_portion`; 1 if all).
+
+    Raises:
+        ShapeError: `limit` is below one.
+
+    Example:
+        >>> rows, portion = sample_candidates(torch.arange(8), 2, torch.Generator().manual_seed(0))
+        >>> len(rows), portion
+        (2, 0.25)
+    """
+    if limit is not None and limit < 1:
+        raise ShapeError("limit", limit, expected="at least 1", remedy="Use None to keep all words.")
+    if limit is None or len(candidates) <= limit:
+        return candidates.sort().values, 1.0
+    order = torch.randperm(len(candidates), generator=generator, device=generator.device)
+    kept = candidates[order[:limit].to(candidates.device)]
+    return kept.sort().values, limit / len(candidates)
+
+
+def most_negative_latents(
+    scores: Float[Tensor, "words latents"], count: int = 10
+) -> tuple[Int[Tensor, "words ranks"], Float[Tensor, "words ranks"]]:
+    """Order latents by integrated-gradient score, most negative first.
+
+    Args:
+        scores: Integrated-gradient scores at the word; negative where removing the latent hurts the metric.
+        count: Latents to keep; fewer if there are fewer.
+
+    Returns:
+        Latent ids and their scores.
+
+    Example:
+        >>> most_negative_latents(torch.tensor([[0.5, -2.0, -0.1]]), count=2)
+        (tensor([[1, 2]]), tensor([[-2.0000, -0.1000]]))
+    """
+    top = scores.topk(min(count, scores.shape[1]), dim=1, largest=False)
+    return top.indices, top.values
+
+
+@dataclass(frozen=True)
+class PaperVerdicts:
+    """What the paper's rule says of each word.
+
+    Attributes:
+        is_absorption: Whether the word counts.
+        top_latent: Latent with the most negative score.
+        top_score: Its score, in units of the metric (logits).
+        second_latent: Runner-up.
+        second_score: Its score.
+        top_probe_cos: Cosine of the top latent's decoder row with the probe.
+        main_activation: Summed activation of the main latents.
+    """
+
+    is_absorption: Bool[Tensor, " words"]
+    top_latent: Int[Tensor, " words"]
+    top_score: Float[Tensor, " words"]
+    second_latent: Int[Tensor, " words"]
+    second_score: Float[Tensor, " words"]
+    top_probe_cos: Float[Tensor, " words"]
+    main_activation: Float[Tensor, " words"]
+
+
+def paper_verdicts(
+    scores: Float[Tensor, "words latents"],
+    activations: Float[Tensor, "words latents"],
+    probe_cos: Float[Tensor, " latents"],
+    main_latents: Sequence[int],
+    *,
+    delta_threshold: float = 1.0,
+    cos_threshold: float = 0.025,
+    silent: float = SILENT,
+) -> PaperVerdicts:
+    """Judge words by the paper's rule.
+
+    A word counts when every main latent is silent, the latent with the most negative integrated-gradient
+    score has a score of at most 0, that score exceeds the runner-up's in size by at least `delta_threshold`,
+    and its decoder row has a cosine of at least `cos_threshold` with the probe (arXiv 2409.14507, section 5;
+    the published `FeatureAbsorptionCalculator._is_absorption`).
+
+    Args:
+        scores: Integrated-gradient scores at the word.
+        activations: Activations at the word.
+        probe_cos: Cosine of each latent's decoder row with the class's probe.
+        main_latents: The class's main latents.
+        delta_threshold: Least lead of the top score, in logits.
+        cos_threshold: Least cosine of the top latent with the probe.
+        silent: Activation below which a main latent counts as silent.
+
+    Returns:
+        One verdict a word.
+
+    Raises:
+        NonFiniteError: A score, activation or cosine is NaN or infinite.
+        ShapeError: A main latent is out of range, or there are fewer than two latents.
+
+    Example:
+        >>> verdicts = paper_verdicts(
+        ...     scores=torch.tensor([[0.0, -3.0, -0.5], [0.0, -3.0, -2.5]]),
+        ...     activations=torch.tensor([[0.0, 2.0, 1.0], [0.0, 2.0, 1.0]]),
+        ...     probe_cos=torch.tensor([0.9, 0.4, 0.1]),
+        ...     main_latents=[0],
+        ... )
+        >>> verdicts.is_absorption, verdicts.top_latent
+        (tensor([ True, False]), tensor([1, 1]))
+    """
+    require_finite(scores=scores, activations=activations, probe_cos=probe_cos)
+    require_latents("main_latents", main_latents, scores.shape[1])
+    if scores.shape[1] < 2:
+        raise ShapeError(
+            "scores", tuple(scores.shape), expected="at least two latents", remedy="Use a wider SAE."
+        )
+    latents, values = most_negative_latents(scores, count=2)
+    top_cos = probe_cos[latents[:, 0]]
+    mains = activations[:, list(main_latents)]
+    return PaperVerdicts(
+        is_absorption=(mains < silent).all(dim=1)
+        & (values[:, 0] <= 0)
+        & (values[:, 0].double().abs() - values[:, 1].double().abs() >= delta_threshold)
+        & (top_cos.double() >= cos_threshold),
+        top_latent=latents[:, 0],
+        top_score=values[:, 0],
+        second_latent=latents[:, 1],
+        second_score=values[:, 1],
+        top_probe_cos=top_cos,
+        main_activation=mains.sum(dim=1),
+    )

@@ -1,0 +1,147 @@
+"""Percentile bootstrap intervals of absorption rates, resampling words within letters."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from absorb_pl.errors import ShapeError
+
+
+def bootstrap_replicates(
+    amounts: Float[Tensor, " words"], total: int, *, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Mean of `total` outcomes, resampled with replacement.
+
+    The population is `amounts` and `total − words` zeros. Outcomes of equal size are exchangeable, so drawing
+    how often each size occurs (one multinomial draw a resample) is the bootstrap itself, without its index
+    table.
+
+    Args:
+        amounts: Outcomes that may differ from zero.
+        total: Number of outcomes, at least as many as `amounts`.
+        resamples: Number of replicates.
+        rng: Source of the draws.
+
+    Returns:
+        `resamples` means.
+
+    Example:
+        >>> import torch
+        >>> bootstrap_replicates(torch.ones(4), 4, resamples=3, rng=np.random.default_rng(0))
+        array([1., 1., 1.])
+    """
+    outcomes = amounts.detach().cpu().double().numpy()
+    sizes, counts = np.unique(outcomes, return_counts=True)
+    share = np.append(counts, total - len(outcomes)) / total
+    drawn = rng.multinomial(total, share, size=resamples)
+    return drawn[:, :-1] @ sizes / total
+
+
+def zero_count_bound(sizes: Sequence[float | int], confidence: float = 0.95) -> float:
+    """Largest mean rate that still makes "nothing seen in any group" likely enough.
+
+    With `nᵢ` words in group i and none absorbed, the bound is the largest mean of rates `pᵢ` with
+    `Π (1 − pᵢ)^nᵢ ≥ (1 − confidence)/2`. For one group it is the exact (Clopper–Pearson) limit
+    `1 − (α/2)^(1/n)`. The largest mean has `1 − pᵢ = min(1, c·nᵢ)`, with `c` found by bisection.
+
+    Args:
+        sizes: Words of each group, above zero; may be fractional for samples.
+        confidence: Two-sided level.
+
+    Returns:
+        The bound, between 0 and 1.
+
+    Example:
+        >>> round(zero_count_bound([30]), 4)
+        0.1157
+    """
+    n = np.asarray(sizes, dtype=np.float64)
+    budget = np.log(2 / (1 - confidence))
+    low, high = -np.log(n.max()) - budget / n.min(), -np.log(n.min())
+    for _ in range(200):
+        middle = (low + high) / 2
+        if (n * np.clip(-(middle + np.log(n)), 0, None)).sum() > budget:
+            low = middle
+        else:
+            high = middle
+    return float((1 - np.minimum(1.0, np.exp(high) * n)).mean())
+
+
+def bootstrap_interval(
+    amounts: Sequence[Float[Tensor, " _words"]],
+    totals: Sequence[int],
+    portions: Sequence[float | int] | None = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of the mean over letters of absorbed words ÷ probe true positives.
+
+    Each letter's probe true positives are resampled with replacement (Efron's percentile bootstrap,
+    stratified by letter); a judged word weighs `1 / portion`, the others count 0. Where only a sample of the
+    candidates was judged this treats the sampling as part of the draw, which errs on the wide side.
+
+    A letter on which nothing (or everything) was absorbed has replicates that never vary, and a percentile
+    interval would call it certain. So the interval is widened to what such letters allow by themselves: its
+    upper end is at least the estimate plus the share of never-absorbed letters times their
+    `zero_count_bound`, and at least the bound of all letters; its lower end likewise for always-absorbed
+    ones. For one letter without absorption this is the Clopper–Pearson interval `[0, 1 − 0.025^(1/n)]`.
+
+    Args:
+        amounts: Per letter, the absorbed amount (0 to 1) of each judged word.
+        totals: Per letter, its probe true positives; at least one each.
+        portions: Per letter, the share of candidates that was judged; 1 if not given.
+        confidence: Level of the interval.
+        resamples: Number of bootstrap replicates.
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ShapeError: There is no letter, one without true positives, or a portion outside (0, 1].
+
+    Example:
+        >>> import torch
+        >>> low, high = bootstrap_interval([torch.ones(20)], [100])
+        >>> 0.11 < low < 0.14, 0.26 < high < 0.30
+        (True, True)
+    """
+    portions = [1.0] * len(totals) if portions is None else list(portions)
+    if not totals or not len(amounts) == len(totals) == len(portions) or min(totals) < 1:
+        raise ShapeError(
+            "totals",
+            list(totals),
+            expected="at least one true positive for each letter",
+            remedy="Leave letters without true positives out of the rate.",
+        )
+    if not all(0 < portion <= 1 for portion in portions):
+        raise ShapeError("portions", portions, expected="shares in (0, 1]", remedy="Pass kept ÷ candidates.")
+    rng = np.random.default_rng(seed)
+    rates = [
+        float(amount.double().sum()) / portion / total
+        for amount, total, portion in zip(amounts, totals, portions, strict=True)
+    ]
+    replicates = np.mean(
+        [
+            bootstrap_replicates(amount, total, resamples=resamples, rng=rng) / portion
+            for amount, total, portion in zip(amounts, totals, portions, strict=True)
+        ],
+        axis=0,
+    )
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(replicates, [tail, 1 - tail])
+    sizes = [total * portion for total, portion in zip(totals, portions, strict=True)]
+    none = [size for size, rate in zip(sizes, rates, strict=True) if rate == 0]
+    everything = [size for size, rate in zip(sizes, rates, strict=True) if rate >= 1]
+    estimate, bound = float(np.mean(rates)), zero_count_bound(sizes, confidence)
+    high = max(float(high), bound, estimate + _slack(none, len(sizes), confidence))
+    low = min(float(low), 1 - bound, estimate - _slack(everything, len(sizes), confidence))
+    return min(max(low, 0.0), 1.0), min(high, 1.0)
+
+
+def _slack(sizes: Sequence[float | int], letters: int, confidence: float) -> float:
+    return zero_count_bound(sizes, confidence) * len(sizes) / letters if sizes else 0.0

@@ -1,0 +1,107 @@
+"""Losses of the linear probes: class-weighted cross-entropy, its penalty, and which classes count."""
+
+import torch
+from jaxtyping import Bool, Float, Num
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from absorb_pl.errors import LabelError
+
+
+def learnable_classes(positives: Num[Tensor, " classes"], rows: int) -> Bool[Tensor, " classes"]:
+    """Tell which classes have both positive and negative rows.
+
+    Args:
+        positives: Number of positive rows of each class.
+        rows: Number of rows.
+
+    Returns:
+        True where a one-vs-rest probe can be trained.
+
+    Raises:
+        LabelError: No class has both.
+
+    Example:
+        >>> learnable_classes(torch.tensor([3, 0, 1]), rows=4)
+        tensor([ True, False,  True])
+    """
+    learnable = (positives > 0) & (positives < rows)
+    if not bool(learnable.any()):
+        raise LabelError(
+            "y",
+            f"{positives.tolist()[:30]} positives among {rows} rows",
+            expected="at least one class with positive and negative rows",
+            remedy="Check the labels, or add words of other classes.",
+        )
+    return learnable
+
+
+def positive_weights(positives: Num[Tensor, " classes"], rows: int) -> Float[Tensor, " classes"]:
+    """Weight of positive rows, `negatives / positives` of each class.
+
+    The published `train_multi_probe` computes the same quotient, which is infinite for a class without
+    positives; here such a class gets 1, to be left out by `learnable_classes`.
+
+    Args:
+        positives: Number of positive rows of each class.
+        rows: Number of rows.
+
+    Returns:
+        Finite weights in float32, for `probe_loss`.
+
+    Example:
+        >>> positive_weights(torch.tensor([1, 2, 0]), rows=4)
+        tensor([3., 1., 1.])
+    """
+    counts = positives.double()
+    return torch.where(counts > 0, (rows - counts) / counts.clamp(min=1), 1.0).float()
+
+
+def probe_loss(
+    logits: Float[Tensor, "rows classes"],
+    targets: Num[Tensor, "rows classes"],
+    pos_weight: Float[Tensor, " classes"],
+    class_mask: Bool[Tensor, " classes"],
+) -> Float[Tensor, ""]:
+    """Mean binary cross-entropy over rows and the classes that count.
+
+    `−(v·y·log σ(z) + (1 − y)·log σ(−z))` with `v` the class's `positive_weights`: `BCEWithLogitsLoss` as in
+    the published `train_multi_probe` (arXiv 2409.14507, appendix on probe training), restricted to
+    `class_mask`.
+
+    Args:
+        logits: Outputs of the probe.
+        targets: Labels, 0 or 1.
+        pos_weight: Weight of positive rows.
+        class_mask: Classes to count; at least one.
+
+    Returns:
+        The loss, a scalar.
+
+    Example:
+        >>> mask = torch.tensor([True, False])
+        >>> probe_loss(torch.zeros(1, 2), torch.tensor([[1, 0]]), torch.tensor([3.0, 1.0]), mask)
+        tensor(2.0794)
+    """
+    return binary_cross_entropy_with_logits(
+        logits[:, class_mask], targets[:, class_mask].to(logits.dtype), pos_weight=pos_weight[class_mask]
+    )
+
+
+def l1_penalty(
+    weight: Float[Tensor, "classes features"], class_mask: Bool[Tensor, " classes"]
+) -> Float[Tensor, ""]:
+    """Mean over the classes that count of `Σ|w|`, the published `train_sparse_multi_probe`'s extra loss.
+
+    Args:
+        weight: Weights of the probe.
+        class_mask: Classes to count; at least one.
+
+    Returns:
+        The penalty before its factor (0.01 in the paper), a scalar.
+
+    Example:
+        >>> l1_penalty(torch.tensor([[1.0, -2.0], [9.0, 9.0]]), torch.tensor([True, False]))
+        tensor(3.)
+    """
+    return weight[class_mask].abs().sum(dim=1).mean()
