@@ -1,1 +1,25 @@
-"""."""
+"""Language models and sparse autoencoders: loading, checking, identifying and running them together."""
+
+from absorb_pl.models.bundled import SPELLER, bundled_sae_path, list_bundled_saes, speller_path
+from absorb_pl.models.identity import content_hash, model_identity, sae_identity, tokenizer_identity
+from absorb_pl.models.language_model import check_hook, context_length, load_language_model
+from absorb_pl.models.sae import check_sae_fits, load_sae, sae_hook_name
+from absorb_pl.words.positions import prepends_bos
+
+__all__ = [
+    "SPELLER",
+    "bundled_sae_path",
+    "check_hook",
+    "check_sae_fits",
+    "content_hash",
+    "context_length",
+    "list_bundled_saes",
+    "load_language_model",
+    "load_sae",
+    "model_identity",
+    "prepends_bos",
+    "sae_hook_name",
+    "sae_identity",
+    "speller_path",
+    "tokenizer_identity",
+]

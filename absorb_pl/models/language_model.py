@@ -1,0 +1,149 @@
+"""Language models: load one by name, and ask it about its hooks, its context and its tokenizer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformer_lens.model_bridge import TransformerBridge
+from transformers.utils import logging as transformers_logging
+
+from absorb_pl.errors import HookNotFoundError, ModelNotFoundError
+from absorb_pl.models.bundled import SPELLER, speller_path
+from absorb_pl.models.placement import check_device, check_dtype
+
+
+def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> TransformerBridge:
+    """Load a causal language model with raw Hugging Face weights, in evaluation mode and without gradients.
+
+    Args:
+        name: `"speller"` for the bundled model, a folder in Hugging Face format, or a name on the Hugging
+            Face hub. A folder comes before a hub name that reads the same.
+        device: A torch device.
+        dtype: Dtype of the weights: `float32`, `float64`, `bfloat16` or `float16`.
+
+    Returns:
+        The model with TransformerLens hooks; nothing folded, centred or converted.
+
+    Raises:
+        ModelNotFoundError: If the name is none of the three, or the hub cannot be reached.
+        AbsorbError: If the device or dtype is unknown here.
+
+    Example:
+        >>> load_language_model("no-such-folder/")
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.ModelNotFoundError: `name` was 'no-such-folder/', expected 'speller', ...
+    """
+    weights_dtype = check_dtype(dtype)
+    device = check_device(device)
+    source = str(speller_path()) if name == SPELLER else name
+    is_folder = Path(source).expanduser().is_dir()
+    if is_folder:
+        source = str(Path(source).expanduser())
+        if not Path(source, "config.json").is_file():
+            raise _not_found(name, "There is no config.json in this folder.")
+    elif source.startswith((".", "/", "~")) or source.endswith("/"):
+        raise _not_found(name, "There is no such folder.")
+    try:
+        with _without_progress_bars():
+            model = TransformerBridge.boot_transformers(source, device=device, dtype=weights_dtype)
+    except (OSError, ValueError) as error:
+        raise _not_found(name, _why(error, is_folder)) from error
+    model.eval()
+    model.original_model.requires_grad_(False)
+    return model
+
+
+def check_hook(model: Any, hook_name: str) -> None:
+    """Check that a model has a hook of this name, aliases included.
+
+    Args:
+        model: A TransformerLens model.
+        hook_name: A name such as `blocks.1.hook_resid_post`.
+
+    Raises:
+        HookNotFoundError: If there is none; the message names the closest ones.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_hook(SimpleNamespace(hook_dict={"blocks.1.hook_resid_post": None}),
+        "blocks.9.hook_resid_post") Traceback (most recent call last):
+            ...
+        absorb_pl.errors.HookNotFoundError: ... Closest: blocks.1.hook_resid_post.
+    """
+    hooks = model.hook_dict
+    if hook_name not in hooks:
+        closest = get_close_matches(hook_name, hooks, n=3, cutoff=0.3)
+        raise HookNotFoundError(
+            "hook_name",
+            hook_name,
+            expected="a hook of the model",
+            remedy=f"Closest: {', '.join(closest)}." if closest else "List them with `model.hook_dict`.",
+        )
+
+
+def context_length(model: Any) -> int:
+    """Give the most tokens that a model takes at once.
+
+    Args:
+        model: A TransformerLens model.
+
+    Returns:
+        Number of tokens, the beginning-of-sequence token included.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> context_length(SimpleNamespace(cfg=SimpleNamespace(n_ctx=1024)))
+        1024
+    """
+    return int(model.cfg.n_ctx)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def _why(error: BaseException, is_folder: bool) -> str:
+    reason = str(error).strip().split("\n")[0]
+    if not is_folder and hub_is_unreachable(error):
+        return "The Hugging Face hub cannot be reached and its local cache does not hold the model."
+    return f"{'The folder' if is_folder else 'That name'} does not load: {reason}"
+
+
+def hub_is_unreachable(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that it was raised from, is a failure to reach the Hugging Face hub.
+
+    Args:
+        error: The error.
+
+    Returns:
+        True for offline mode, a broken connection, or a file that is not in the cache and cannot be fetched.
+
+    Example:
+        >>> hub_is_unreachable(ValueError("bad name")), hub_is_unreachable(ConnectionError())
+        (False, True)
+    """
+    while error is not None:
+        if isinstance(error, ConnectionError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _not_found(name: str, reason: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        "name",
+        name,
+        expected=f"{SPELLER!r}, a folder in Hugging Face format or a name on the Hugging Face hub",
+        remedy=f"{reason} A local folder needs config.json, weights and tokenizer files.",
+    )

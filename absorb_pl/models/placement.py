@@ -1,0 +1,63 @@
+"""Where weights live and how they are stored: checked device and dtype names."""
+
+import torch
+
+from absorb_pl.errors import AbsorbError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def check_device(device: str) -> str:
+    """Check that tensors can be made on a device.
+
+    Args:
+        device: A torch device such as `cpu`, `cuda` or `cuda:1`.
+
+    Returns:
+        The same device name.
+
+    Raises:
+        AbsorbError: If there is no such device here.
+
+    Example:
+        >>> check_device("cpu")
+        'cpu'
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise AbsorbError(
+            "device",
+            device,
+            expected="a device that this machine has",
+            remedy=f"Use 'cpu', or see why torch refuses it: {str(error).splitlines()[0]}",
+        ) from error
+    return device
+
+
+def check_dtype(dtype: str) -> torch.dtype:
+    """Turn a dtype's name into the dtype.
+
+    Args:
+        dtype: One of `float32`, `float64`, `bfloat16` and `float16`.
+
+    Returns:
+        The torch dtype.
+
+    Raises:
+        AbsorbError: If the name is another.
+
+    Example:
+        >>> check_dtype("bfloat16")
+        torch.bfloat16
+    """
+    if dtype not in DTYPES:
+        raise AbsorbError(
+            "dtype", dtype, expected=" or ".join(DTYPES), remedy="Use float32 unless memory is short."
+        )
+    return DTYPES[dtype]
