@@ -1,1 +1,44 @@
-"""."""
+"""The activation cache, the artifacts it is made of, and the LightningDataModules over it."""
+
+from absorb_pl.data.activation_cache import (
+    ActivationCache,
+    StorageDtype,
+    activation_identity,
+    open_activations,
+)
+from absorb_pl.data.activation_datamodule import ActivationDataModule, ensure_activations
+from absorb_pl.data.artifacts import (
+    artifact_path,
+    identity_key,
+    open_artifact,
+    write_artifact,
+    writing_to,
+)
+from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
+from absorb_pl.data.prompt_datamodule import PromptDataModule, prompt_data_of
+from absorb_pl.data.residuals import read_residuals
+from absorb_pl.data.run_folder import RunFolder
+from absorb_pl.data.splits import stratified_split
+from absorb_pl.data.units import do_each
+
+__all__ = [
+    "ActivationCache",
+    "ActivationCacheWriter",
+    "ActivationCollector",
+    "ActivationDataModule",
+    "PromptDataModule",
+    "RunFolder",
+    "StorageDtype",
+    "activation_identity",
+    "artifact_path",
+    "do_each",
+    "ensure_activations",
+    "identity_key",
+    "open_activations",
+    "open_artifact",
+    "prompt_data_of",
+    "read_residuals",
+    "stratified_split",
+    "write_artifact",
+    "writing_to",
+]

@@ -1,0 +1,82 @@
+"""The command line: `absorb-pl fit | validate | test | predict | study`."""
+
+import sys
+from collections.abc import Sequence
+
+from absorb_pl import __version__
+from absorb_pl.errors import AbsorbError
+
+COMMANDS = {
+    "study": "Measure splitting and absorption in a list of SAEs, from words to tables and figures.",
+    "fit": "Train a linear or k-sparse probe on cached activations.",
+    "validate": "Score a trained probe on the validation words.",
+    "test": "Score a trained probe on the held-out words; evaluators run as callbacks.",
+    "predict": "Run one stage alone: cache activations, or score candidate words for absorption.",
+}
+_HELP = f"""usage: absorb-pl COMMAND [--config FILE] [--print_config] [--help] [OVERRIDES ...]
+
+How much does a sparse autoencoder split and absorb features?
+
+commands:
+{chr(10).join(f"  {name:<10} {line}" for name, line in COMMANDS.items())}
+
+options:
+  --help     This text; after a command, all its settings.
+  --version  The version.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Words of the command line without the program's name; those of this process when None.
+
+    Raises:
+        SystemExit: With code 2 for a bad command line, and 1 after a named error, which is printed.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    command = words[0] if words else "--help"
+    if command in ("--help", "-h"):
+        sys.stdout.write(_HELP)
+    elif command == "--version":
+        sys.stdout.write(f"absorb-pl {__version__}\n")
+    elif command not in COMMANDS:
+        sys.stderr.write(f"absorb-pl: there is no command {command!r}.\n\n{_HELP}")
+        raise SystemExit(2)
+    else:
+        try:
+            _run_study(words[1:]) if command == "study" else _run_trainer(words)
+        except AbsorbError as error:
+            sys.stderr.write(f"absorb-pl {command}: {type(error).__name__}: {error}\n")
+            raise SystemExit(1) from error
+
+
+def _run_study(words: list[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    from absorb_pl.study import StudyConfig, run_study
+
+    parser = ArgumentParser(prog="absorb-pl study", description=COMMANDS["study"])
+    parser.add_argument("--config", action="config", help="A YAML file with any of the settings below.")
+    parser.add_class_arguments(StudyConfig)
+    settings = parser.instantiate_classes(parser.parse_args(words))
+    settings.pop("config")
+    run_study(StudyConfig(**settings))
+
+
+def _run_trainer(words: list[str]) -> None:
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.cli import LightningCLI
+
+    from absorb_pl import data, evaluators, probes  # noqa: F401  (makes their classes known by short names)
+
+    LightningCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=42,
+        auto_configure_optimizers=False,
+        args=words,
+    )

@@ -1,0 +1,171 @@
+"""The activation cache: one row a word, one artifact a hook, in memory-mapped shards.
+
+A shard is a raw file of `ROWS_PER_SHARD` rows in row-major order, in the storage dtype. Ranks write their rows
+straight to their place, so nothing has to be merged and nothing is held in memory.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from absorb_pl.data.artifacts import (
+    Identity,
+    artifact_path,
+    open_artifact,
+    read_manifest,
+)
+from absorb_pl.errors import NonFiniteError
+from absorb_pl.models import content_hash, model_identity, tokenizer_identity
+from absorb_pl.words import TokenizedPrompts
+
+StorageDtype = Literal["float32", "bfloat16", "float16"]
+STORAGE_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+ROWS_PER_SHARD = 16_384
+STAGE = "activations"
+
+
+class ActivationCache:
+    """The cached residual rows of one hook, read as matrices.
+
+    Attributes:
+        path: Folder of the artifact.
+        num_rows: Number of words.
+        width: Length of a row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        facts = read_manifest(path)["facts"]
+        self.path = path
+        self.num_rows: int = facts["rows"]
+        self.width: int = facts["width"]
+        dtype = STORAGE_DTYPES[facts["dtype"]]
+        self._shards = [
+            torch.from_file(
+                str(path / shard_name(start)),
+                shared=False,
+                size=min(ROWS_PER_SHARD, self.num_rows - start) * self.width,
+                dtype=dtype,
+            ).view(-1, self.width)
+            for start in range(0, self.num_rows, ROWS_PER_SHARD)
+        ]
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def rows(self, index: Int[Tensor, " rows"] | None = None) -> Float[Tensor, "rows d_model"]:
+        """The rows of `index` (all rows when None), in that order, as float32.
+
+        Args:
+            index: Row numbers in `[0, num_rows)`, any order, repeats allowed.
+        """
+        if index is None:
+            return torch.cat([shard.float() for shard in self._shards])
+        if len(self._shards) == 1:
+            return self._shards[0].index_select(0, index).float()
+        out = torch.empty(len(index), self.width)
+        for number, shard in enumerate(self._shards):
+            here = (index // ROWS_PER_SHARD == number).nonzero().squeeze(-1)
+            out[here] = shard.index_select(0, index[here] - number * ROWS_PER_SHARD).float()
+        return out
+
+
+def activation_identity(
+    model: Any, prompts: TokenizedPrompts, hook_name: str, dtype: StorageDtype
+) -> dict[str, object]:
+    """Everything that determines the cached rows of one hook.
+
+    Args:
+        model: The language model; its weights and configuration are hashed.
+        prompts: Token ids and word positions; hashed.
+        hook_name: TransformerLens hook name.
+        dtype: Storage dtype.
+    """
+    return {
+        "model": model_identity(model),
+        "tokenizer": tokenizer_identity(model.tokenizer),
+        "prompts": prompts_identity(prompts),
+        "rows": len(prompts),
+        "hook_name": hook_name,
+        "dtype": dtype,
+        "format": 1,
+    }
+
+
+def activation_path(cache_dir: Path, identity: Identity) -> Path:
+    """Folder of the cached rows with this identity."""
+    return artifact_path(cache_dir, STAGE, str(identity["hook_name"]), identity)
+
+
+def open_activations(cache_dir: Path, identity: Identity) -> ActivationCache | None:
+    """The cached rows with this identity, checked against their checksums; None where there are none.
+
+    Raises:
+        CacheCorruptedError: A shard is missing, cut short or altered.
+        ManifestMismatchError: The folder holds rows made from something else.
+    """
+    path = open_artifact(activation_path(cache_dir, identity), identity)
+    return None if path is None else ActivationCache(path)
+
+
+def shard_name(row: int) -> str:
+    """File that holds a row."""
+    return f"{row // ROWS_PER_SHARD:05d}.bin"
+
+
+def write_rows(folder: Path, rows: Tensor, index: Tensor) -> None:
+    """Put rows in their place below `folder`, one call for each run of consecutive rows of a shard.
+
+    Args:
+        folder: Temporary folder of one hook's artifact.
+        rows: `[rows, d_model]` in the storage dtype.
+        index: Row numbers.
+    """
+    order = index.argsort()
+    rows, index = rows[order].contiguous(), index[order]
+    row_bytes = rows.shape[-1] * rows.element_size()
+    breaks = (index.diff() != 1) | (index[1:] % ROWS_PER_SHARD == 0)
+    for run in torch.tensor_split(torch.arange(len(index)), (breaks.nonzero().squeeze(-1) + 1).tolist()):
+        first = int(index[run[0]])
+        descriptor = os.open(folder / shard_name(first), os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            content = memoryview(rows[run].view(torch.uint8).numpy().tobytes())
+            offset = first % ROWS_PER_SHARD * row_bytes
+            while len(content):
+                done = os.pwrite(descriptor, content, offset)
+                content, offset = content[done:], offset + done
+        finally:
+            os.close(descriptor)
+
+
+def check_finite(rows: Tensor, index: Tensor, hook: str, dtype: str) -> None:
+    """Raise where a row to be stored is not finite.
+
+    Raises:
+        NonFiniteError: Names the hook and the first such row.
+    """
+    bad = ~rows.isfinite().all(dim=-1)
+    if bad.any():
+        raise NonFiniteError(
+            hook,
+            f"NaN or infinity at row {int(index[bad][0])} ({int(bad.sum())} rows of this batch)",
+            expected=f"finite activations in {dtype}",
+            remedy="Check the model's weights, or store in a dtype of wider range (`dtype: float32`).",
+        )
+
+
+def prompts_identity(prompts: TokenizedPrompts) -> str:
+    """Hash of the token ids and word positions of prompts."""
+    tensors = {
+        "input_ids": prompts.input_ids,
+        "lengths": prompts.lengths,
+        "word_positions": prompts.word_positions,
+    }
+    return content_hash(tensors, {})

@@ -1,0 +1,129 @@
+"""The predict stage that reads residual activations at the words and the callback that stores them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+from typing_extensions import override
+
+from absorb_pl.data.activation_cache import (
+    STORAGE_DTYPES,
+    StorageDtype,
+    activation_identity,
+    activation_path,
+    check_finite,
+    write_rows,
+)
+from absorb_pl.data.artifacts import begin_artifact, finish_artifact, temporary_path, writing_to
+from absorb_pl.data.prompt_datamodule import prompt_data_of
+from absorb_pl.data.residuals import read_residuals
+from absorb_pl.errors import CacheCorruptedError
+from absorb_pl.models import check_hook, load_language_model
+
+
+class ActivationCollector(LightningModule):
+    """Predict-only module: the residual rows at the words of a batch of prompts, for any list of hooks.
+
+    One forward pass serves all hooks and stops after the deepest.
+
+    Args:
+        model: A `TransformerBridge`, or a name for `load_language_model`.
+        hook_names: TransformerLens hook names.
+
+    Raises:
+        HookNotFoundError: The model has no such hook.
+    """
+
+    def __init__(self, model: Any = "speller", hook_names: Sequence[str] = ("blocks.1.hook_resid_post",)) -> None:
+        super().__init__()
+        self.language_model = load_language_model(model) if isinstance(model, str) else model
+        self.hook_names = tuple(hook_names)
+        for hook in self.hook_names:
+            check_hook(self.language_model, hook)
+
+    @override
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        rows = read_residuals(
+            self.language_model,
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["word_positions"],
+            self.hook_names,
+        )
+        return {"index": batch["index"], **rows}
+
+
+class ActivationCacheWriter(BasePredictionWriter):
+    """Writes what an `ActivationCollector` predicts into the activation cache, one artifact a hook.
+
+    Run it beside an `ActivationCollector` on a `PromptDataModule`.
+
+    Args:
+        cache_dir: Root of the cache, shared by all runs.
+        dtype: Storage dtype.
+    """
+
+    def __init__(self, cache_dir: str | Path = "lightning_logs/cache", dtype: StorageDtype = "float32") -> None:
+        super().__init__(write_interval="batch")
+        self.cache_dir = Path(cache_dir)
+        self.dtype: StorageDtype = dtype
+        self._identities: dict[str, dict[str, object]] = {}
+        self._widths: dict[str, int] = {}
+        self._rows_written = 0
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make an empty temporary folder for each hook."""
+        collector, prompts = cast(ActivationCollector, pl_module), prompt_data_of(trainer).prompts
+        self._rows_written, self._widths = 0, {}
+        self._identities = {
+            hook: activation_identity(collector.language_model, prompts, hook, self.dtype)
+            for hook in collector.hook_names
+        }
+        if trainer.is_global_zero:
+            for identity in self._identities.values():
+                begin_artifact(activation_path(self.cache_dir, identity))
+        trainer.strategy.barrier()
+
+    @override
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: dict[str, Tensor],
+        batch_indices: Sequence[int] | None,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Put the batch's rows in their place."""
+        index = prediction["index"].cpu()
+        self._rows_written += len(index)
+        for hook, identity in self._identities.items():
+            stored = prediction[hook].to("cpu", STORAGE_DTYPES[self.dtype])
+            check_finite(stored, index, hook, self.dtype)
+            self._widths[hook] = stored.shape[-1]
+            with writing_to(self.cache_dir):
+                write_rows(temporary_path(activation_path(self.cache_dir, identity)), stored, index)
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that every row was written and publish the artifacts."""
+        written = trainer.strategy.reduce(torch.tensor(float(self._rows_written)), reduce_op="sum")
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            for hook, identity in self._identities.items():
+                if int(written) != identity["rows"]:
+                    raise CacheCorruptedError(
+                        hook,
+                        f"{int(written)} rows",
+                        expected=f"{identity['rows']} rows",
+                        remedy="Predict on all batches: drop `limit_predict_batches`.",
+                    )
+                facts = {"rows": identity["rows"], "width": self._widths[hook], "dtype": self.dtype}
+                finish_artifact(activation_path(self.cache_dir, identity), identity, facts)
+        trainer.strategy.barrier()

@@ -1,0 +1,117 @@
+"""A LightningDataModule that serves a task's prompts in whole batches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Int
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from absorb_pl.errors import AbsorbError
+from absorb_pl.models import context_length, load_language_model
+from absorb_pl.words import SpellingPrompt, Task, TaskConfig, prepends_bos, tokenize_prompts
+
+
+class PromptBatches(Dataset[dict[str, Tensor]]):
+    """Whole batches of prompts as items, in order of prompt length and trimmed to their longest prompt.
+
+    A batch is the unit that is handed to a process, so what is computed for a prompt does not depend on how many
+    processes share the work.
+
+    Args:
+        data: The prompts.
+        rows: Which of the task's words to serve.
+        batch_size: Prompts a batch; the last may hold fewer.
+    """
+
+    def __init__(self, data: "PromptDataModule", rows: Int[Tensor, " rows"], batch_size: int) -> None:
+        self.data = data
+        self.index = rows[data.prompts.lengths[rows].argsort(stable=True)].split(batch_size)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """Batch `number`.
+
+        Returns:
+            `input_ids`, `attention_mask`, `lengths`, `word_positions`, `labels`, and `index`, the words' numbers
+            in the task.
+        """
+        index = self.index[number]
+        prompts = self.data.prompts.select(index)
+        return {
+            "input_ids": prompts.input_ids,
+            "attention_mask": prompts.attention_mask,
+            "lengths": prompts.lengths,
+            "word_positions": prompts.word_positions,
+            "labels": self.data.labels[index],
+            "index": index,
+        }
+
+
+class PromptDataModule(LightningDataModule):
+    """Serves the prompts of a task, one a word, to predict loops.
+
+    Args:
+        model: A `TransformerBridge`, or a name for `load_language_model`; its tokenizer and context are used.
+        task: What to ask about which words.
+        batch_size: Prompts a batch.
+        rows: Numbers of the words to serve, or a Parquet table with a column `row`; all words when None.
+
+    Attributes:
+        task: The built `Task`.
+        texts: One `SpellingPrompt` a word.
+        prompts: The same, tokenised.
+        labels: Class of each word.
+    """
+
+    def __init__(
+        self,
+        model: Any = "speller",
+        task: TaskConfig | None = None,
+        batch_size: int = 64,
+        rows: str | Path | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.language_model = load_language_model(model) if isinstance(model, str) else model
+        self.batch_size = batch_size
+        config = task or TaskConfig()
+        self.task: Task = config.build(self.language_model.tokenizer)
+        self.labels = torch.tensor(self.task.labels)
+        self.texts: list[SpellingPrompt] = config.prompts(self.task)
+        self.prompts = tokenize_prompts(
+            self.language_model.tokenizer,
+            self.texts,
+            prepend_bos=prepends_bos(self.language_model),
+            max_length=context_length(self.language_model),
+        )
+        if isinstance(rows, str | Path):
+            rows = sorted(set(pd.read_parquet(rows, columns=["row"])["row"].tolist()))
+        self.rows = torch.arange(len(self.texts)) if rows is None else torch.tensor(list(rows), dtype=torch.long)
+
+    @override
+    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return DataLoader(PromptBatches(self, self.rows, self.batch_size), batch_size=None)
+
+
+def prompt_data_of(trainer: Trainer) -> PromptDataModule:
+    """The `PromptDataModule` that a Trainer runs on.
+
+    Raises:
+        AbsorbError: It runs on something else.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, PromptDataModule):
+        raise AbsorbError(
+            "datamodule",
+            type(data).__name__,
+            expected="a PromptDataModule",
+            remedy="Call `trainer.predict(module, datamodule=PromptDataModule(...))`.",
+        )
+    return data

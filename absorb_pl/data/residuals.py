@@ -1,0 +1,54 @@
+"""Residual activations at the words, read in one forward pass that stops after the deepest hook."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class _AllRead(Exception):
+    """Ends a forward pass once every hook asked for has fired."""
+
+
+@torch.no_grad()
+def read_residuals(
+    model: Any,
+    input_ids: Int[Tensor, "prompts tokens"],
+    attention_mask: Int[Tensor, "prompts tokens"],
+    positions: Int[Tensor, " prompts"],
+    hook_names: Sequence[str],
+) -> dict[str, Float[Tensor, "prompts d_hook"]]:
+    """Activations at one position of each prompt, for several hooks at once.
+
+    The pass ends as soon as the last of the hooks has fired, whatever the model's architecture, so layers behind
+    the deepest hook and the unembedding cost nothing.
+
+    Args:
+        model: A `TransformerBridge`.
+        input_ids: Right-padded token ids.
+        attention_mask: 1 at tokens, 0 at padding.
+        positions: Where to read in each prompt.
+        hook_names: TransformerLens hook names; heads of a hook with a head axis are laid side by side.
+
+    Returns:
+        One matrix a hook, in the model's dtype.
+    """
+    found: dict[str, Tensor] = {}
+    prompts = torch.arange(len(positions), device=input_ids.device)
+
+    def keep(name: str, activations: Tensor) -> None:
+        found[name] = activations[prompts, positions].flatten(1)
+        if len(found) == len(hook_names):
+            raise _AllRead
+
+    fwd_hooks = [(name, lambda value, hook, name=name: keep(name, value)) for name in hook_names]  # noqa: ARG005
+    # Without padding the mask is left out, so that a batch does not depend on which other batches were padded.
+    mask = None if bool(attention_mask.all()) else attention_mask
+    try:
+        with model.hooks(fwd_hooks=fwd_hooks):
+            model.original_model(input_ids=input_ids, attention_mask=mask)
+    except _AllRead:
+        pass
+    return found

@@ -1,0 +1,120 @@
+"""A run's folder: its resolved configuration, its manifest, and what each stage cost."""
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from absorb_pl import __version__
+from absorb_pl.data.artifacts import MANIFEST, Identity, check_identity, writing_to
+from absorb_pl.errors import CacheCorruptedError
+
+_PACKAGES = ("torch", "lightning", "transformers", "transformer-lens", "sae-lens", "torchmetrics", "pandas")
+
+
+class RunFolder:
+    """Writes `config.yaml` and `manifest.json` of a run, and measures its stages.
+
+    Args:
+        path: The folder; made where it does not exist.
+        config: The resolved configuration, plain types only.
+        writes: Whether this process writes; one of several does.
+
+    Attributes:
+        path: The folder.
+        stages: Seconds, peak memory and counts of each stage so far.
+
+    Raises:
+        OutputFolderError: The folder cannot be written.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], *, writes: bool = True) -> None:
+        self.path = path
+        self.stages: dict[str, dict[str, Any]] = {}
+        self._config = dict(config)
+        self._writes = writes
+        self._identity: dict[str, Any] = {}
+        if writes:
+            with writing_to(path):
+                path.mkdir(parents=True, exist_ok=True)
+                probe = path / f".writable-{os.getpid()}"
+                probe.touch()
+                probe.unlink()
+
+    def claim(self, identity: Identity, contents: Mapping[str, str]) -> None:
+        """Say what the run is about, and refuse a folder in which another run lies.
+
+        Args:
+            identity: What all tables of the folder have in common.
+            contents: Content hashes of the parts, e.g. of each SAE; these may grow from run to run.
+
+        Raises:
+            ManifestMismatchError: The folder holds a run with another identity.
+            CacheCorruptedError: Its manifest cannot be read.
+        """
+        self._identity = {"identity": dict(identity), "contents": dict(contents)}
+        file = self.path / MANIFEST
+        if file.exists():
+            try:
+                found = json.loads(file.read_text(encoding="utf-8"))["identity"]
+            except (OSError, ValueError, KeyError) as error:
+                raise CacheCorruptedError(
+                    str(file), str(error), expected="a readable manifest", remedy="Delete the run folder."
+                ) from error
+            check_identity(file, found=found, expected=identity)
+        if self._writes:
+            with writing_to(self.path):
+                config = yaml.safe_dump(self._config, sort_keys=False)
+                (self.path / "config.yaml").write_text(config, encoding="utf-8")
+        self._write_manifest()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """Measure a stage; yields a dictionary for counts worth keeping.
+
+        Args:
+            name: Name of the stage in the manifest.
+        """
+        facts: dict[str, Any] = {}
+        start = time.perf_counter()
+        yield facts
+        facts["seconds"] = round(time.perf_counter() - start, 3)
+        facts["peak_memory_mib"] = round(_peak_memory_bytes() / 2**20, 1)
+        if torch.cuda.is_available():
+            facts["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        self.stages[name] = facts
+        if self._identity:
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        if not self._writes:
+            return
+        manifest = {
+            **self._identity,
+            "versions": {
+                "absorb_pl": __version__,
+                "python": platform.python_version(),
+                **{package: version(package) for package in _PACKAGES},
+            },
+            "threads": torch.get_num_threads(),
+            "stages": self.stages,
+        }
+        with writing_to(self.path):
+            part = self.path / f".{MANIFEST}.part"
+            part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            part.replace(self.path / MANIFEST)
+
+
+def _peak_memory_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,50 @@
+"""Stratified, seeded splits of labelled rows."""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from absorb_pl.errors import AbsorbError
+
+
+def stratified_split(
+    labels: Int[Tensor, " rows"], fractions: tuple[float, ...], seed: int = 42
+) -> list[Int[Tensor, " part"]]:
+    """Split row numbers so that every class has about the same share in each part.
+
+    Within a class the rows are shuffled and cut at the rounded cumulative fractions, so a class of n rows has
+    within one row of n · fraction in each part.
+
+    Args:
+        labels: Class of each row.
+        fractions: Share of each part; they sum to 1.
+        seed: Seed of the shuffles; a class's shuffle depends on the seed and its own rows alone.
+
+    Returns:
+        Row numbers of each part, ascending.
+
+    Raises:
+        AbsorbError: The fractions are negative or do not sum to 1.
+
+    Example:
+        >>> train, test = stratified_split(torch.tensor([0] * 10 + [1] * 5), (0.8, 0.2))
+        >>> len(train), len(test), int((test < 10).sum())
+        (12, 3, 2)
+    """
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise AbsorbError(
+            "fractions",
+            fractions,
+            expected="shares of at least 0 that sum to 1",
+            remedy="Choose `test_fraction` and `val_fraction` with a sum below 1.",
+        )
+    cuts = np.cumsum(fractions)[:-1]
+    parts: list[list[np.ndarray]] = [[] for _ in fractions]
+    classes = labels.numpy()
+    for label in np.unique(classes):
+        rows = np.flatnonzero(classes == label)
+        np.random.default_rng([seed, int(label)]).shuffle(rows)
+        for part, piece in zip(parts, np.split(rows, np.rint(cuts * len(rows)).astype(int)), strict=True):
+            part.append(piece)
+    return [torch.from_numpy(np.sort(np.concatenate(part))) for part in parts]

@@ -1,0 +1,197 @@
+"""The paper's figures, drawn from a study's tables (arXiv 2409.14507, figures 4 to 8)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from absorb_pl.data import writing_to
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_METRICS = ("f1", "precision", "recall")
+_DPI = 150
+
+
+def draw_figures(tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+    """All figures of a study by name.
+
+    Args:
+        tables: `summary`, `letters` and `k_sparse`, as a study writes them.
+    """
+    summary, letters, k_sparse = tables["summary"], tables["letters"], tables["k_sparse"]
+    makers: dict[str, Callable[[], Figure]] = {
+        "top_latent_vs_l0": lambda: top_latent_figure(summary, "l0"),
+        "top_latent_vs_layer": lambda: top_latent_figure(summary, "layer"),
+        "splits_vs_l0": lambda: splits_figure(summary),
+        "absorption_vs_l0": lambda: absorption_figure(summary, "l0"),
+        "absorption_vs_layer": lambda: absorption_figure(summary, "layer"),
+        "absorption_by_letter": lambda: letters_figure(letters, summary),
+        "f1_vs_k": lambda: f1_vs_k_figure(k_sparse, summary),
+    }
+    return {name: make() for name, make in makers.items()}
+
+
+def save_figures(figures: dict[str, Figure], folder: Path) -> None:
+    """Save each figure as `folder/name.png`.
+
+    Raises:
+        OutputFolderError: The folder cannot be written.
+    """
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=_DPI, bbox_inches="tight")
+
+
+def top_latent_figure(summary: pd.DataFrame, against: str) -> Figure:
+    """F1, precision and recall of the latent nearest to the probe, and the probe's own as a line.
+
+    Args:
+        summary: One row an SAE.
+        against: Column of the horizontal axis, `l0` or `layer`.
+    """
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(_METRICS), sharey=True)
+    for axis, metric in zip(axes, _METRICS, strict=True):
+        _scatter(axis, summary, against, f"top_latent_{metric}")
+        _probe_line(axis, summary, against, f"probe_{metric}")
+        axis.set(title=metric.capitalize() if metric != "f1" else "F1", ylim=(-0.02, 1.04))
+    axes[0].set_ylabel("mean over letters")
+    figure.suptitle(f"The latent nearest to the probe, against {_axis_name(against)}")
+    _legend(figure, summary, probe=True)
+    return figure
+
+
+def splits_figure(summary: pd.DataFrame) -> Figure:
+    """Mean number of feature splits a letter against L0."""
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    _scatter(axis, summary, "l0", "num_splits")
+    axis.set(title="Feature splits against L0", ylabel="mean splits a letter")
+    axis.set_ylim(bottom=-0.02)
+    _legend(figure, summary)
+    return figure
+
+
+def absorption_figure(summary: pd.DataFrame, against: str) -> Figure:
+    """Absorption rate with its 95 % interval against `l0` or `layer`; one panel a rule."""
+    rules = list(summary["rule"].unique())
+    figure = Figure(figsize=(5.6 * len(rules), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(rules), squeeze=False)[0]
+    for axis, rule in zip(axes, rules, strict=True):
+        rows = summary[(summary["rule"] == rule) & summary["evaluable"]]
+        _scatter(axis, rows, against, "absorption_rate", interval=("ci_low", "ci_high"))
+        axis.set(title=f"Absorption against {_axis_name(against)} (rule {rule})")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylabel("absorption rate, mean over letters")
+    _legend(figure, summary)
+    return figure
+
+
+def letters_figure(letters: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    """Absorption rate letter by letter: bars of the mean over SAEs above a heat map SAE × letter."""
+    rows = letters[letters["rule"] == letters["rule"].iloc[0]]
+    rates = rows.pivot_table(index="sae", columns="label", values="absorption_rate", dropna=False)
+    rates = rates.reindex([sae for sae in summary["sae"].unique() if sae in rates.index])
+    figure = Figure(figsize=(0.36 * len(rates.columns) + 3, 0.24 * len(rates) + 3.4), layout="constrained")
+    bars, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, max(1.0, 0.24 * len(rates))])
+    positions = np.arange(len(rates.columns))
+    bars.bar(positions, rates.mean(axis=0), color=_COLOURS[0])
+    bars.set(title="Absorption letter by letter", ylabel="mean over SAEs")
+    bars.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    bars.spines[["top", "right"]].set_visible(False)
+    image = heat.imshow(rates.to_numpy(float), aspect="auto", cmap="magma_r", vmin=0)
+    heat.set_xticks(positions, list(rates.columns))
+    heat.set_yticks(range(len(rates)), [_short(name) for name in rates.index], fontsize=7)
+    heat.set_facecolor("#dddddd")
+    figure.colorbar(image, ax=heat, label="rate (grey: not evaluable)", format=lambda value, _: f"{value:.0%}")
+    return figure
+
+
+def f1_vs_k_figure(k_sparse: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    """Mean F1 of the k-sparse probes against k, one line an SAE."""
+    layers = sorted(summary["layer"].unique())
+    figure = Figure(figsize=(5.6 * len(layers), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
+    mean_f1 = k_sparse.groupby(["sae", "k"], sort=False)["f1"].mean()
+    for axis, layer in zip(axes, layers, strict=True):
+        here = summary[summary["layer"] == layer].drop_duplicates("sae").sort_values("l0")
+        for number, (_, row) in enumerate(here.iterrows()):
+            shade = 0.25 + 0.7 * number / max(1, len(here) - 1)
+            curve = mean_f1.loc[row["sae"]]
+            axis.plot(curve.index, curve, marker=".", color=_shade(shade), label=_short(row["sae"]))
+        axis.axhline(here["probe_f1"].iloc[0], color="grey", linestyle="--", label="linear probe")
+        axis.set(title=f"k-sparse probes, layer {layer}", xlabel="k", xscale="log", ylim=(0, 1.04))
+        axis.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+        axis.legend(fontsize=6, ncols=2, frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("F1, mean over letters")
+    return figure
+
+
+def _scatter(axis: Axes, summary: pd.DataFrame, x: str, y: str, interval: tuple[str, str] | None = None) -> None:
+    colours, markers = _styles(summary)
+    spread = _spread(summary) if x == "layer" else np.zeros(len(summary))
+    for offset, (_, row) in zip(spread, summary.iterrows(), strict=True):
+        style = {"color": colours[row["architecture"]], "marker": markers[row["d_sae"]]}
+        if interval is not None:
+            reach = [[row[y] - row[interval[0]]], [row[interval[1]] - row[y]]]
+            axis.errorbar(row[x] + offset, row[y], yerr=reach, capsize=2, alpha=0.85, **style)
+        else:
+            axis.plot(row[x] + offset, row[y], linestyle="none", alpha=0.85, **style)
+    if x == "layer":
+        axis.set_xticks(sorted(summary["layer"].unique()))
+    axis.set_xlabel(_axis_name(x))
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _probe_line(axis: Axes, summary: pd.DataFrame, against: str, column: str) -> None:
+    by_layer = summary.groupby("layer")[column].first()
+    if against == "layer":
+        axis.plot(by_layer.index, by_layer, color="grey", marker=".", linestyle="--")
+    else:
+        for value in by_layer:
+            axis.axhline(value, color="grey", linestyle="--", linewidth=0.9)
+
+
+def _styles(summary: pd.DataFrame) -> tuple[dict[str, str], dict[int, str]]:
+    architectures, widths = sorted(summary["architecture"].unique()), sorted(summary["d_sae"].unique())
+    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(architectures)}
+    return colours, {width: _MARKERS[i % len(_MARKERS)] for i, width in enumerate(widths)}
+
+
+def _spread(summary: pd.DataFrame) -> np.ndarray:
+    """Small sideways offsets that keep the SAEs of a layer apart."""
+    rank = summary.groupby("layer")["l0"].rank(method="first").to_numpy() - 1
+    size = summary.groupby("layer")["l0"].transform("size").to_numpy()
+    return 0.5 * (rank / np.maximum(size - 1, 1) - 0.5) * (size > 1)
+
+
+def _legend(figure: Figure, summary: pd.DataFrame, *, probe: bool = False) -> None:
+    colours, markers = _styles(summary)
+    handles = [Line2D([], [], color=c, marker="o", linestyle="none", label=a) for a, c in colours.items()]
+    handles += [
+        Line2D([], [], color="#555555", marker=m, linestyle="none", label=f"{width} latents")
+        for width, m in markers.items()
+    ]
+    if probe:
+        handles.append(Line2D([], [], color="grey", linestyle="--", label="linear probe"))
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+
+
+def _axis_name(column: str) -> str:
+    return {"l0": "L0", "layer": "layer"}[column]
+
+
+def _short(sae: str) -> str:
+    return sae.split("/", 1)[-1]
+
+
+def _shade(level: float) -> tuple[float, float, float]:
+    return (0.0, 0.45 * (1 - level) + 0.1, 1.0 - level * 0.75)
