@@ -1,0 +1,78 @@
+"""Golden models and their recorded attributions."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE
+from safetensors.torch import load_file
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from absorb_pl.words import TokenizedPrompts
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+SAES = ("standard_A", "jumprelu_A", "topk_B")
+
+
+@dataclass
+class Golden:
+    """A micro model, its SAEs, and what the published code computed on them."""
+
+    folder: Path
+    model: Any
+    saes: dict[str, Any]
+    case: dict[str, Any]
+    expected: dict[str, Tensor]
+
+    @property
+    def letter_tokens(self) -> Tensor:
+        answers = [f" {chr(ord('A') + i)}" for i in range(26)]
+        return torch.tensor([self.model.tokenizer.encode(a, add_special_tokens=False)[-1] for a in answers])
+
+    def letter_margin(self, logits: Tensor, letters: Tensor) -> Tensor:
+        """logit(" X") - mean logit of the other 25, for last-position logits."""
+        all_letters = logits[:, self.letter_tokens]
+        answer = all_letters.gather(1, letters[:, None])[:, 0]
+        return answer - (all_letters.sum(dim=1) - answer) / 25
+
+    def case_metric(self, logits: Tensor) -> Tensor:
+        letter = ord(self.case["metric_letter"]) - ord("A")
+        return self.letter_margin(logits[:, -1], torch.full((len(logits),), letter))
+
+    def hook(self, sae_name: str) -> str:
+        return self.case["hooks"][sae_name[-1]]
+
+
+def rows_of(texts_ids: list[Tensor], positions: list[int]) -> TokenizedPrompts:
+    """Prompts from ids and word positions, padded with token 1."""
+    lengths = torch.tensor([len(ids) for ids in texts_ids])
+    padded = torch.nn.utils.rnn.pad_sequence(texts_ids, batch_first=True, padding_value=1)
+    mask = torch.arange(padded.shape[1])[None] < lengths[:, None]
+    return TokenizedPrompts(
+        input_ids=padded, attention_mask=mask, lengths=lengths, word_positions=torch.tensor(positions)
+    )
+
+
+def load_golden(name: str) -> Golden:
+    folder = GOLDEN / name
+    return Golden(
+        folder=folder,
+        model=TransformerBridge.boot_transformers(str(folder), device="cpu"),
+        saes={sae: SAE.load_from_disk(folder / f"sae_{sae}") for sae in SAES},
+        case=json.loads((folder / "case_attribution.json").read_text()),
+        expected=load_file(folder / "expected_attribution.safetensors"),
+    )
+
+
+@pytest.fixture(scope="session", params=["gpt2-micro", "gemma2-micro"])
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return load_golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def gpt2() -> Golden:
+    return load_golden("gpt2-micro")

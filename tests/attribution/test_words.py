@@ -1,0 +1,408 @@
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import SAES, Golden, rows_of
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Qwen2Config,
+)
+
+from absorb_pl.attribution.suffix import compute_prefix
+from absorb_pl.attribution.words import WordScores, word_ablations, word_integrated_gradients
+from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError, ShapeError
+from absorb_pl.words import TokenizedPrompts
+
+HOOK = "blocks.1.hook_resid_post"
+FLOAT32_EPS = torch.finfo(torch.float32).eps
+
+SHAPE = {
+    "vocab_size": 296,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+GROUPED = {**SHAPE, "num_key_value_heads": 2}
+GEMMA = {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
+FAMILIES = {
+    "gpt2": GPT2Config(
+        vocab_size=296,
+        n_embd=32,
+        n_layer=4,
+        n_head=4,
+        n_positions=64,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+    "gpt_neox": GPTNeoXConfig(**SHAPE),
+    "llama": LlamaConfig(**GROUPED),
+    "qwen2": Qwen2Config(**GROUPED),
+    "gemma2": Gemma2Config(**GEMMA, layer_types=["sliding_attention", "full_attention"] * 2),
+    "gemma3": Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention"] * 2 + ["full_attention"] * 2),
+}
+LENGTHS = [12, 15, 12, 20, 15, 9]
+POSITIONS = [6, 9, 6, 9, 8, 0]
+
+
+class TinySae(nn.Module):
+    """The least that counts as an SAE; `normalise` keeps a scale from encode for decode, as SAELens can."""
+
+    def __init__(self, width: int = 32, latents: int = 80, normalise: bool = False):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.W_enc = nn.Parameter(torch.randn(width, latents, generator=generator) / 5)
+        self.W_dec = nn.Parameter(torch.randn(latents, width, generator=generator) / 5)
+        self.b_dec = nn.Parameter(torch.randn(width, generator=generator) / 5)
+        self.normalise = normalise
+
+    def encode(self, x: Tensor) -> Tensor:
+        if self.normalise:
+            self.scale = x.norm(dim=-1, keepdim=True)
+            x = x / self.scale
+        return torch.relu((x - self.b_dec) @ self.W_enc)
+
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        decoded = feature_acts @ self.W_dec + self.b_dec
+        if self.normalise:
+            decoded = decoded * self.scale
+            del self.scale
+        return decoded
+
+
+def margin(logits: Tensor, rows: Tensor) -> Tensor:
+    """A metric that differs from prompt to prompt."""
+    return logits.gather(1, 3 * rows[:, None])[:, 0] - logits.mean(dim=1)
+
+
+@pytest.fixture(scope="session")
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, gpt2: Golden):
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(FAMILIES[request.param]).eval().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gpt2.folder).save_pretrained(folder)
+    return TransformerBridge.boot_transformers(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mixed_prompts() -> TokenizedPrompts:
+    generator = torch.Generator().manual_seed(0)
+    return rows_of([torch.randint(2, 296, (n,), generator=generator) for n in LENGTHS], POSITIONS)
+
+
+@pytest.fixture
+def double_golden(golden: Golden):
+    golden.model.original_model.double()
+    for sae in golden.saes.values():
+        sae.to(dtype=torch.float64)
+    yield golden
+    golden.model.original_model.float()
+    for sae in golden.saes.values():
+        sae.to(dtype=torch.float32)
+
+
+def case_prompts(golden: Golden) -> TokenizedPrompts:
+    ids = golden.model.to_tokens(golden.case["clean"])[0]
+    return rows_of([ids], [len(ids) + golden.case["position"]])
+
+
+def case_metric(golden: Golden):
+    return lambda logits, _rows: golden.case_metric(logits[:, None])
+
+
+def assert_scores_close(found: WordScores, row: int, latents: list[int], expected: Tensor, sae: Any) -> None:
+    """To 1e-5, beside the float32 rounding of the recorded figures.
+
+    A score is an activation times the dot product of decoder row and gradient. Both keep the rounding of their
+    terms where these cancel: 8 units of it, in the product's terms and in the largest activation, cover all
+    recorded scores, which are as far from a float64 run as from a float32 one.
+    """
+    activations, scores = found.activations[row], found.scores[row, latents]
+    terms = sae.W_dec.detach()[latents].norm(dim=1) * found.gradients[row].norm() * activations[latents].abs()
+    slope = torch.where(activations[latents] == 0, 0, scores / activations[latents]).abs()
+    rounding = 8 * FLOAT32_EPS * (terms + slope * activations.abs().max())
+    assert ((scores - expected).abs() <= 1e-5 * expected.abs() + 1e-8 + rounding).all()
+
+
+@pytest.mark.parametrize("engine", ["suffix", "whole"])
+@pytest.mark.parametrize("sae_name", SAES)
+def test_integrated_gradients_equal_the_published_scores(golden: Golden, sae_name: str, engine: str):
+    found = word_integrated_gradients(
+        golden.model, golden.saes[sae_name], case_prompts(golden), case_metric(golden), engine=engine
+    )
+    expected = golden.expected[f"{sae_name}/ig/word_s6/sae"][0, golden.case["position"]]
+    assert_scores_close(found, 0, list(range(160)), expected, golden.saes[sae_name])
+
+
+@pytest.mark.parametrize("sae_name", SAES)
+def test_both_engines_agree_in_float64_and_with_the_published_scores(double_golden: Golden, sae_name: str):
+    golden = double_golden
+    sae, prompts = golden.saes[sae_name], case_prompts(golden)
+    suffix, whole = (
+        word_integrated_gradients(golden.model, sae, prompts, case_metric(golden), engine=engine)
+        for engine in ("suffix", "whole")
+    )
+    expected = golden.expected[f"{sae_name}/ig/word_s6/sae"][0, golden.case["position"]].double()
+    assert_scores_close(suffix, 0, list(range(160)), expected, sae)
+    if golden.folder.name == "gpt2-micro":  # Gemma's norms compute in float32 whatever the model's type
+        torch.testing.assert_close(suffix.scores, whole.scores, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("engine", ["suffix", "whole"])
+@pytest.mark.parametrize("sae_name", SAES)
+def test_ablations_equal_the_published_scores(golden: Golden, sae_name: str, engine: str):
+    prompts = case_prompts(golden)
+    found = word_ablations(golden.model, golden.saes[sae_name], prompts, case_metric(golden), engine=engine)
+    expected = golden.expected[f"{sae_name}/ablation/scores"]
+    assert found.latents.tolist() == golden.expected[f"{sae_name}/ablation/ids"].long().tolist()
+    # each recorded score is a difference of two metrics of float32 logits, and no finer than those
+    spacing = FLOAT32_EPS * golden.model(prompts.input_ids)[0, -1].abs().max()
+    assert ((found.scores - expected).abs() <= 1e-5 * expected.abs() + 4 * spacing).all()
+    torch.testing.assert_close(
+        found.original, golden.expected[f"{sae_name}/ablation/original_score"], rtol=1e-5, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("sae_name", ["standard_A", "jumprelu_A"])
+def test_scores_of_many_words_at_once_equal_the_published_absorption_scores(golden: Golden, sae_name: str):
+    record = json.loads((golden.folder / f"expected_absorption_paper_{sae_name}.json").read_text())
+    context = [f"{word} has the first letter: {word.strip()[0].upper()}" for word in record["icl_words"]]
+    texts = ["\n".join([*context, record["template"].format(word=result["word"])]) for result in record["results"]]
+    ids = [golden.model.to_tokens(text)[0] for text in texts]
+    prompts = rows_of(ids, [len(row) + record["position"] for row in ids])
+    letters = torch.tensor([ord(result["letter"]) - ord("a") for result in record["results"]])
+    found = word_integrated_gradients(
+        golden.model,
+        golden.saes[sae_name],
+        prompts,
+        lambda logits, rows: golden.letter_margin(logits, letters[rows]),
+        steps=record["interpolation_steps"],
+    )
+    for row, result in enumerate(record["results"]):
+        listed = [*result["top"], *result["main"]]
+        latents = [entry["feature_id"] for entry in listed]
+        activations = torch.tensor([entry["activation"] for entry in listed])
+        scores = torch.tensor([entry["ablation_score"] for entry in listed])
+        torch.testing.assert_close(found.activations[row, latents], activations, rtol=1e-5, atol=1e-5)
+        assert_scores_close(found, row, latents, scores, golden.saes[sae_name])
+        helping = [entry["feature_id"] for entry in result["top"] if entry["ablation_score"] < 0]
+        assert found.scores[row].argsort()[: len(helping)].tolist() == helping
+
+
+@pytest.mark.parametrize("family", list(FAMILIES), indirect=True)
+def test_suffix_and_whole_sequence_agree_for_every_family(family, mixed_prompts: TokenizedPrompts):
+    prefix = compute_prefix(family, mixed_prompts, [HOOK])
+    assert prefix.engine == "suffix"
+    fast = word_integrated_gradients(
+        family, TinySae(), mixed_prompts, margin, hook_name=HOOK, prefix=prefix, batch_size=7
+    )
+    slow = word_integrated_gradients(family, TinySae(), mixed_prompts, margin, hook_name=HOOK, engine="whole")
+    # one unit of rounding in the embeddings moves these scores by 1e-6 to 6e-6 of the largest
+    scale = slow.scores.abs().amax(dim=1, keepdim=True)
+    assert scale.min() > 1e-2
+    assert ((fast.scores - slow.scores).abs() / scale).max() < 5e-6
+    removed_fast, removed_slow = (
+        word_ablations(family, TinySae(), mixed_prompts, margin, hook_name=HOOK, engine=engine, batch_size=50)
+        for engine in ("suffix", "whole")
+    )
+    assert torch.equal(removed_fast.latents, removed_slow.latents)
+    assert torch.equal(removed_fast.rows, removed_slow.rows)
+    torch.testing.assert_close(removed_fast.scores, removed_slow.scores, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"], indirect=True)
+def test_suffix_and_whole_sequence_are_the_same_computation_in_float64(family, mixed_prompts: TokenizedPrompts):
+    family.original_model.double()
+    sae = TinySae().double()
+    fast, slow = (
+        word_integrated_gradients(family, sae, mixed_prompts, margin, hook_name=HOOK, engine=engine).scores
+        for engine in ("suffix", "whole")
+    )
+    family.original_model.float()
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"], indirect=True)
+def test_bfloat16_models_are_scored_in_float32(family, mixed_prompts: TokenizedPrompts):
+    full = word_integrated_gradients(family, TinySae(), mixed_prompts, margin, hook_name=HOOK).scores
+    family.original_model.to(torch.bfloat16)
+    half = word_integrated_gradients(
+        family, TinySae().to(torch.bfloat16), mixed_prompts, margin, hook_name=HOOK, engine="suffix"
+    ).scores
+    family.original_model.float()
+    assert half.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(half.flatten(), full.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("family", ["gpt2"], indirect=True)
+class TestOnOneModel:
+    def test_scores_equal_a_direct_computation(self, family, mixed_prompts: TokenizedPrompts):
+        for sae in (TinySae(), TinySae(normalise=True)):
+            found = word_integrated_gradients(family, sae, mixed_prompts, margin, hook_name=HOOK, steps=3)
+            for row in (0, 5):
+                length, position = LENGTHS[row], POSITIONS[row]
+                ids = mixed_prompts.input_ids[row : row + 1, :length]
+                clean = family.run_with_cache(ids)[1][HOOK][:, position]
+                gradients = []
+                for step in range(3):
+                    latents = sae.encode(clean).detach()
+                    error = (clean - sae.decode(latents)).detach()
+                    sae.encode(clean)
+                    mixed_latents = ((1 - step / 3) * latents).requires_grad_()
+                    point = sae.decode(mixed_latents) + (1 - step / 3) * error
+
+                    def swap(value, point=point, position=position, **_):
+                        value = value.clone()
+                        value[:, position] = point
+                        return value
+
+                    logits = family.run_with_hooks(ids, fwd_hooks=[(HOOK, swap)])[:, -1]
+                    metric = margin(logits, torch.tensor([row])).sum()
+                    gradients.append(torch.autograd.grad(metric, mixed_latents)[0])
+                expected = (torch.stack(gradients).mean(dim=0) * -latents)[0].detach()
+                assert_scores_close(found, row, list(range(80)), expected, sae)
+
+    def test_all_scores_of_a_word_sum_to_the_change_of_the_metric(self, family, mixed_prompts: TokenizedPrompts):
+        sae = TinySae()
+        prefix = compute_prefix(family, mixed_prompts, [HOOK])
+        change = []
+        for row, (length, position) in enumerate(zip(LENGTHS, POSITIONS, strict=True)):
+            ids = mixed_prompts.input_ids[row : row + 1, :length]
+
+            def empty(value, position=position, **_):
+                value = value.clone()
+                value[:, position] = sae.b_dec
+                return value
+
+            ends = [family(ids)[:, -1], family.run_with_hooks(ids, fwd_hooks=[(HOOK, empty)])[:, -1]]
+            clean, emptied = (margin(logits, torch.tensor([row])) for logits in ends)
+            change.append((emptied - clean).detach())
+        change = torch.cat(change)
+        gaps = []
+        for steps in (16, 64, 256):
+            found = word_integrated_gradients(
+                family, sae, mixed_prompts, margin, hook_name=HOOK, steps=steps, prefix=prefix
+            )
+            gaps.append((found.scores.sum(dim=1) + found.error_scores - change).abs().max())
+        # a left sum: four times the steps, a quarter of the error
+        assert gaps[1] < 0.3 * gaps[0]
+        assert gaps[2] < 0.3 * gaps[1]
+
+    def test_asking_for_some_rows_gives_those_rows(self, family, mixed_prompts: TokenizedPrompts):
+        prefix = compute_prefix(family, mixed_prompts, [HOOK, "blocks.3.hook_resid_pre"])
+        everything = word_integrated_gradients(family, TinySae(), mixed_prompts, margin, hook_name=HOOK, prefix=prefix)
+        some = word_integrated_gradients(
+            family, TinySae(), mixed_prompts, margin, hook_name=HOOK, prefix=prefix, rows=[4, 0, 4]
+        )
+        torch.testing.assert_close(some.scores, everything.scores[[4, 0, 4]], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(some.activations, everything.activations[[4, 0, 4]])
+
+    def test_a_context_shared_by_all_prompts_is_run_once(self, family):
+        generator = torch.Generator().manual_seed(3)
+        context = torch.randint(2, 296, (8,), generator=generator)
+        tail = torch.randint(2, 296, (3,), generator=generator)
+        ids = [torch.cat([context, torch.tensor([word]), tail]) for word in range(20, 40)]
+        prompts = rows_of(ids, [8] * 20)
+        prefix = compute_prefix(family, prompts, [HOOK])
+        (bucket,) = prefix.buckets
+        assert bucket.cache is not None
+        assert bucket.cache.layers[0].keys.shape[0] == 1
+        fast, slow = (
+            word_integrated_gradients(
+                family, TinySae(), prompts, margin, hook_name=HOOK, prefix=shared, engine="whole"
+            ).scores
+            for shared in (prefix, None)
+        )
+        assert ((fast - slow).abs() / slow.abs().amax(dim=1, keepdim=True)).max() < 5e-6
+
+    def test_scoring_leaves_model_and_prefix_as_they_were(self, family, mixed_prompts: TokenizedPrompts):
+        prefix = compute_prefix(family, mixed_prompts, [HOOK])
+        before = [layer.keys.clone() for b in prefix.buckets if b.cache for layer in b.cache.layers]
+        wanted_grad = [parameter.requires_grad for parameter in family.parameters()]
+        first, second = (
+            word_integrated_gradients(family, TinySae(), mixed_prompts, margin, hook_name=HOOK, prefix=prefix)
+            for _ in range(2)
+        )
+        after = [layer.keys for b in prefix.buckets if b.cache for layer in b.cache.layers]
+        assert torch.equal(first.scores, second.scores)
+        assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+        assert [parameter.requires_grad for parameter in family.parameters()] == wanted_grad
+        assert all(parameter.grad is None for parameter in family.parameters())
+        assert not any(point.has_hooks() for point in family.hook_dict.values())
+
+    def test_removed_vectors_can_be_modified(self, family, mixed_prompts: TokenizedPrompts):
+        kept = word_ablations(
+            family, TinySae(), mixed_prompts, margin, [3, 7], hook_name=HOOK, modify_removed=torch.zeros_like
+        )
+        assert kept.scores.abs().max() < 1e-5
+        assert kept.rows.tolist() == [row for row in range(6) for _ in range(2)]
+        assert kept.latents.tolist() == [3, 7] * 6
+
+    def test_a_model_without_a_cache_takes_whole_sequences(self, family, mixed_prompts: TokenizedPrompts):
+        class Plain:
+            hook_dict, hooks, to_tokens = family.hook_dict, family.hooks, family.to_tokens
+
+            def __call__(self, token_ids: Tensor) -> Tensor:
+                return family(token_ids)
+
+        assert compute_prefix(Plain(), mixed_prompts, [HOOK]).engine == "whole"
+        found, expected = (
+            word_integrated_gradients(model, TinySae(), mixed_prompts, margin, hook_name=HOOK).scores
+            for model in (Plain(), family)
+        )
+        assert ((found - expected).abs() / expected.abs().amax(dim=1, keepdim=True)).max() < 5e-6
+        with pytest.raises(AbsorbError, match="key/value cache"):
+            compute_prefix(Plain(), mixed_prompts, [HOOK], engine="suffix")
+
+    def test_a_model_that_passes_over_its_cache_is_found_out(
+        self, family, mixed_prompts: TokenizedPrompts, monkeypatch: pytest.MonkeyPatch
+    ):
+        forward = family.original_model.forward
+
+        def forgetful(input_ids, past_key_values=None, use_cache=None, logits_to_keep=0):
+            del past_key_values
+            return forward(input_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
+
+        monkeypatch.setattr(family.original_model, "forward", forgetful)
+        assert compute_prefix(family, mixed_prompts, [HOOK]).engine == "whole"
+
+    def test_bad_input_is_named(self, family, mixed_prompts: TokenizedPrompts, gpt2: Golden):
+        def score(metric=margin, hook_name=HOOK, **options):
+            return word_integrated_gradients(family, TinySae(), mixed_prompts, metric, hook_name=hook_name, **options)
+
+        with pytest.raises(HookNotFoundError, match=r"Closest: .*blocks\.1\.hook_resid_post"):
+            score(hook_name="blocks.1.hook_resid_pots")
+        with pytest.raises(ShapeError, match="one value a row"):
+            score(metric=lambda logits, _rows: logits.sum())
+        with pytest.raises(PromptError, match="6 prompts"):
+            score(rows=[6])
+        with pytest.raises(AbsorbError, match="steps"):
+            score(steps=0)
+        with pytest.raises(HookNotFoundError, match="prefix"):
+            score(prefix=compute_prefix(family, mixed_prompts, ["blocks.2.hook_resid_post"]))
+        with pytest.raises(PromptError, match="prefix"):
+            score(prefix=compute_prefix(family, mixed_prompts, [HOOK], rows=[0, 1]), rows=[2])
+        outside = rows_of([torch.arange(5), torch.arange(4)], [4, 4])
+        with pytest.raises(PromptError, match="inside prompt 1"):
+            word_integrated_gradients(family, TinySae(), outside, margin, hook_name=HOOK)
+        with pytest.raises(AbsorbError, match="below 80"):
+            word_ablations(family, TinySae(), mixed_prompts, margin, [80], hook_name=HOOK)
+        with pytest.raises(HookNotFoundError, match=r"cfg\.metadata\.hook_name"):
+            word_ablations(family, SimpleNamespace(W_dec=0, encode=0, decode=0), mixed_prompts, margin)
+        assert gpt2.saes["topk_B"].cfg.metadata.hook_name == gpt2.hook("topk_B")
