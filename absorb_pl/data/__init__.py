@@ -19,7 +19,7 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule, prompt_data_of
 from absorb_pl.data.residuals import read_residuals
 from absorb_pl.data.run_folder import RunFolder
 from absorb_pl.data.splits import stratified_split
-from absorb_pl.data.units import do_each
+from absorb_pl.data.stage import Stage, TrainerFactory
 
 __all__ = [
     "ActivationCache",
@@ -28,10 +28,11 @@ __all__ = [
     "ActivationDataModule",
     "PromptDataModule",
     "RunFolder",
+    "Stage",
     "StorageDtype",
+    "TrainerFactory",
     "activation_identity",
     "artifact_path",
-    "do_each",
     "ensure_activations",
     "identity_key",
     "open_activations",

@@ -1,6 +1,6 @@
 """A LightningDataModule that serves cached activations as matrices, and builds the cache when it is missing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from absorb_pl.data.activation_cache import (
 from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
 from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import stratified_split
+from absorb_pl.data.stage import TrainerFactory
 from absorb_pl.words import TaskConfig
-
-TrainerFactory = Callable[[list[Callback]], Trainer]
 
 
 def ensure_activations(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -16,7 +16,7 @@ class _AllRead(Exception):
 def read_residuals(
     model: Any,
     input_ids: Int[Tensor, "prompts tokens"],
-    attention_mask: Int[Tensor, "prompts tokens"],
+    attention_mask: Bool[Tensor, "prompts tokens"],
     positions: Int[Tensor, " prompts"],
     hook_names: Sequence[str],
 ) -> dict[str, Float[Tensor, "prompts d_hook"]]:
@@ -28,7 +28,7 @@ def read_residuals(
     Args:
         model: A `TransformerBridge`.
         input_ids: Right-padded token ids.
-        attention_mask: 1 at tokens, 0 at padding.
+        attention_mask: True at tokens, False at padding.
         positions: Where to read in each prompt.
         hook_names: TransformerLens hook names; heads of a hook with a head axis are laid side by side.
 

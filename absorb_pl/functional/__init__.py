@@ -11,6 +11,7 @@ from absorb_pl.functional.absorption import (
     paper_verdicts,
     sample_candidates,
 )
+from absorb_pl.functional.answer_metric import letter_metric
 from absorb_pl.functional.bootstrap import bootstrap_interval, bootstrap_replicates, zero_count_bound
 from absorb_pl.functional.k_sparse import DEFAULT_KS, KSparseSolution, check_ks, rank_latents, solve_k_sparse
 from absorb_pl.functional.latents import LATENT_DECISION_THRESHOLD, latent_scores, top_latents_by_encoder
@@ -58,6 +59,7 @@ __all__ = [
     "l1_penalty",
     "latent_scores",
     "learnable_classes",
+    "letter_metric",
     "letter_rate",
     "main_latents",
     "most_negative_latents",

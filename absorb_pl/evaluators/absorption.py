@@ -1,0 +1,281 @@
+"""The absorption evaluator: a predict-only LightningModule over candidate words and SAEs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from safetensors.torch import load_file
+from torch import Tensor
+from typing_extensions import override
+
+from absorb_pl.attribution import compute_prefix, word_integrated_gradients
+from absorb_pl.data import prompt_data_of
+from absorb_pl.errors import AbsorbError
+from absorb_pl.functional import (
+    cosine_similarity_matrix,
+    letter_metric,
+    most_negative_latents,
+    paper_verdicts,
+)
+from absorb_pl.models import load_language_model, load_sae, sae_hook_name
+from absorb_pl.words import AnswerTokens, SpellingPrompt, TokenizedPrompts, answer_token_ids
+
+_VERDICT_FIELDS = (
+    "is_absorption",
+    "top_latent",
+    "top_score",
+    "top_probe_cos",
+    "second_latent",
+    "second_score",
+    "main_activation",
+)
+_COLUMNS = {
+    "sae": "str",
+    "rule": "str",
+    "row": "int64",
+    "word": "str",
+    "label": "str",
+    "prompt": "str",
+    "is_absorption": "bool",
+    "top_latent": "int64",
+    "top_score": "float64",
+    "top_probe_cos": "float64",
+    "second_latent": "int64",
+    "second_score": "float64",
+    "main_activation": "float64",
+    "main_latents": "object",
+    "main_scores": "object",
+    "latents": "object",
+    "scores": "object",
+    "activations": "object",
+    "probe_cos": "object",
+}
+
+
+@dataclass(frozen=True)
+class AbsorptionInputs:
+    """What the absorption evaluator reads of the stages before it.
+
+    Attributes:
+        letters: `sae, label, main_latents`.
+        candidates: `sae, row, label`; `row` is the word's number in the task.
+        probe_weights: Weights of the linear probe of each hook, `[classes, d_model]`.
+    """
+
+    letters: pd.DataFrame
+    candidates: pd.DataFrame
+    probe_weights: Mapping[str, Float[Tensor, "classes d_model"]]
+
+    @classmethod
+    def from_run(cls, folder: str | Path) -> "AbsorptionInputs":
+        """Read them from a study's run folder.
+
+        Raises:
+            AbsorbError: The folder holds no finished study.
+        """
+        folder = Path(folder)
+        tables = folder / "tables"
+        if not (tables / "candidates.parquet").is_file():
+            raise AbsorbError(
+                "inputs",
+                str(folder),
+                expected="the run folder of a finished study, with `tables/candidates.parquet`",
+                remedy="Run `absorb-pl study` first, or name its `run_dir`.",
+            )
+        return cls(
+            letters=pd.read_parquet(tables / "letters.parquet").drop_duplicates(["sae", "label"]),
+            candidates=pd.read_parquet(tables / "candidates.parquet"),
+            probe_weights={
+                file.name.removesuffix(".safetensors"): load_file(file)["weight"]
+                for file in (folder / "probes").glob("*.safetensors")
+            },
+        )
+
+
+@dataclass(frozen=True)
+class PaperRule:
+    """Settings of the absorption rule `paper`.
+
+    Attributes:
+        steps: Integrated-gradient steps.
+        delta_threshold: Least lead of the top latent's score over the second's, in logits.
+        cos_threshold: Least cosine of the top latent's decoder row with the probe.
+        silent: Activation below which a main latent counts as silent.
+        positive_token: Token of the right answer: `answer` is `" X"`, `published` the bare lower-case letter.
+        top_latents: How many best latents of a word are kept in the table.
+    """
+
+    steps: int = 6
+    delta_threshold: float = 1.0
+    cos_threshold: float = 0.025
+    silent: float = 1e-8
+    positive_token: Literal["answer", "published"] = "answer"
+    top_latents: int = 10
+
+
+class AbsorptionEvaluator(LightningModule):
+    """Judges candidate words by the paper's rule, for any number of SAEs in one pass over the words.
+
+    Give batches of a `PromptDataModule`. The prefix of a batch is run once for all SAEs of all hooks, then each
+    SAE's candidates among the batch are scored from it. Predicts one table a batch. Use a Trainer with
+    `inference_mode=False`: scores are gradients.
+
+    Args:
+        model: A `TransformerBridge`, or a name for `load_language_model`.
+        saes: SAEs by name, or a list of names for `load_sae`.
+        inputs: What the stages before found, or the run folder of a study that holds it.
+        rule: Settings of the rule.
+        batch_size: Most sequences in one run of the model.
+
+    Example:
+        >>> evaluator_of_a_study = lambda: AbsorptionEvaluator(
+        ...     saes=["speller/l1-standard-w512-low"], inputs="lightning_logs/demo"
+        ... )
+    """
+
+    def __init__(
+        self,
+        model: Any = "speller",
+        saes: Sequence[str] | Mapping[str, Any] = (),
+        inputs: str | Path | AbsorptionInputs = "lightning_logs/demo",
+        rule: PaperRule | None = None,
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__()
+        self.language_model = load_language_model(model) if isinstance(model, str) else model
+        self.saes = dict(saes) if isinstance(saes, Mapping) else {name: load_sae(name) for name in saes}
+        self.inputs = inputs if isinstance(inputs, AbsorptionInputs) else AbsorptionInputs.from_run(inputs)
+        self.rule = rule or PaperRule()
+        self.batch_size = batch_size
+        self._hooks = {name: sae_hook_name(sae) for name, sae in self.saes.items()}
+        missing = sorted(set(self.saes) - set(self.inputs.letters["sae"]))
+        if missing:
+            raise AbsorbError(
+                "saes",
+                missing[0],
+                expected=f"SAEs that the inputs hold: {', '.join(self.inputs.letters['sae'].unique())}",
+                remedy="Put it into the study whose run folder is given.",
+            )
+        self._candidates = {
+            name: rows.set_index("row")["label"] for name, rows in self.inputs.candidates.groupby("sae", sort=False)
+        }
+        self._mains = {
+            (row.sae, row.label): [int(latent) for latent in row.main_latents]
+            for row in self.inputs.letters.itertuples()
+        }
+        self._probe_cos: dict[str, Tensor] = {}
+        self._answers: AnswerTokens | None = None
+
+    @override
+    def on_predict_start(self) -> None:
+        task = prompt_data_of(self.trainer).task
+        self._answers = answer_token_ids(task, self.language_model.tokenizer, self.rule.positive_token)
+        self._class_names = task.classes
+        for name, sae in self.saes.items():
+            self.saes[name] = sae = sae.to(self.device)
+            weight = self.inputs.probe_weights[self._hooks[name]].to(sae.W_dec.device)
+            self._probe_cos[name] = cosine_similarity_matrix(weight.float(), sae.W_dec.float())
+
+    @override
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> pd.DataFrame:
+        prompts = TokenizedPrompts(
+            batch["input_ids"], batch["attention_mask"], batch["lengths"], batch["word_positions"]
+        )
+        place = {row: number for number, row in enumerate(batch["index"].tolist())}
+        wanted = {
+            name: [row for row in self._candidates[name].index if row in place]
+            for name in self.saes
+            if name in self._candidates
+        }
+        wanted = {name: rows for name, rows in wanted.items() if rows}
+        if not wanted:
+            return self.empty_prediction()
+        texts = prompt_data_of(self.trainer).texts
+        answers = self._answers
+        assert answers is not None
+        ids, positives = answers.answers.to(self.device), answers.positives.to(self.device)
+
+        def metric(last_logits: Tensor, rows: Tensor) -> Tensor:
+            return letter_metric(last_logits, batch["labels"][rows], ids, positives)
+
+        with torch.enable_grad():
+            involved = sorted({place[row] for rows in wanted.values() for row in rows})
+            prefix = compute_prefix(
+                self.language_model,
+                prompts,
+                sorted({self._hooks[name] for name in wanted}),
+                rows=involved,
+                batch_size=self.batch_size,
+            )
+            tables = []
+            for name, rows in wanted.items():
+                found = word_integrated_gradients(
+                    self.language_model,
+                    self.saes[name],
+                    prompts,
+                    metric,
+                    hook_name=self._hooks[name],
+                    steps=self.rule.steps,
+                    prefix=prefix,
+                    rows=[place[row] for row in rows],
+                    batch_size=self.batch_size,
+                )
+                tables.append(self._judge(name, rows, found.scores, found.activations, texts))
+        return pd.concat(tables, ignore_index=True)
+
+    def _judge(
+        self,
+        name: str,
+        rows: Sequence[int],
+        scores: Float[Tensor, "words latents"],
+        activations: Float[Tensor, "words latents"],
+        texts: Sequence[SpellingPrompt],
+    ) -> pd.DataFrame:
+        labels = self._candidates[name].loc[list(rows)]
+        top = most_negative_latents(scores, self.rule.top_latents)
+        tables = []
+        for label in labels.unique():
+            here = torch.tensor((labels == label).to_numpy()).nonzero().squeeze(-1).to(scores.device)
+            mains = self._mains[name, label]
+            cosines = self._probe_cos[name][self._class_names.index(label)].to(scores.device)
+            verdicts = paper_verdicts(
+                scores[here],
+                activations[here],
+                cosines,
+                mains,
+                delta_threshold=self.rule.delta_threshold,
+                cos_threshold=self.rule.cos_threshold,
+                silent=self.rule.silent,
+            )
+            latents = top[0][here]
+            prompts = [texts[row] for row in labels.index[here.cpu().numpy()]]
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "sae": name,
+                        "rule": "paper",
+                        "row": labels.index[here.cpu().numpy()],
+                        "word": [prompt.word for prompt in prompts],
+                        "label": label,
+                        "prompt": [prompt.base for prompt in prompts],
+                        **{field: getattr(verdicts, field).tolist() for field in _VERDICT_FIELDS},
+                        "main_latents": [mains] * len(here),
+                        "main_scores": scores[here][:, mains].tolist(),
+                        "latents": latents.tolist(),
+                        "scores": top[1][here].tolist(),
+                        "activations": activations[here].gather(1, latents).tolist(),
+                        "probe_cos": cosines[latents].tolist(),
+                    }
+                )[list(_COLUMNS)]
+            )
+        return pd.concat(tables, ignore_index=True)
+
+    @staticmethod
+    def empty_prediction() -> pd.DataFrame:
+        """A table without words, with all its columns."""
+        return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in _COLUMNS.items()})

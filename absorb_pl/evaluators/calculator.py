@@ -1,0 +1,241 @@
+"""The absorption calculator of the paper's package, on the suffix engine."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from absorb_pl.attribution import word_integrated_gradients
+from absorb_pl.data import read_residuals
+from absorb_pl.functional import SILENT, cosine_similarity_matrix, most_negative_latents, paper_verdicts
+from absorb_pl.models import context_length, sae_hook_name
+from absorb_pl.words import (
+    Formatter,
+    SpellingPrompt,
+    TokenizedPrompts,
+    create_icl_prompt,
+    first_letter_formatter,
+    prepends_bos,
+    tokenize_prompts,
+)
+
+MetricFn = Callable[[Tensor], Tensor]
+"""From logits `[prompts, tokens, vocab]`, of which only the last position is given, to one value a prompt."""
+
+
+@dataclass
+class FeatureScore:
+    """One latent at one word.
+
+    Attributes:
+        feature_id: The latent.
+        activation: Its activation at the word.
+        ablation_score: Its integrated-gradient score there.
+        probe_cos_sim: Cosine of its decoder row with the probe.
+    """
+
+    feature_id: int
+    activation: float
+    ablation_score: float
+    probe_cos_sim: float
+
+
+@dataclass
+class AbsorptionResult:
+    """The verdict on one word.
+
+    Attributes:
+        word: The word.
+        prompt: Its prompt.
+        main_feature_scores: The main latents.
+        top_ablation_feature_scores: The latents with the most negative scores, most negative first.
+        is_absorption: Whether the word counts.
+    """
+
+    word: str
+    prompt: str
+    main_feature_scores: list[FeatureScore]
+    top_ablation_feature_scores: list[FeatureScore]
+    is_absorption: bool
+
+
+@dataclass
+class SampledAbsorptionResults:
+    """The verdicts on a sample of words.
+
+    Attributes:
+        sample_portion: Judged words ÷ words whose main latents are silent.
+        main_feature_ids: The main latents.
+        sample_results: One result a judged word.
+    """
+
+    sample_portion: float
+    main_feature_ids: list[int]
+    sample_results: list[AbsorptionResult]
+
+
+@dataclass
+class FeatureAbsorptionCalculator:
+    """Judges words one SAE and one letter at a time, with the names of the paper's package.
+
+    `AbsorptionEvaluator` gives the same verdicts for many SAEs and letters in one pass.
+
+    Attributes:
+        model: The language model.
+        icl_word_list: Words to draw in-context examples from.
+        max_icl_examples: In-context examples of a prompt; all words when None.
+        base_template: Text before an answer, with the placeholder `{word}`.
+        answer_formatter: Gives the answer of a word.
+        example_separator: What stands between two examples.
+        shuffle_examples: Whether to draw the examples at random.
+        word_token_pos: Position to read, counted from the prompt's end (-2 is the last but one); the word's last
+            token, found from the token ids, when None.
+        filter_prompts_batch_size: Prompts a forward pass while prompts are filtered.
+        ig_interpolation_steps: Integrated-gradient steps.
+        ig_batch_size: Most sequences in one run of the model.
+        topk_feats: Latents kept a word.
+        probe_cos_sim_threshold: Least cosine of the top latent's decoder row with the probe.
+        ablation_delta_threshold: Least lead of the top latent's score over the second's.
+        seed: Seed of the in-context draws and of the sample of words.
+    """
+
+    model: Any
+    icl_word_list: list[str]
+    max_icl_examples: int | None = None
+    base_template: str = "{word}:"
+    answer_formatter: Formatter = field(default_factory=first_letter_formatter)
+    example_separator: str = "\n"
+    shuffle_examples: bool = True
+    word_token_pos: int | None = None
+    filter_prompts_batch_size: int = 20
+    ig_interpolation_steps: int = 6
+    ig_batch_size: int = 60
+    topk_feats: int = 10
+    probe_cos_sim_threshold: float = 0.025
+    ablation_delta_threshold: float = 1.0
+    seed: int = 42
+
+    def calculate_absorption_sampled(
+        self,
+        sae: Any,
+        words: Sequence[str],
+        probe_dir: Float[Tensor, " d_model"],
+        metric_fn: MetricFn,
+        main_feature_ids: list[int],
+        max_ablation_samples: int | None = None,
+        filter_prompts: bool = True,
+        show_progress: bool = True,
+    ) -> SampledAbsorptionResults:
+        """Judge words of one class (`sae_spelling.feature_absorption_calculator`).
+
+        Args:
+            sae: The SAE.
+            words: Words on which the main latents may have failed.
+            probe_dir: Weights of the class's probe.
+            metric_fn: From logits, of which only the last position is given, to one value a prompt.
+            main_feature_ids: The class's main latents.
+            max_ablation_samples: Most words to judge; a seeded sample of those left is taken.
+            filter_prompts: Whether to leave out words on which a main latent fires.
+            show_progress: Whether to show a progress bar.
+        """
+        prompts = [self._prompt(word) for word in words]
+        tokens = tokenize_prompts(
+            self.model.tokenizer,
+            prompts,
+            prepend_bos=prepends_bos(self.model),
+            max_length=context_length(self.model),
+        )
+        if self.word_token_pos is not None:
+            tokens = replace(tokens, word_positions=tokens.lengths + self.word_token_pos)
+        rows = self._silent_rows(sae, tokens, main_feature_ids) if filter_prompts else list(range(len(prompts)))
+        portion = 1.0
+        if max_ablation_samples is not None and len(rows) > max_ablation_samples:
+            portion = max_ablation_samples / len(rows)
+            rows = sorted(random.Random(self.seed).sample(rows, max_ablation_samples))
+        results: list[AbsorptionResult] = []
+        words_a_run = max(1, self.ig_batch_size // self.ig_interpolation_steps)
+        for start in tqdm(range(0, len(rows), words_a_run), disable=not show_progress):
+            part = rows[start : start + words_a_run]
+            results += self._judge(sae, prompts, tokens, part, probe_dir, metric_fn, main_feature_ids)
+        return SampledAbsorptionResults(portion, main_feature_ids, results)
+
+    def _prompt(self, word: str) -> SpellingPrompt:
+        return create_icl_prompt(
+            word,
+            self.icl_word_list,
+            base_template=self.base_template,
+            example_separator=self.example_separator,
+            answer_formatter=self.answer_formatter,
+            max_icl_examples=self.max_icl_examples,
+            shuffle_examples=self.shuffle_examples,
+            seed=self.seed,
+        )
+
+    def _silent_rows(self, sae: Any, tokens: TokenizedPrompts, mains: list[int]) -> list[int]:
+        hook = sae_hook_name(sae)
+        silent: list[int] = []
+        for rows in torch.arange(len(tokens)).split(self.filter_prompts_batch_size):
+            batch = tokens.select(rows)
+            found = read_residuals(self.model, batch.input_ids, batch.attention_mask, batch.word_positions, [hook])
+            total = sae.encode(found[hook].to(sae.W_dec))[:, mains].sum(dim=-1).float().cpu()
+            silent += rows[total < SILENT].tolist()
+        return silent
+
+    def _judge(
+        self,
+        sae: Any,
+        prompts: Sequence[SpellingPrompt],
+        tokens: TokenizedPrompts,
+        rows: list[int],
+        probe_dir: Float[Tensor, " d_model"],
+        metric_fn: MetricFn,
+        mains: list[int],
+    ) -> list[AbsorptionResult]:
+        found = word_integrated_gradients(
+            self.model,
+            sae,
+            tokens,
+            lambda last_logits, _: metric_fn(last_logits.unsqueeze(1)),
+            hook_name=sae_hook_name(sae),
+            steps=self.ig_interpolation_steps,
+            rows=rows,
+            batch_size=self.ig_batch_size,
+        )
+        decoder = sae.W_dec.detach().float()
+        cosines = cosine_similarity_matrix(probe_dir.to(decoder)[None], decoder)[0]
+        verdicts = paper_verdicts(
+            found.scores,
+            found.activations,
+            cosines,
+            mains,
+            delta_threshold=self.ablation_delta_threshold,
+            cos_threshold=self.probe_cos_sim_threshold,
+        )
+        top, _ = most_negative_latents(found.scores, self.topk_feats)
+
+        def describe(word: int, latents: Sequence[int]) -> list[FeatureScore]:
+            return [
+                FeatureScore(
+                    feature_id=latent,
+                    activation=float(found.activations[word, latent]),
+                    ablation_score=float(found.scores[word, latent]),
+                    probe_cos_sim=float(cosines[latent]),
+                )
+                for latent in latents
+            ]
+
+        return [
+            AbsorptionResult(
+                word=prompts[row].word,
+                prompt=prompts[row].base,
+                main_feature_scores=describe(word, mains),
+                top_ablation_feature_scores=describe(word, top[word].tolist()),
+                is_absorption=bool(verdicts.is_absorption[word]),
+            )
+            for word, row in enumerate(rows)
+        ]

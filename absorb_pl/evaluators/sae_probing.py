@@ -1,0 +1,162 @@
+"""All that is asked of one SAE before any causal scoring: statistics, latent evaluation, splits, candidates."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from absorb_pl.evaluators.k_sparse_table import k_sparse_logits, k_sparse_table, main_latents_by_label
+from absorb_pl.evaluators.latent_table import latent_table
+from absorb_pl.functional import SaeStatistics, binary_metrics, paper_candidates, sample_candidates
+from absorb_pl.probes import KSparseProbe, encode_latents
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """The held-out words of a task at one hook, with the linear probe's opinion of them.
+
+    Attributes:
+        x: Residual rows, `[rows, d_model]`.
+        y: Which class each word is of, `[rows, classes]`.
+        index: Row number of each word in the task.
+        probe_weight: Weights of the linear probe, `[classes, d_model]`.
+        probe_logits: Its logits, `[rows, classes]`.
+        class_names: Names of the classes.
+    """
+
+    x: Float[Tensor, "rows d_model"]
+    y: Bool[Tensor, "rows classes"]
+    index: Int[Tensor, " rows"]
+    probe_weight: Float[Tensor, "classes d_model"]
+    probe_logits: Float[Tensor, "rows classes"]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How main latents and candidate words are found.
+
+    Attributes:
+        f1_jump: Gain in F1 that a further main latent must exceed.
+        max_k: Most main latents a class.
+        silent: Summed activation below which main latents count as silent.
+        max_words_per_letter: Most candidate words a class; more are sampled.
+        seed: Seed of that sample.
+    """
+
+    f1_jump: float = 0.03
+    max_k: int = 15
+    silent: float = 1e-8
+    max_words_per_letter: int = 200
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class SaeProbing:
+    """What was found, as tables.
+
+    Attributes:
+        statistics: `d_sae, l0, explained_variance, dead_fraction` on the held-out words.
+        latents: From `latent_table`.
+        k_sparse: From `k_sparse_table`.
+        letters: One row a class: `label, main_latents, num_splits, num_words, num_probe_true_positives,
+            num_candidates, sample_portion, probe_f1, probe_precision, probe_recall, main_latent_recall`.
+        candidates: One row a candidate word kept: `row, label, probe_logit, k_sparse_logit`.
+    """
+
+    statistics: dict[str, float]
+    latents: pd.DataFrame
+    k_sparse: pd.DataFrame
+    letters: pd.DataFrame
+    candidates: pd.DataFrame
+
+
+@torch.no_grad()
+def evaluate_sae(
+    sae: Any, k_sparse: KSparseProbe, rows: EvaluationRows, settings: SplitSettings | None = None
+) -> SaeProbing:
+    """Evaluate one SAE on the held-out words, encoding them once.
+
+    Args:
+        sae: The SAE.
+        k_sparse: Its trained k-sparse probes.
+        rows: The held-out words.
+        settings: How main latents and candidates are found.
+    """
+    settings = settings or SplitSettings()
+    statistics = SaeStatistics.empty(rows.x.shape[1], sae.W_dec.shape[0])
+    wanted, place = k_sparse.latent_ids.unique(return_inverse=True)
+    activations = encode_latents(sae, rows.x, wanted.cpu(), statistics)[:, place.cpu()]
+    logits = k_sparse_logits(activations, k_sparse.weight.float().cpu(), k_sparse.bias.float().cpu())
+    table = k_sparse_table(logits, rows.y, k_sparse.ks, k_sparse.latent_ids, rows.class_names)
+    letters, candidates = _letters_and_candidates(
+        rows,
+        main_latents_by_label(table, settings.f1_jump, settings.max_k),
+        activations,
+        logits,
+        k_sparse.ks,
+        settings,
+    )
+    return SaeProbing(
+        statistics={
+            "d_sae": sae.W_dec.shape[0],
+            "l0": statistics.l0,
+            "explained_variance": statistics.explained_variance,
+            "dead_fraction": statistics.dead_fraction,
+        },
+        latents=latent_table(sae, rows.x, rows.y, rows.probe_weight, rows.probe_logits, rows.class_names),
+        k_sparse=table,
+        letters=letters,
+        candidates=candidates,
+    )
+
+
+def _letters_and_candidates(
+    rows: EvaluationRows,
+    mains: dict[str, list[int]],
+    activations: Float[Tensor, "rows classes ranks"],
+    logits: Float[Tensor, "rows ks classes"],
+    ks: tuple[int, ...],
+    settings: SplitSettings,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    probe = binary_metrics(rows.probe_logits, rows.y)
+    letters, candidates = [], []
+    for c, label in enumerate(rows.class_names):
+        if label not in mains:
+            continue
+        count = len(mains[label])
+        own = rows.y[:, c].nonzero().squeeze(-1)
+        probe_logit, sparse_logit = rows.probe_logits[own, c], logits[own, ks.index(count), c]
+        main_activation = activations[own, c, :count].sum(dim=1)
+        eligible = own[paper_candidates(probe_logit, sparse_logit, main_activation, silent=settings.silent)]
+        generator = torch.Generator().manual_seed(settings.seed * 1_000 + c)
+        kept, portion = sample_candidates(eligible, settings.max_words_per_letter, generator)
+        letters.append(
+            {
+                "label": label,
+                "main_latents": mains[label],
+                "num_splits": count - 1,
+                "num_words": len(own),
+                "num_probe_true_positives": int((probe_logit > 0).sum()),
+                "num_candidates": len(eligible),
+                "sample_portion": portion,
+                "probe_f1": float(probe.f1[c]),
+                "probe_precision": float(probe.precision[c]),
+                "probe_recall": float(probe.recall[c]),
+                "main_latent_recall": float((main_activation >= settings.silent).float().mean()),
+            }
+        )
+        candidates.append(
+            pd.DataFrame(
+                {
+                    "row": rows.index[kept].tolist(),
+                    "label": label,
+                    "probe_logit": rows.probe_logits[kept, c].tolist(),
+                    "k_sparse_logit": logits[kept, ks.index(count), c].tolist(),
+                }
+            )
+        )
+    return pd.DataFrame(letters), pd.concat(candidates, ignore_index=True)

@@ -1,0 +1,63 @@
+"""An SAE by name: checked once, identified by content, loaded again where it is needed."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from absorb_pl.models import check_sae_fits, load_sae, sae_hook_name, sae_identity
+
+
+@dataclass(frozen=True)
+class SaeSource:
+    """An SAE that fits the model.
+
+    Attributes:
+        name: Name for `load_sae`.
+        dtype: Dtype to load it in.
+        hook_name: Hook it reads.
+        identity: Content hash of its weights and configuration.
+        architecture: How it was trained, where its metadata say so, else how it infers.
+        d_sae: Number of latents.
+    """
+
+    name: str
+    dtype: str
+    hook_name: str
+    identity: str
+    architecture: str
+    d_sae: int
+
+    @classmethod
+    def check(cls, name: str, model: Any, dtype: str = "float32") -> "SaeSource":
+        """Load an SAE once to check it against the model.
+
+        Args:
+            name: Name for `load_sae`.
+            model: The language model.
+            dtype: Dtype to load it in.
+
+        Raises:
+            SaeNotFoundError: There is no such SAE.
+            HookNotFoundError: The model has no such hook.
+            SaeWidthError: The SAE reads activations of another width.
+        """
+        sae = load_sae(name, dtype=dtype)
+        check_sae_fits(model, sae)
+        return cls(name, dtype, sae_hook_name(sae), sae_identity(sae), _architecture(sae), sae.W_dec.shape[0])
+
+    @property
+    def layer(self) -> int:
+        """Number of the block in the hook's name; -1 where there is none."""
+        found = re.search(r"blocks\.(\d+)\.", self.hook_name)
+        return int(found.group(1)) if found else -1
+
+    def load(self, device: torch.device) -> Any:
+        """Load the SAE onto a device."""
+        return load_sae(self.name, device=str(device), dtype=self.dtype)
+
+
+def _architecture(sae: Any) -> str:
+    trained_as = getattr(sae.cfg.metadata, "training_architecture", None)
+    return str(trained_as or sae.cfg.architecture())
