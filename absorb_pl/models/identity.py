@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from absorb_pl.models.sae import sae_hook_name
-
 _VOLATILE = {"_name_or_path", "device", "metadata", "model_name", "tokenizer_name", "transformers_version"}
 _NOT_TOKENIZATION = {"padding", "post_processor", "truncation"}
 
@@ -55,8 +53,10 @@ def sae_identity(sae: Any) -> str:
         32
     """
     settings: dict[str, Any] = {"class": type(sae).__name__}
-    if hasattr(sae, "cfg"):
-        settings |= {**sae.cfg.to_dict(), "hook_name": sae_hook_name(sae)}
+    cfg = getattr(sae, "cfg", None)
+    if cfg is not None:
+        settings |= cfg.to_dict() if hasattr(cfg, "to_dict") else vars(cfg)
+        settings["hook_name"] = getattr(getattr(cfg, "metadata", None), "hook_name", None)
     return content_hash(sae.state_dict(), settings)
 
 
@@ -77,9 +77,7 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
         32
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    settings: dict[str, Any] = {
-        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    }
+    settings: dict[str, Any] = {"special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()}}
     if backend is None:
         settings |= {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     else:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -12,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from absorb_pl.errors import HookNotFoundError, ModelNotFoundError
 from absorb_pl.models.bundled import SPELLER, speller_path
-from absorb_pl.models.placement import check_device, check_dtype
+from absorb_pl.models.placement import check_device, check_dtype, local_folder
 
 
 def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> TransformerBridge:
@@ -39,19 +38,18 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
     """
     weights_dtype = check_dtype(dtype)
     device = check_device(device)
-    source = str(speller_path()) if name == SPELLER else name
-    is_folder = Path(source).expanduser().is_dir()
-    if is_folder:
-        source = str(Path(source).expanduser())
-        if not Path(source, "config.json").is_file():
-            raise _not_found(name, "There is no config.json in this folder.")
-    elif source.startswith((".", "/", "~")) or source.endswith("/"):
+    folder = speller_path() if name == SPELLER else local_folder(name)
+    if folder is None and (name.startswith((".", "/", "~")) or name.endswith("/")):
         raise _not_found(name, "There is no such folder.")
+    if folder is not None and not (folder / "config.json").is_file():
+        raise _not_found(name, "There is no config.json in this folder.")
     try:
         with _without_progress_bars():
-            model = TransformerBridge.boot_transformers(source, device=device, dtype=weights_dtype)
+            model = TransformerBridge.boot_transformers(
+                name if folder is None else str(folder), device=device, dtype=weights_dtype
+            )
     except (OSError, ValueError) as error:
-        raise _not_found(name, _why(error, is_folder)) from error
+        raise _not_found(name, _why(error, is_folder=folder is not None)) from error
     model.eval()
     model.original_model.requires_grad_(False)
     return model
@@ -69,8 +67,9 @@ def check_hook(model: Any, hook_name: str) -> None:
 
     Example:
         >>> from types import SimpleNamespace
-        >>> check_hook(SimpleNamespace(hook_dict={"blocks.1.hook_resid_post": None}),
-        "blocks.9.hook_resid_post") Traceback (most recent call last):
+        >>> model = SimpleNamespace(hook_dict={"blocks.1.hook_resid_post": None})
+        >>> check_hook(model, "blocks.9.hook_resid_post")
+        Traceback (most recent call last):
             ...
         absorb_pl.errors.HookNotFoundError: ... Closest: blocks.1.hook_resid_post.
     """
@@ -113,7 +112,7 @@ def _without_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _why(error: BaseException, is_folder: bool) -> str:
+def _why(error: BaseException, *, is_folder: bool) -> str:
     reason = str(error).strip().split("\n")[0]
     if not is_folder and hub_is_unreachable(error):
         return "The Hugging Face hub cannot be reached and its local cache does not hold the model."

@@ -1,4 +1,7 @@
-"""Where weights live and how they are stored: checked device and dtype names."""
+"""Where weights come from, where they go and how they are stored: folders, devices and dtypes by name."""
+
+import os
+from pathlib import Path
 
 import torch
 
@@ -10,6 +13,23 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+def local_folder(name: str) -> Path | None:
+    """Give the folder that a name means, a leading `~` resolved.
+
+    Args:
+        name: A name that may be a path.
+
+    Returns:
+        The folder, or None if there is none.
+
+    Example:
+        >>> local_folder("no-such-folder") is None
+        True
+    """
+    folder = Path(os.path.expanduser(name))
+    return folder if folder.is_dir() else None
 
 
 def check_device(device: str) -> str:
@@ -57,7 +77,5 @@ def check_dtype(dtype: str) -> torch.dtype:
         torch.bfloat16
     """
     if dtype not in DTYPES:
-        raise AbsorbError(
-            "dtype", dtype, expected=" or ".join(DTYPES), remedy="Use float32 unless memory is short."
-        )
+        raise AbsorbError("dtype", dtype, expected=" or ".join(DTYPES), remedy="Use float32 unless memory is short.")
     return DTYPES[dtype]

@@ -14,7 +14,7 @@ from torch import Tensor
 from absorb_pl.errors import HookNotFoundError, NonFiniteError, SaeNotFoundError, SaeWidthError
 from absorb_pl.models.bundled import SPELLER, bundled_sae_path
 from absorb_pl.models.language_model import check_hook, hub_is_unreachable
-from absorb_pl.models.placement import check_device, check_dtype
+from absorb_pl.models.placement import check_device, check_dtype, local_folder
 
 _FILES = ("cfg.json", "sae_weights.safetensors")
 
@@ -37,19 +37,15 @@ def load_sae(name: str, *, device: str = "cpu", dtype: str = "float32") -> SAE:
         AbsorbError: If the device or dtype is unknown here.
 
     Example:
-        >>> load_sae("gpt2-small-res-jbb/blocks.0.hook_resid_pre")
+        >>> load_sae("speller/no-such-sae")
         Traceback (most recent call last):
             ...
-        absorb_pl.errors.SaeNotFoundError: ... Closest releases: gpt2-small-res-jb...
+        absorb_pl.errors.SaeNotFoundError: `name` was 'speller/no-such-sae', expected the name of a bundled...
     """
     check_dtype(dtype)
     device = check_device(device)
-    if name.startswith(f"{SPELLER}/"):
-        sae = _load_folder(name, bundled_sae_path(name), device, dtype)
-    elif Path(name).expanduser().is_dir():
-        sae = _load_folder(name, Path(name).expanduser(), device, dtype)
-    else:
-        sae = _load_release(name, device, dtype)
+    folder = bundled_sae_path(name) if name.startswith(f"{SPELLER}/") else local_folder(name)
+    sae = _load_release(name, device, dtype) if folder is None else _load_folder(name, folder, device, dtype)
     for key, weight in sae.state_dict().items():
         if bad := int((~torch.isfinite(weight)).sum()):
             raise NonFiniteError(
@@ -133,16 +129,20 @@ def _width_at(model: Any, hook_name: str) -> int:
         widths.append(activation.shape[2:].numel())
 
     token = torch.zeros(1, 1, dtype=torch.long, device=next(iter(model.parameters())).device)
-    with torch.no_grad():
-        model.run_with_hooks(token, fwd_hooks=[(hook_name, record)])
+    try:
+        with torch.no_grad():
+            model.run_with_hooks(token, fwd_hooks=[(hook_name, record)])
+    except ValueError as error:
+        raise _unreached(hook_name, str(error)) from error
     if not widths:
-        raise HookNotFoundError(
-            "hook_name",
-            hook_name,
-            expected="a hook that the model's forward pass reaches",
-            remedy="Use a residual-stream hook.",
-        )
+        raise _unreached(hook_name, "Use a residual-stream hook.")
     return widths[0]
+
+
+def _unreached(hook_name: str, remedy: str) -> HookNotFoundError:
+    return HookNotFoundError(
+        "hook_name", hook_name, expected="a hook that the model's forward pass reaches", remedy=remedy
+    )
 
 
 def _load_folder(name: str, folder: Path, device: str, dtype: str) -> SAE:

@@ -15,8 +15,10 @@ from absorb_pl.words.formatters import (
     spelling,
     spelling_formatter,
 )
+from absorb_pl.words.grading import SpellingGrade, SpellingGrader
 from absorb_pl.words.positions import TokenizedPrompts, bos_token_id, prepends_bos, tokenize_prompts
 from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt, random_icl_prompt
+from absorb_pl.words.task_config import TaskConfig
 from absorb_pl.words.tasks import (
     FIRST_LETTER_TEMPLATE,
     AnswerTokens,
@@ -42,8 +44,11 @@ __all__ = [
     "LETTERS",
     "AnswerTokens",
     "Formatter",
+    "SpellingGrade",
+    "SpellingGrader",
     "SpellingPrompt",
     "Task",
+    "TaskConfig",
     "TokenizedPrompts",
     "answer_token_ids",
     "bos_token_id",

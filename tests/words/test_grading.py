@@ -1,0 +1,96 @@
+import json
+
+import pytest
+import torch
+
+from absorb_pl.errors import ContextLengthError, PromptError
+from absorb_pl.words import SpellingGrader, first_letter_formatter, spelling_formatter
+
+CASES = {
+    "first_letter": ("{word} has the first letter:", first_letter_formatter(capitalize=True)),
+    "spelling": ("{word}:", spelling_formatter(capitalize=True)),
+}
+
+
+def grader(model, words, case="first_letter", **options):
+    template, formatter = CASES[case]
+    return SpellingGrader(
+        model, words, base_template=template, answer_formatter=formatter, shuffle_examples=False, **options
+    )
+
+
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_golden_grades_whatever_the_batch_size(golden, golden_words, case, batch_size):
+    model, folder = golden
+    expected = json.loads((folder / f"expected_grades_{case}.json").read_text())
+    grades = grader(model, golden_words[:8], case).grade_words(
+        [row["word"] for row in expected], batch_size=batch_size, show_progress=False
+    )
+    assert len(grades) == len(expected) == 12
+    for grade, row in zip(grades, expected, strict=True):
+        for field in ("word", "prompt", "answer", "prediction", "is_correct"):
+            assert getattr(grade, field) == row[field]
+        assert grade.answer_log_prob == pytest.approx(row["answer_log_prob"], rel=1e-5)
+        assert grade.prediction_log_prob == pytest.approx(row["prediction_log_prob"], rel=1e-5)
+
+
+def test_log_probabilities_are_those_of_one_unpadded_run(golden, golden_words):
+    model = golden[0]
+    grades = grader(model, golden_words[:8], "spelling").grade_words(golden_words[20:26], batch_size=6)
+    for grade in grades:
+        with torch.no_grad():
+            logits = model(grade.prompt + " " + "-".join(grade.word.strip().upper()))[0].double()
+        base = model.to_tokens(grade.prompt).shape[1]
+        ids = model.to_tokens(grade.prompt + " " + "-".join(grade.word.strip().upper()))[0]
+        picked = logits.log_softmax(-1)[torch.arange(base - 1, len(ids) - 1), ids[base:]]
+        assert grade.answer_log_prob == pytest.approx(picked.sum().item(), rel=1e-5)
+
+
+def test_a_right_answer_is_correct(golden, golden_words):
+    model = golden[0]
+    letter = CASES["first_letter"][1]
+    grades = grader(model, golden_words[:8]).grade_words(golden_words[8:60], batch_size=26, show_progress=False)
+    wrong = next(grade for grade in grades if grade.prediction.startswith(" "))
+    told = SpellingGrader(
+        model,
+        golden_words[:8],
+        base_template="{word} has the first letter:",
+        answer_formatter=lambda word: wrong.prediction if word == wrong.word else letter(word),
+        shuffle_examples=False,
+    ).grade_word(wrong.word)
+    assert told.is_correct
+    assert told.answer_log_prob == told.prediction_log_prob
+    assert told.answer_log_prob == pytest.approx(wrong.prediction_log_prob, rel=1e-5)
+
+
+def test_hooks_act_while_grading_only(golden, golden_words):
+    model = golden[0]
+    subject = grader(model, golden_words[:8])
+    before = subject.grade_word(golden_words[9])
+
+    def silence(activation, **_):
+        return torch.zeros_like(activation)
+
+    hooked = subject.grade_words(
+        [golden_words[9]], show_progress=False, fwd_hooks=[("blocks.1.hook_resid_post", silence)]
+    )[0]
+    assert hooked.answer_log_prob != pytest.approx(before.answer_log_prob, rel=1e-3)
+    assert subject.grade_word(golden_words[9]) == before
+
+
+def test_a_seed_settles_the_draw(golden, golden_words):
+    subject = SpellingGrader(golden[0], golden_words[:30], max_icl_examples=3, seed=4)
+    assert subject.grade_word(golden_words[2]) == subject.grade_word(golden_words[2])
+    assert golden_words[2] not in subject.grade_word(golden_words[2]).prompt.split(":")[:-2]
+
+
+def test_too_long_a_prompt_is_refused(golden, golden_words):
+    with pytest.raises(ContextLengthError, match="longest prompt"):
+        grader(golden[0], golden_words[:120]).grade_word(golden_words[3])
+
+
+def test_an_empty_answer_is_refused(golden, golden_words):
+    subject = SpellingGrader(golden[0], golden_words[:3], answer_formatter=lambda _: "")
+    with pytest.raises(PromptError, match="answer_formatter"):
+        subject.grade_word(golden_words[9])
