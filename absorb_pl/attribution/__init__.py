@@ -1,13 +1,37 @@
 """How much each latent matters to a metric: attribution, integrated gradients and ablation."""
 
-from absorb_pl.attribution.suffix import PrefixBucket, WordPrefix, compute_prefix
-from absorb_pl.attribution.words import WordAblations, WordScores, word_ablations, word_integrated_gradients
+from absorb_pl.attribution.ablation import (
+    FeatureAblationsOutput,
+    WordAblations,
+    calculate_individual_feature_ablations,
+    word_ablations,
+)
+from absorb_pl.attribution.gradients import (
+    Attribution,
+    AttributionGrads,
+    calculate_attribution_grads,
+    calculate_feature_attribution,
+)
+from absorb_pl.attribution.integrated import (
+    PatchedAttribution,
+    calculate_integrated_gradient_attribution_patching,
+)
+from absorb_pl.attribution.prefix import PrefixBucket, WordPrefix, compute_prefix
+from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients
 
 __all__ = [
+    "Attribution",
+    "AttributionGrads",
+    "FeatureAblationsOutput",
+    "PatchedAttribution",
     "PrefixBucket",
     "WordAblations",
     "WordPrefix",
     "WordScores",
+    "calculate_attribution_grads",
+    "calculate_feature_attribution",
+    "calculate_individual_feature_ablations",
+    "calculate_integrated_gradient_attribution_patching",
     "compute_prefix",
     "word_ablations",
     "word_integrated_gradients",

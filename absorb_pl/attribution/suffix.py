@@ -1,377 +1,237 @@
-"""The suffix engine: run what comes before a word once, and only the word and what follows for every change.
+"""The suffix engine at work: integrated gradients of single words' latents, many words a run."""
 
-Between the steps of an integrated gradient, or from one ablated latent to the next, only the activation at
-the word's position changes. In a causal model the tokens before it are not touched, so their keys and values
-are computed once and kept; every (word, step) or (word, latent) pair then runs the few tokens from the word on.
-A model without a cache that can be shared in this way runs whole sequences through the same code, with the
-same results.
-"""
-
-import copy
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from jaxtyping import Float
+from torch import Tensor
 
-from absorb_pl.errors import AbsorbError, PromptError, ShapeError
-from absorb_pl.models.language_model import check_hook
+from absorb_pl.attribution.gradients import at_least_float32, check_metric, frozen_parameters
+from absorb_pl.attribution.prefix import (
+    Engine,
+    PrefixBucket,
+    WordPrefix,
+    bucket_logits,
+    compute_prefix,
+    replace_at,
+)
+from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError
+from absorb_pl.models.sae import sae_hook_name
+from absorb_pl.models.splice import encode
 from absorb_pl.words import TokenizedPrompts
 
-Engine = Literal["auto", "suffix", "whole"]
 WordMetric = Callable[[Tensor, Tensor], Tensor]
 """`metric(last_logits [rows, vocab], rows [rows]) -> [rows]`; `rows` says which prompt each row is of."""
 
 
 @dataclass(frozen=True)
-class PrefixBucket:
-    """Prompts with equally many tokens before the word and equally many from the word on.
+class WordScores:
+    """Latents at the words and their integrated-gradient scores, float32 or better.
 
     Attributes:
-        rows: Which prompts these are.
-        token_ids: Tokens still to be run: from the word on, or all of them.
-        index: Where the word is in `token_ids`.
-        cache: Keys and values of the distinct prefixes; none when nothing comes before `token_ids`.
-        cache_rows: Which entry of `cache` belongs to each prompt.
-        activations: Clean activations at the word, by hook name, `[rows, d_model]`.
+        activations: Latents at each word.
+        scores: Mean gradient times (0 - activation); negative where the latent helps the metric.
+        error_scores: The same for the SAE's error; with `scores` it sums to the change of the metric.
+        gradients: Mean gradient of the metric by the activation at the word.
     """
 
-    rows: Int[Tensor, " rows"]
-    token_ids: Int[Tensor, "rows tokens"]
-    index: int
-    cache: DynamicCache | None
-    cache_rows: Int[Tensor, " rows"]
-    activations: dict[str, Tensor]
+    activations: Float[Tensor, "words latents"]
+    scores: Float[Tensor, "words latents"]
+    error_scores: Float[Tensor, " words"]
+    gradients: Float[Tensor, "words ..."]
 
 
-@dataclass(frozen=True)
-class WordPrefix:
-    """What the runs of a set of prompts share: prefix caches and clean activations at the words.
+def word_integrated_gradients(
+    model: Any,
+    sae: Any,
+    prompts: TokenizedPrompts,
+    metric: WordMetric,
+    *,
+    hook_name: str | None = None,
+    steps: int = 6,
+    prefix: WordPrefix | None = None,
+    rows: Sequence[int] | None = None,
+    batch_size: int = 64,
+    engine: Engine = "auto",
+) -> WordScores:
+    """Score every latent of an SAE at every word by integrated gradients towards zero.
 
-    Attributes:
-        buckets: Prompts grouped by the lengths of prefix and suffix.
-        hook_names: Hooks whose activations are held.
-        engine: Whether prefixes are cached (`"suffix"`) or whole sequences are run (`"whole"`).
+    At the word, latents f and SAE error run together from their values to zero, all else stays as it is:
+
+        x(α) = decode((1 - α) f) + (1 - α) error,  α = i / steps,  i = 0 … steps - 1
+        score = mean over i of ∂metric/∂f at x(α), times (0 - f)
+
+    These are the scores behind the absorption rule of the paper (arXiv 2409.14507), there with 6 steps, at
+    the word's own position.
+
+    Only the activation x needs a gradient: `decode` is affine, so x(α) lies on the line from the activation
+    to `decode(0)`, and the latents' gradients are the mean gradient of x taken back through `decode` once.
+
+    Args:
+        model: The language model.
+        sae: The SAE.
+        prompts: Prompts and the positions of their words.
+        metric: From last-position logits and the prompt each row is of, one value a row.
+        hook_name: Hook the SAE reads; the one it stores if not given.
+        steps: Number of points on the path.
+        prefix: From `compute_prefix`, to share it between SAEs; computed in portions if not given.
+        rows: Indices of the prompts to score, in the order wanted; all of them if not given.
+        batch_size: Most sequences in one run of the model, and most words encoded at once.
+        engine: How to run, see `compute_prefix`; only read when `prefix` is not given.
+
+    Returns:
+        Activations and scores, one row a prompt asked for.
+
+    Raises:
+        HookNotFoundError: The model lacks the hook, or `prefix` does not hold it.
+        PromptError: A word's position is outside its prompt, or `prefix` lacks a prompt asked for.
+        ShapeError: The metric does not return one value a row.
+        AbsorbError: `steps` or `batch_size` is not positive.
+
+    Example:
+        >>> def example(model, sae, prompts, answer_tokens):
+        ...     def metric(last_logits, rows):
+        ...         return last_logits.gather(1, answer_tokens[rows, None])[:, 0]
+        ...     scores = word_integrated_gradients(model, sae, prompts, metric).scores
+        ...     return scores.argmin(dim=-1)
     """
+    check_positive(steps=steps, batch_size=batch_size)
+    hook_name = hook_name or sae_hook_name(sae)
 
-    buckets: tuple[PrefixBucket, ...]
-    hook_names: tuple[str, ...]
-    engine: Literal["suffix", "whole"]
+    def visit(bucket: PrefixBucket, members: Tensor) -> Iterable[tuple[Tensor, ...]]:
+        scores = _integrate(model, sae, bucket, members, hook_name, metric, steps, batch_size)
+        return zip(*scores, strict=True)
+
+    found = visit_words(model, prompts, hook_name, rows, visit, prefix=prefix, engine=engine, batch_size=batch_size)
+    return WordScores(*(torch.stack(part) for part in zip(*found, strict=True)))
 
 
-def compute_prefix(
+def check_positive(**counts: int) -> None:
+    """Refuse counts below 1.
+
+    Args:
+        counts: Numbers by argument name.
+
+    Raises:
+        AbsorbError: One of them is below 1.
+
+    Example:
+        >>> check_positive(steps=6)
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise AbsorbError(name, count, expected="a positive integer", remedy="Use 1 or more.")
+
+
+def visit_words(
     model: Any,
     prompts: TokenizedPrompts,
-    hook_names: Sequence[str],
+    hook_name: str,
+    rows: Sequence[int] | None,
+    visit: Callable[[PrefixBucket, Tensor], Iterable[Any]],
     *,
-    rows: Sequence[int] | None = None,
-    engine: Engine = "auto",
-    batch_size: int = 64,
-) -> WordPrefix:
-    """Run what comes before each word once, and read the clean activations at the words.
-
-    Prompts that begin with the same tokens share one run and one cache entry, so with one in-context prefix
-    for all words that prefix is run once. The caches of all prompts asked for are held together, about
-    `2 × layers × prefix tokens × key/value width` numbers a distinct prefix: ask for thousands of prompts in
-    portions.
+    prefix: WordPrefix | None,
+    engine: Engine,
+    batch_size: int,
+) -> list[Any]:
+    """Call a function with portions of the words asked for and bring its results into their order.
 
     Args:
         model: The language model.
         prompts: Prompts and the positions of their words.
-        hook_names: Hooks to read at the word; SAEs on any of them can be scored from the result.
-        rows: Indices of the prompts to prepare, all of them if not given.
-        engine: `"suffix"` insists on key/value caches, `"whole"` does without, `"auto"` takes caches if the
-            model has them and they reproduce its output on one of the prompts.
-        batch_size: Most sequences in one run of the model.
+        hook_name: Hook whose clean activations are needed.
+        rows: Indices of the prompts, all of them if not given.
+        visit: Called with a bucket and at most `batch_size` places in it; gives one result a place.
+        prefix: Holds the buckets; computed for `batch_size` prompts at a time if not given.
+        engine: For `compute_prefix`, if the prefix is not given.
+        batch_size: Most places in one call.
 
     Returns:
-        The prefix caches and clean activations.
+        One result a prompt asked for.
 
     Raises:
-        HookNotFoundError: The model lacks one of the hooks.
-        PromptError: A word's position is outside its prompt, or `rows` names no prompt.
-        AbsorbError: `engine="suffix"` with a model whose cache cannot be shared.
+        HookNotFoundError: `prefix` does not hold the hook.
+        PromptError: No prompt is asked for, or one that `prefix` or `prompts` lacks.
 
     Example:
-        >>> def example(model, prompts, sae_at_1, sae_at_2, metric):
-        ...     hooks = ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
-        ...     prefix = compute_prefix(model, prompts, hooks)
-        ...     return [
-        ...         word_integrated_gradients(model, sae, prompts, metric, hook_name=hook, prefix=prefix)
-        ...         for hook, sae in zip(hooks, [sae_at_1, sae_at_2])
-        ...     ]
+        >>> def example(model, prompts, prefix):
+        ...     def places(bucket, members):
+        ...         return members.tolist()
+        ...     hook = prefix.hook_names[0]
+        ...     return visit_words(
+        ...         model, prompts, hook, None, places, prefix=prefix, engine="auto", batch_size=8
+        ...     )
     """
-    for name in hook_names:
-        check_hook(model, name)
-    chosen = _chosen_rows(prompts, rows)
-    device = _device(model)
-    ids, lengths, positions = (
-        tensor.to(device) for tensor in (prompts.input_ids, prompts.lengths, prompts.word_positions)
-    )
-    chosen = chosen.to(device)
-    with torch.no_grad():
-        used = _choose_engine(model, ids, lengths, positions, chosen, engine)
-        buckets = []
-        for length in positions[chosen].unique().tolist():
-            members = chosen[positions[chosen] == length]
-            for cache, inside, cache_rows in _prefix_caches(model, ids[members, :length], used, batch_size):
-                kept = members[inside]
-                for total in lengths[kept].unique().tolist():
-                    same = lengths[kept] == total
-                    start = 0 if cache is None else length
-                    bucket = PrefixBucket(
-                        rows=kept[same],
-                        token_ids=ids[kept[same], start:total],
-                        index=length - start,
-                        cache=cache,
-                        cache_rows=cache_rows[same],
-                        activations={},
-                    )
-                    bucket.activations.update(_clean_activations(model, bucket, hook_names, batch_size))
-                    buckets.append(bucket)
-    return WordPrefix(tuple(buckets), tuple(hook_names), used)
+    order = list(range(len(prompts))) if rows is None else [int(row) for row in rows]
+    if not order:
+        raise PromptError("rows", order, expected="at least one prompt", remedy="Hand in a prompt.")
+    wanted = sorted(set(order))
+    if prefix is None:
+        portions = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+        prefixes = (
+            compute_prefix(model, prompts, [hook_name], rows=portion, engine=engine, batch_size=batch_size)
+            for portion in portions
+        )
+    else:
+        _check_prefix(prefix, hook_name, wanted)
+        prefixes = iter([prefix])
+    found = {}
+    for part in prefixes:
+        for bucket in part.buckets:
+            chosen = torch.isin(bucket.rows, torch.tensor(wanted, device=bucket.rows.device))
+            places = chosen.nonzero().flatten()
+            for members in places.split(batch_size) if len(places) else ():
+                found.update(zip(bucket.rows[members].tolist(), visit(bucket, members), strict=True))
+    return [found[row] for row in order]
 
 
-def last_logits(
+def _check_prefix(prefix: WordPrefix, hook_name: str, wanted: list[int]) -> None:
+    if hook_name not in prefix.hook_names:
+        raise HookNotFoundError(
+            "hook_name",
+            hook_name,
+            expected=f"one of the prefix's hooks, {', '.join(prefix.hook_names)}",
+            remedy="Name it when calling `compute_prefix`.",
+        )
+    missing = set(wanted) - {row for bucket in prefix.buckets for row in bucket.rows.tolist()}
+    if missing:
+        raise PromptError(
+            "rows", min(missing), expected="prompts that `prefix` holds", remedy="Compute the prefix for them too."
+        )
+
+
+def _integrate(
     model: Any,
+    sae: Any,
     bucket: PrefixBucket,
-    members: Int[Tensor, " runs"],
-    *,
-    fwd_hooks: Sequence[tuple[str, Callable[..., Any]]] = (),
-) -> Float[Tensor, "runs vocab"]:
-    """Logits at the last position of prompts of a bucket, in float32 or better.
-
-    Args:
-        model: The language model.
-        bucket: The bucket.
-        members: Places in the bucket, repeated as often as there are runs of a prompt.
-        fwd_hooks: Hooks to attach; they see the tokens of `bucket.token_ids` only.
-
-    Returns:
-        One row of logits a run.
-
-    Example:
-        >>> def example(model, prefix):
-        ...     bucket = prefix.buckets[0]
-        ...     return last_logits(model, bucket, torch.arange(len(bucket.rows)))
-    """
-    cache = None if bucket.cache is None else _select_cache(bucket.cache, bucket.cache_rows[members])
-    with model.hooks(fwd_hooks=list(fwd_hooks)):
-        logits = _forward(model, bucket.token_ids[members], cache)
-    return logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def replace_at(index: int, values: Float[Tensor, "runs ..."]) -> Callable[..., Tensor]:
-    """A forward hook that puts other activations at one position and lets gradients reach them.
-
-    Args:
-        index: The position.
-        values: What to put there, one row a run.
-
-    Returns:
-        The hook function.
-
-    Example:
-        >>> hook = replace_at(1, torch.tensor([[7.0]]))
-        >>> hook(torch.zeros(1, 3, 1)).flatten()
-        tensor([0., 7., 0.])
-    """
-
-    def hook_fn(activation: Tensor, **_: Any) -> Tensor:
-        middle = values.unsqueeze(1).to(activation.dtype)
-        return torch.cat([activation[:, :index], middle, activation[:, index + 1 :]], dim=1)
-
-    return hook_fn
-
-
-def row_metric(metric: WordMetric, logits: Tensor, rows: Tensor) -> Float[Tensor, " rows"]:
-    """Apply a metric and insist on one value a row.
-
-    Args:
-        metric: The metric.
-        logits: Last-position logits, `[rows, vocab]`.
-        rows: Which prompt each row is of.
-
-    Returns:
-        The metric's values.
-
-    Raises:
-        ShapeError: The metric returned another shape.
-
-    Example:
-        >>> row_metric(lambda logits, rows: logits[:, 0], torch.ones(2, 3), torch.tensor([0, 1]))
-        tensor([1., 1.])
-    """
-    values = metric(logits, rows)
-    if values.shape != rows.shape:
-        raise ShapeError(
-            "metric",
-            tuple(values.shape),
-            expected=f"one value a row, shape {tuple(rows.shape)}",
-            remedy="Reduce over the vocabulary only.",
-        )
-    return values
-
-
-@contextmanager
-def frozen_parameters(module: object) -> Iterator[None]:
-    """Keep parameters out of the autograd graph for the length of a `with` block.
-
-    Args:
-        module: A module; anything else is left alone.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> layer = torch.nn.Linear(2, 2)
-        >>> with frozen_parameters(layer):
-        ...     layer(torch.ones(2)).requires_grad
-        False
-    """
-    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-def _hf_model(model: Any) -> Any | None:
-    return getattr(model, "original_model", None)
-
-
-def _device(model: Any) -> torch.device:
-    module = _hf_model(model) or model
-    return next(module.parameters()).device if isinstance(module, nn.Module) else torch.device("cpu")
-
-
-def _forward(model: Any, token_ids: Tensor, cache: DynamicCache | None) -> Tensor:
-    hf_model = _hf_model(model)
-    if hf_model is None:
-        return model(token_ids)
-    accepted = inspect.signature(hf_model.forward).parameters
-    options = {"logits_to_keep": 1, "use_cache": cache is not None}
-    options = {name: value for name, value in options.items() if name in accepted}
-    if cache is not None:
-        options["past_key_values"] = cache
-    return hf_model(token_ids, **options).logits
-
-
-def _select_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    chosen = copy.copy(cache)
-    chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(rows)
-    return chosen
-
-
-def _prefix_cache(model: Any, prefix_ids: Tensor) -> DynamicCache | None:
-    """Keys and values of prefixes, or nothing when the model has none that can be shared."""
-    hf_model = _hf_model(model)
-    if hf_model is None:
-        return None
-    config = getattr(hf_model, "config", None)
-    accepted = inspect.signature(hf_model.forward).parameters
-    if not {"past_key_values", "use_cache"} <= set(accepted):
-        return None
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "use_bidirectional_attention", False):
-        return None
-    options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    cache = getattr(hf_model(prefix_ids, use_cache=True, **options), "past_key_values", None)
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    if not isinstance(cache, DynamicCache) or any(type(layer) not in plain for layer in cache.layers):
-        return None
-    return cache if cache.get_seq_length() == prefix_ids.shape[1] else None
-
-
-def _prefix_caches(
-    model: Any, prefix_ids: Tensor, engine: str, batch_size: int
-) -> Iterator[tuple[DynamicCache | None, Tensor, Tensor]]:
-    """Yield (cache, places of the prompts that use it, their entries in it) for prefixes of one length."""
-    everyone = torch.arange(len(prefix_ids), device=prefix_ids.device)
-    if engine == "whole" or prefix_ids.shape[1] == 0:
-        yield None, everyone, everyone
-        return
-    distinct, entry = prefix_ids.unique(dim=0, return_inverse=True)
-    for start in range(0, len(distinct), batch_size):
-        portion = distinct[start : start + batch_size]
-        inside = everyone[(entry >= start) & (entry < start + len(portion))]
-        yield _prefix_cache(model, portion), inside, entry[inside] - start
-
-
-def _clean_activations(
-    model: Any, bucket: PrefixBucket, hook_names: Sequence[str], batch_size: int
-) -> dict[str, Tensor]:
-    found: dict[str, list[Tensor]] = {name: [] for name in hook_names}
-
-    def reader(name: str) -> Callable[..., None]:
-        def read(activation: Tensor, **_: Any) -> None:
-            found[name].append(activation[:, bucket.index].detach().clone())
-
-        return read
-
-    everyone = torch.arange(len(bucket.rows), device=bucket.rows.device)
-    for members in everyone.split(batch_size):
-        last_logits(model, bucket, members, fwd_hooks=[(name, reader(name)) for name in hook_names])
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def _choose_engine(
-    model: Any, ids: Tensor, lengths: Tensor, positions: Tensor, chosen: Tensor, engine: Engine
-) -> Literal["suffix", "whole"]:
-    if engine == "whole" or len(chosen) == 0:
-        return "whole"
-    first = chosen[positions[chosen].argmax()]
-    length, total = int(positions[first]), int(lengths[first])
-    if length == 0:
-        return "suffix"
-    row = ids[first : first + 1, :total]
-    cache = _prefix_cache(model, row[:, :length])
-    if cache is not None and (engine == "suffix" or _reproduces(model, cache, row, length)):
-        return "suffix"
-    if engine == "suffix":
-        raise AbsorbError(
-            "engine",
-            engine,
-            expected="a model with a key/value cache",
-            remedy='Leave `engine` at "auto", or say "whole".',
-        )
-    return "whole"
-
-
-def _reproduces(model: Any, cache: DynamicCache, row: Tensor, length: int) -> bool:
-    """Whether the model reads its cache: some architectures accept one and pass over it."""
-    cached = _forward(model, row[:, length:], _select_cache(cache, torch.zeros(1, dtype=torch.long, device=row.device)))
-    whole = _forward(model, row, None)[:, -1]
-    tolerance = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
-    return bool((cached[:, -1] - whole).abs().max() <= tolerance)
-
-
-def _chosen_rows(prompts: TokenizedPrompts, rows: Sequence[int] | None) -> Tensor:
-    count = len(prompts.input_ids)
-    bad = ((prompts.word_positions < 0) | (prompts.word_positions >= prompts.lengths)).nonzero().flatten()
-    if len(bad):
-        row = int(bad[0])
-        raise PromptError(
-            "prompts.word_positions",
-            int(prompts.word_positions[row]),
-            expected=f"a position inside prompt {row} of {int(prompts.lengths[row])} tokens",
-            remedy="Count positions from the first token, 0.",
-        )
-    if rows is None:
-        return torch.arange(count)
-    chosen = torch.tensor(list(rows), dtype=torch.long)
-    outside = chosen[(chosen < 0) | (chosen >= count)]
-    if len(outside):
-        raise PromptError(
-            "rows", int(outside[0]), expected=f"indices of {count} prompts", remedy="Count prompts from 0."
-        )
-    return chosen.unique()
+    members: Tensor,
+    hook_name: str,
+    metric: WordMetric,
+    steps: int,
+    batch_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Activations, scores, error scores and mean gradients of some words of a bucket."""
+    x = at_least_float32(bucket.activations[hook_name][members])
+    with torch.enable_grad(), frozen_parameters(model):
+        latents = encode(sae, x).requires_grad_()
+        decoded, origin = sae.decode(torch.stack([latents, torch.zeros_like(latents)]))
+        end = origin.detach().to(x)
+        words = torch.arange(len(members), device=x.device).repeat_interleave(steps)
+        alphas = (torch.arange(steps, device=x.device, dtype=x.dtype) / steps).repeat(len(members))
+        gradients = []
+        for part in torch.arange(len(words), device=x.device).split(batch_size):
+            alpha = alphas[part].view(-1, *[1] * (x.ndim - 1))
+            point = ((1 - alpha) * x[words[part]] + alpha * end[words[part]]).requires_grad_()
+            runs = members[words[part]]
+            hook = (hook_name, replace_at(bucket.index, point))
+            logits = bucket_logits(model, bucket, runs, fwd_hooks=[hook])[:, -1]
+            values = check_metric(metric(logits, bucket.rows[runs]), len(runs))
+            gradients.append(torch.autograd.grad(values.sum(), point)[0])
+        mean = torch.cat(gradients).unflatten(0, (len(members), steps)).mean(dim=1)
+        (latent_gradients,) = torch.autograd.grad(decoded, latents, mean.to(decoded))
+    activations = at_least_float32(latents.detach())
+    error = x - decoded.detach().to(x)
+    scores = latent_gradients * -activations
+    return activations, scores, (mean * -error).flatten(1).sum(dim=1), mean

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -106,12 +107,16 @@ def apply_saes_and_run(
     def splice(sae_in: Tensor, *, name: str, **_: Any) -> Tensor:
         if track_grads:
             sae_in = _keep_grad(sae_in)
-        cache = reconstruct(saes[name], sae_in.detach())
+        sae = saes[name]
+        feature_acts = sae.encode(sae_in.detach().to(sae.W_dec))
         if track_grads:
-            for tensor in (cache.feature_acts, cache.sae_out, cache.sae_error):
-                _keep_grad(tensor)
-        sae_activations[name] = cache._replace(sae_in=sae_in)
-        spliced = cache.sae_out + cache.sae_error if include_error_term else cache.sae_out
+            feature_acts = _keep_grad(feature_acts)
+        sae_out = sae.decode(feature_acts).to(sae_in.device)
+        sae_error = (sae_in - sae_out).detach()
+        if track_grads:
+            sae_out, sae_error = _keep_grad(sae_out), _keep_grad(sae_error)
+        sae_activations[name] = SaeReconstructionCache(sae_in, feature_acts, sae_out, sae_error)
+        spliced = sae_out + sae_error if include_error_term else sae_out
         if sae_in.requires_grad:
             # adds zero, and carries the gradient past the SAE
             spliced = spliced + (sae_in - sae_in.detach())
@@ -128,26 +133,26 @@ def apply_saes_and_run(
     return ApplySaesAndRunOutput(model_output, model_activations, sae_activations)
 
 
-def reconstruct(sae: Any, sae_in: Float[Tensor, "*rows d_model"]) -> SaeReconstructionCache:
-    """Latents, reconstruction and error of activations, in the SAE's own precision.
+def encode(sae: Any, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Latents of activations on the SAE's own device and in its precision, without gradients.
+
+    An SAE that normalises its input keeps the norm for the next `decode`, and for one only.
 
     Args:
-        sae: The SAE.
-        sae_in: Activations at its hook.
+        sae: Anything with `encode`, `decode` and `W_dec`.
+        x: Activations at its hook, `[..., d_model]`.
 
     Returns:
-        The four tensors; `sae_error` is detached.
+        Latents, `[..., latents]`.
 
     Example:
         >>> import torch
         >>> from types import SimpleNamespace
-        >>> sae = SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu, decode=torch.abs)
-        >>> reconstruct(sae, torch.tensor([[1.0, -2.0]])).sae_error
-        tensor([[ 0., -2.]])
+        >>> encode(SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu), torch.tensor([1.0, -2.0]))
+        tensor([1., 0.])
     """
-    feature_acts = sae.encode(sae_in.to(device=sae.W_dec.device, dtype=sae.W_dec.dtype))
-    sae_out = sae.decode(feature_acts).to(sae_in.device)
-    return SaeReconstructionCache(sae_in, feature_acts, sae_out, (sae_in - sae_out).detach())
+    with torch.no_grad():
+        return sae.encode(x.to(sae.W_dec)).detach()
 
 
 def _keep_grad(tensor: Tensor) -> Tensor:

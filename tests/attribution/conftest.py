@@ -1,6 +1,7 @@
 """Golden models and their recorded attributions."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from absorb_pl.words import TokenizedPrompts
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 SAES = ("standard_A", "jumprelu_A", "topk_B")
 
 
 @dataclass
-class Golden:
+class Case:
     """A micro model, its SAEs, and what the published code computed on them."""
 
     folder: Path
@@ -39,7 +39,15 @@ class Golden:
         answer = all_letters.gather(1, letters[:, None])[:, 0]
         return answer - (all_letters.sum(dim=1) - answer) / 25
 
-    def case_metric(self, logits: Tensor) -> Tensor:
+    def word_metric(self, logits: Tensor, _rows: Tensor) -> Tensor:
+        return self.metric(logits[:, None])
+
+    @property
+    def prompts(self) -> TokenizedPrompts:
+        ids = self.model.to_tokens(self.case["clean"])[0]
+        return pad_prompts([ids], [len(ids) + self.case["position"]])
+
+    def metric(self, logits: Tensor) -> Tensor:
         letter = ord(self.case["metric_letter"]) - ord("A")
         return self.letter_margin(logits[:, -1], torch.full((len(logits),), letter))
 
@@ -47,19 +55,18 @@ class Golden:
         return self.case["hooks"][sae_name[-1]]
 
 
-def rows_of(texts_ids: list[Tensor], positions: list[int]) -> TokenizedPrompts:
+def pad_prompts(token_ids: list[Tensor], positions: list[int]) -> TokenizedPrompts:
     """Prompts from ids and word positions, padded with token 1."""
-    lengths = torch.tensor([len(ids) for ids in texts_ids])
-    padded = torch.nn.utils.rnn.pad_sequence(texts_ids, batch_first=True, padding_value=1)
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    padded = torch.nn.utils.rnn.pad_sequence(token_ids, batch_first=True, padding_value=1)
     mask = torch.arange(padded.shape[1])[None] < lengths[:, None]
     return TokenizedPrompts(
         input_ids=padded, attention_mask=mask, lengths=lengths, word_positions=torch.tensor(positions)
     )
 
 
-def load_golden(name: str) -> Golden:
-    folder = GOLDEN / name
-    return Golden(
+def load_case(folder: Path) -> Case:
+    return Case(
         folder=folder,
         model=TransformerBridge.boot_transformers(str(folder), device="cpu"),
         saes={sae: SAE.load_from_disk(folder / f"sae_{sae}") for sae in SAES},
@@ -69,10 +76,11 @@ def load_golden(name: str) -> Golden:
 
 
 @pytest.fixture(scope="session", params=["gpt2-micro", "gemma2-micro"])
-def golden(request: pytest.FixtureRequest) -> Golden:
-    return load_golden(request.param)
+def case(request: pytest.FixtureRequest, golden: Path) -> Case:
+    return load_case(golden / request.param)
 
 
 @pytest.fixture(scope="session")
-def gpt2() -> Golden:
-    return load_golden("gpt2-micro")
+def prompts_of() -> Callable[[list[Tensor], list[int]], TokenizedPrompts]:
+    """Makes prompts of token ids and word positions."""
+    return pad_prompts

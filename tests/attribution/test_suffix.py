@@ -1,10 +1,10 @@
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import SAES, Golden, rows_of
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
@@ -18,11 +18,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from absorb_pl.attribution.suffix import compute_prefix
-from absorb_pl.attribution.words import WordScores, word_ablations, word_integrated_gradients
+from absorb_pl.attribution import WordScores, compute_prefix, word_ablations, word_integrated_gradients
 from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError, ShapeError
 from absorb_pl.words import TokenizedPrompts
 
+SAES = ("standard_A", "jumprelu_A", "topk_B")
 HOOK = "blocks.1.hook_resid_post"
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
@@ -92,38 +92,29 @@ def margin(logits: Tensor, rows: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="session")
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, gpt2: Golden):
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, golden: Path):
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(FAMILIES[request.param]).eval().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gpt2.folder).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(golden / "gpt2-micro").save_pretrained(folder)
     return TransformerBridge.boot_transformers(str(folder), device="cpu")
 
 
 @pytest.fixture(scope="session")
-def mixed_prompts() -> TokenizedPrompts:
+def mixed_prompts(prompts_of: Any) -> TokenizedPrompts:
     generator = torch.Generator().manual_seed(0)
-    return rows_of([torch.randint(2, 296, (n,), generator=generator) for n in LENGTHS], POSITIONS)
+    return prompts_of([torch.randint(2, 296, (n,), generator=generator) for n in LENGTHS], POSITIONS)
 
 
 @pytest.fixture
-def double_golden(golden: Golden):
-    golden.model.original_model.double()
-    for sae in golden.saes.values():
+def double_case(case: Any):
+    case.model.original_model.double()
+    for sae in case.saes.values():
         sae.to(dtype=torch.float64)
-    yield golden
-    golden.model.original_model.float()
-    for sae in golden.saes.values():
+    yield case
+    case.model.original_model.float()
+    for sae in case.saes.values():
         sae.to(dtype=torch.float32)
-
-
-def case_prompts(golden: Golden) -> TokenizedPrompts:
-    ids = golden.model.to_tokens(golden.case["clean"])[0]
-    return rows_of([ids], [len(ids) + golden.case["position"]])
-
-
-def case_metric(golden: Golden):
-    return lambda logits, _rows: golden.case_metric(logits[:, None])
 
 
 def assert_scores_close(found: WordScores, row: int, latents: list[int], expected: Tensor, sae: Any) -> None:
@@ -142,56 +133,54 @@ def assert_scores_close(found: WordScores, row: int, latents: list[int], expecte
 
 @pytest.mark.parametrize("engine", ["suffix", "whole"])
 @pytest.mark.parametrize("sae_name", SAES)
-def test_integrated_gradients_equal_the_published_scores(golden: Golden, sae_name: str, engine: str):
-    found = word_integrated_gradients(
-        golden.model, golden.saes[sae_name], case_prompts(golden), case_metric(golden), engine=engine
-    )
-    expected = golden.expected[f"{sae_name}/ig/word_s6/sae"][0, golden.case["position"]]
-    assert_scores_close(found, 0, list(range(160)), expected, golden.saes[sae_name])
+def test_integrated_gradients_equal_the_published_scores(case: Any, sae_name: str, engine: str):
+    found = word_integrated_gradients(case.model, case.saes[sae_name], case.prompts, case.word_metric, engine=engine)
+    expected = case.expected[f"{sae_name}/ig/word_s6/sae"][0, case.case["position"]]
+    assert_scores_close(found, 0, list(range(160)), expected, case.saes[sae_name])
 
 
 @pytest.mark.parametrize("sae_name", SAES)
-def test_both_engines_agree_in_float64_and_with_the_published_scores(double_golden: Golden, sae_name: str):
-    golden = double_golden
-    sae, prompts = golden.saes[sae_name], case_prompts(golden)
+def test_both_engines_agree_in_float64_and_with_the_published_scores(double_case: Any, sae_name: str):
+    case = double_case
+    sae, prompts = case.saes[sae_name], case.prompts
     suffix, whole = (
-        word_integrated_gradients(golden.model, sae, prompts, case_metric(golden), engine=engine)
+        word_integrated_gradients(case.model, sae, prompts, case.word_metric, engine=engine)
         for engine in ("suffix", "whole")
     )
-    expected = golden.expected[f"{sae_name}/ig/word_s6/sae"][0, golden.case["position"]].double()
+    expected = case.expected[f"{sae_name}/ig/word_s6/sae"][0, case.case["position"]].double()
     assert_scores_close(suffix, 0, list(range(160)), expected, sae)
-    if golden.folder.name == "gpt2-micro":  # Gemma's norms compute in float32 whatever the model's type
+    if case.folder.name == "gpt2-micro":  # Gemma's norms compute in float32 whatever the model's type
         torch.testing.assert_close(suffix.scores, whole.scores, rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("engine", ["suffix", "whole"])
 @pytest.mark.parametrize("sae_name", SAES)
-def test_ablations_equal_the_published_scores(golden: Golden, sae_name: str, engine: str):
-    prompts = case_prompts(golden)
-    found = word_ablations(golden.model, golden.saes[sae_name], prompts, case_metric(golden), engine=engine)
-    expected = golden.expected[f"{sae_name}/ablation/scores"]
-    assert found.latents.tolist() == golden.expected[f"{sae_name}/ablation/ids"].long().tolist()
+def test_ablations_equal_the_published_scores(case: Any, sae_name: str, engine: str):
+    prompts = case.prompts
+    found = word_ablations(case.model, case.saes[sae_name], prompts, case.word_metric, engine=engine)
+    expected = case.expected[f"{sae_name}/ablation/scores"]
+    assert found.latents.tolist() == case.expected[f"{sae_name}/ablation/ids"].long().tolist()
     # each recorded score is a difference of two metrics of float32 logits, and no finer than those
-    spacing = FLOAT32_EPS * golden.model(prompts.input_ids)[0, -1].abs().max()
+    spacing = FLOAT32_EPS * case.model(prompts.input_ids)[0, -1].abs().max()
     assert ((found.scores - expected).abs() <= 1e-5 * expected.abs() + 4 * spacing).all()
     torch.testing.assert_close(
-        found.original, golden.expected[f"{sae_name}/ablation/original_score"], rtol=1e-5, atol=1e-8
+        found.original, case.expected[f"{sae_name}/ablation/original_score"], rtol=1e-5, atol=1e-8
     )
 
 
 @pytest.mark.parametrize("sae_name", ["standard_A", "jumprelu_A"])
-def test_scores_of_many_words_at_once_equal_the_published_absorption_scores(golden: Golden, sae_name: str):
-    record = json.loads((golden.folder / f"expected_absorption_paper_{sae_name}.json").read_text())
+def test_scores_of_many_words_at_once_equal_the_published_absorption_scores(case: Any, prompts_of: Any, sae_name: str):
+    record = json.loads((case.folder / f"expected_absorption_paper_{sae_name}.json").read_text())
     context = [f"{word} has the first letter: {word.strip()[0].upper()}" for word in record["icl_words"]]
     texts = ["\n".join([*context, record["template"].format(word=result["word"])]) for result in record["results"]]
-    ids = [golden.model.to_tokens(text)[0] for text in texts]
-    prompts = rows_of(ids, [len(row) + record["position"] for row in ids])
+    ids = [case.model.to_tokens(text)[0] for text in texts]
+    prompts = prompts_of(ids, [len(row) + record["position"] for row in ids])
     letters = torch.tensor([ord(result["letter"]) - ord("a") for result in record["results"]])
     found = word_integrated_gradients(
-        golden.model,
-        golden.saes[sae_name],
+        case.model,
+        case.saes[sae_name],
         prompts,
-        lambda logits, rows: golden.letter_margin(logits, letters[rows]),
+        lambda logits, rows: case.letter_margin(logits, letters[rows]),
         steps=record["interpolation_steps"],
     )
     for row, result in enumerate(record["results"]):
@@ -200,7 +189,7 @@ def test_scores_of_many_words_at_once_equal_the_published_absorption_scores(gold
         activations = torch.tensor([entry["activation"] for entry in listed])
         scores = torch.tensor([entry["ablation_score"] for entry in listed])
         torch.testing.assert_close(found.activations[row, latents], activations, rtol=1e-5, atol=1e-5)
-        assert_scores_close(found, row, latents, scores, golden.saes[sae_name])
+        assert_scores_close(found, row, latents, scores, case.saes[sae_name])
         helping = [entry["feature_id"] for entry in result["top"] if entry["ablation_score"] < 0]
         assert found.scores[row].argsort()[: len(helping)].tolist() == helping
 
@@ -313,12 +302,12 @@ class TestOnOneModel:
         torch.testing.assert_close(some.scores, everything.scores[[4, 0, 4]], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(some.activations, everything.activations[[4, 0, 4]])
 
-    def test_a_context_shared_by_all_prompts_is_run_once(self, family):
+    def test_a_context_shared_by_all_prompts_is_run_once(self, family, prompts_of: Any):
         generator = torch.Generator().manual_seed(3)
         context = torch.randint(2, 296, (8,), generator=generator)
         tail = torch.randint(2, 296, (3,), generator=generator)
         ids = [torch.cat([context, torch.tensor([word]), tail]) for word in range(20, 40)]
-        prompts = rows_of(ids, [8] * 20)
+        prompts = prompts_of(ids, [8] * 20)
         prefix = compute_prefix(family, prompts, [HOOK])
         (bucket,) = prefix.buckets
         assert bucket.cache is not None
@@ -348,7 +337,13 @@ class TestOnOneModel:
 
     def test_removed_vectors_can_be_modified(self, family, mixed_prompts: TokenizedPrompts):
         kept = word_ablations(
-            family, TinySae(), mixed_prompts, margin, [3, 7], hook_name=HOOK, modify_removed=torch.zeros_like
+            family,
+            TinySae(),
+            mixed_prompts,
+            margin,
+            [3, 7],
+            hook_name=HOOK,
+            modify_ablation_deltas_fn=lambda deltas, _: 0 * deltas,
         )
         assert kept.scores.abs().max() < 1e-5
         assert kept.rows.tolist() == [row for row in range(6) for _ in range(2)]
@@ -382,13 +377,13 @@ class TestOnOneModel:
         monkeypatch.setattr(family.original_model, "forward", forgetful)
         assert compute_prefix(family, mixed_prompts, [HOOK]).engine == "whole"
 
-    def test_bad_input_is_named(self, family, mixed_prompts: TokenizedPrompts, gpt2: Golden):
+    def test_bad_input_is_named(self, family, mixed_prompts: TokenizedPrompts, prompts_of: Any):
         def score(metric=margin, hook_name=HOOK, **options):
             return word_integrated_gradients(family, TinySae(), mixed_prompts, metric, hook_name=hook_name, **options)
 
         with pytest.raises(HookNotFoundError, match=r"Closest: .*blocks\.1\.hook_resid_post"):
             score(hook_name="blocks.1.hook_resid_pots")
-        with pytest.raises(ShapeError, match="one value a row"):
+        with pytest.raises(ShapeError, match="one value a prompt"):
             score(metric=lambda logits, _rows: logits.sum())
         with pytest.raises(PromptError, match="6 prompts"):
             score(rows=[6])
@@ -398,11 +393,10 @@ class TestOnOneModel:
             score(prefix=compute_prefix(family, mixed_prompts, ["blocks.2.hook_resid_post"]))
         with pytest.raises(PromptError, match="prefix"):
             score(prefix=compute_prefix(family, mixed_prompts, [HOOK], rows=[0, 1]), rows=[2])
-        outside = rows_of([torch.arange(5), torch.arange(4)], [4, 4])
+        outside = prompts_of([torch.arange(5), torch.arange(4)], [4, 4])
         with pytest.raises(PromptError, match="inside prompt 1"):
             word_integrated_gradients(family, TinySae(), outside, margin, hook_name=HOOK)
         with pytest.raises(AbsorbError, match="below 80"):
             word_ablations(family, TinySae(), mixed_prompts, margin, [80], hook_name=HOOK)
         with pytest.raises(HookNotFoundError, match=r"cfg\.metadata\.hook_name"):
             word_ablations(family, SimpleNamespace(W_dec=0, encode=0, decode=0), mixed_prompts, margin)
-        assert gpt2.saes["topk_B"].cfg.metadata.hook_name == gpt2.hook("topk_B")

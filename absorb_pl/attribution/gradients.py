@@ -1,0 +1,260 @@
+"""Gradients of a metric by SAE latents and model activations, and the attributions they give."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from absorb_pl.errors import ShapeError
+from absorb_pl.models.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
+
+Metric = Callable[[Tensor], Tensor]
+"""From the model's output (logits `[prompts, tokens, vocab]`, or the loss) to one value a prompt."""
+
+
+@dataclass
+class AttributionGrads:
+    """A run whose recorded activations carry the metric's gradient in `.grad`.
+
+    Attributes:
+        metric: What the metric returned.
+        model_output: Logits or loss.
+        model_activations: Activation at each tracked hook, `[prompts, tokens, d_model]`.
+        sae_activations: What each SAE saw and made, by hook name.
+    """
+
+    metric: Tensor
+    model_output: Tensor
+    model_activations: dict[str, Tensor]
+    sae_activations: dict[str, SaeReconstructionCache]
+
+
+@dataclass
+class Attribution:
+    """Gradient times activation, by hook name; SAE tensors are `[prompts, tokens, latents]`.
+
+    Attributes:
+        model_attributions: Gradient times activation at each tracked hook.
+        model_activations: Activation at each tracked hook.
+        model_grads: Gradient at each tracked hook.
+        sae_feature_attributions: Gradient times activation of each latent.
+        sae_feature_activations: Activation of each latent.
+        sae_feature_grads: Gradient by each latent.
+        sae_error_grads: Gradient by the SAE's error, `[prompts, tokens, d_model]`; empty without error term.
+    """
+
+    model_attributions: dict[str, Tensor]
+    model_activations: dict[str, Tensor]
+    model_grads: dict[str, Tensor]
+    sae_feature_attributions: dict[str, Tensor]
+    sae_feature_activations: dict[str, Tensor]
+    sae_feature_grads: dict[str, Tensor]
+    sae_error_grads: dict[str, Tensor]
+
+
+def calculate_attribution_grads(
+    model: Any,
+    prompt: Any,
+    metric_fn: Metric,
+    track_hook_points: Sequence[str] | None = None,
+    include_saes: Mapping[str, Any] | None = None,
+    return_logits: bool = True,
+    include_error_term: bool = True,
+    extra_fwd_hooks: Sequence[FwdHook] | None = None,
+) -> AttributionGrads:
+    """Run the model with SAEs spliced in and take the metric back to everything recorded.
+
+    Only the recorded activations receive gradients; the parameters' are left as they are.
+
+    Args:
+        model: The language model.
+        prompt: A prompt, a list of prompts, or token ids `[prompts, tokens]`.
+        metric_fn: From logits (in float32 or better) or loss to one value a prompt, or one value in all.
+        track_hook_points: Hooks whose activations are recorded as well.
+        include_saes: SAEs by hook name.
+        return_logits: Give the metric logits rather than the loss.
+        include_error_term: Add back what the SAEs do not reconstruct, so that the output is unchanged.
+        extra_fwd_hooks: Further `(hook name, function)` pairs.
+
+    Returns:
+        The run, gradients in `.grad`.
+
+    Raises:
+        HookNotFoundError: An SAE, a tracked hook or an extra hook names no hook of the model.
+        ShapeError: The metric is neither one value a prompt nor one value.
+
+    Example:
+        >>> def example(model, sae, token):
+        ...     hook = "blocks.1.hook_resid_post"
+        ...     run = calculate_attribution_grads(
+        ...         model, " cat has the first letter:", lambda logits: logits[:, -1, token], include_saes={hook: sae}
+        ...     )
+        ...     return run.sae_activations[hook].feature_acts.grad
+    """
+    with torch.enable_grad(), frozen_parameters(model):
+        run = apply_saes_and_run(
+            model,
+            saes=include_saes or {},
+            input=prompt,
+            include_error_term=include_error_term,
+            track_model_hooks=track_hook_points,
+            return_type="logits" if return_logits else "loss",
+            track_grads=True,
+            extra_fwd_hooks=extra_fwd_hooks,
+        )
+        metric = metric_fn(at_least_float32(run.model_output))
+        if metric.ndim:
+            check_metric(metric, len(run.model_output) if return_logits else 1)
+        run.zero_grad()
+        tracked = run.tracked()
+        if tracked and metric.requires_grad:
+            torch.autograd.backward(metric.sum(), inputs=tracked)
+    return AttributionGrads(metric, run.model_output, run.model_activations, run.sae_activations)
+
+
+def calculate_feature_attribution(
+    model: Any,
+    input: Any,
+    metric_fn: Metric,
+    track_hook_points: Sequence[str] | None = None,
+    include_saes: Mapping[str, Any] | None = None,
+    return_logits: bool = True,
+    include_error_term: bool = True,
+    extra_fwd_hooks: Sequence[FwdHook] | None = None,
+) -> Attribution:
+    """Attribute a metric to SAE latents and model activations: gradient times activation.
+
+    To first order, what the metric would lose if the latent were 0, with the sign turned. The method is that of
+    the Transformer Circuits update of March 2024 ("feature heads"), as in the code of the paper
+    (arXiv 2409.14507).
+
+    Args:
+        model: The language model.
+        input: A prompt, a list of prompts, or token ids `[prompts, tokens]`.
+        metric_fn: From logits (in float32 or better) or loss to one value a prompt, or one value in all.
+        track_hook_points: Hooks whose activations are attributed to as well.
+        include_saes: SAEs by hook name.
+        return_logits: Give the metric logits rather than the loss.
+        include_error_term: Add back what the SAEs do not reconstruct, so that the output is unchanged.
+        extra_fwd_hooks: Further `(hook name, function)` pairs.
+
+    Returns:
+        Attributions, activations and gradients by hook name.
+
+    Raises:
+        HookNotFoundError: An SAE, a tracked hook or an extra hook names no hook of the model.
+        ShapeError: The metric is neither one value a prompt nor one value.
+
+    Example:
+        >>> def example(model, sae, token):
+        ...     hook = "blocks.1.hook_resid_post"
+        ...     found = calculate_feature_attribution(
+        ...         model, " cat has the first letter:", lambda logits: logits[:, -1, token], include_saes={hook: sae}
+        ...     )
+        ...     return found.sae_feature_attributions[hook][0, -6].topk(5)
+    """
+    run = calculate_attribution_grads(
+        model,
+        input,
+        metric_fn,
+        track_hook_points,
+        include_saes=include_saes,
+        return_logits=return_logits,
+        include_error_term=include_error_term,
+        extra_fwd_hooks=extra_fwd_hooks,
+    )
+    model_grads = {name: _grad(activation) for name, activation in run.model_activations.items()}
+    model_activations = {name: act.detach().clone() for name, act in run.model_activations.items()}
+    latents = {name: cache.feature_acts for name, cache in run.sae_activations.items()}
+    sae_grads = {name: _grad(acts) for name, acts in latents.items()}
+    sae_activations = {name: acts.detach().clone() for name, acts in latents.items()}
+    errors = run.sae_activations if include_error_term else {}
+    return Attribution(
+        model_attributions={name: grad * model_activations[name] for name, grad in model_grads.items()},
+        model_activations=model_activations,
+        model_grads=model_grads,
+        sae_feature_attributions={name: grad * sae_activations[name] for name, grad in sae_grads.items()},
+        sae_feature_activations=sae_activations,
+        sae_feature_grads=sae_grads,
+        sae_error_grads={name: _grad(cache.sae_error) for name, cache in errors.items()},
+    )
+
+
+def at_least_float32(tensor: Tensor) -> Float[Tensor, "..."]:
+    """Raise half precision to float32 and leave float32 and float64 alone.
+
+    Args:
+        tensor: A floating-point tensor.
+
+    Returns:
+        The tensor in float32 or float64.
+
+    Example:
+        >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_metric(values: Tensor, count: int) -> Float[Tensor, " prompts"]:
+    """Insist that a metric gives one value a prompt.
+
+    Args:
+        values: What the metric returned.
+        count: Number of prompts it was given.
+
+    Returns:
+        The values; a bare number becomes a row of one.
+
+    Raises:
+        ShapeError: There is another number of values.
+
+    Example:
+        >>> check_metric(torch.tensor(2.0), 1)
+        tensor([2.])
+    """
+    if values.shape == () and count == 1:
+        return values[None]
+    if values.shape != (count,):
+        raise ShapeError(
+            "metric",
+            tuple(values.shape),
+            expected=f"one value a prompt, shape ({count},)",
+            remedy="Index or reduce over tokens and vocabulary only: `logits[:, -1, token]`.",
+        )
+    return values
+
+
+@contextmanager
+def frozen_parameters(module: object) -> Iterator[None]:
+    """Keep a module's parameters out of the autograd graph for the length of a `with` block.
+
+    Args:
+        module: A module; anything else is left alone.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> with frozen_parameters(layer):
+        ...     layer(torch.ones(2)).requires_grad
+        False
+    """
+    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _grad(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.detach().clone()
