@@ -101,9 +101,7 @@ def is_present(word: str, char_to_check: str, prefix: str = " ", return_binary: 
         (' True', ' 0')
     """
     if not char_to_check:
-        raise PromptError(
-            "char_to_check", char_to_check, expected="a character", remedy="Name the letter to look for."
-        )
+        raise PromptError("char_to_check", char_to_check, expected="a character", remedy="Name the letter to look for.")
     found = char_to_check in word
     return prefix + str(int(found) if return_binary else found)
 
@@ -289,9 +287,7 @@ def letter_from_end_formatter(
     )
 
 
-def _letters(
-    word: str, capitalize: bool, ignore_leading_space: bool, ignore_non_alpha_chars: bool
-) -> list[str]:
+def _letters(word: str, capitalize: bool, ignore_leading_space: bool, ignore_non_alpha_chars: bool) -> list[str]:
     text = word.strip() if ignore_leading_space else word
     letters = [c for c in text if c.isalpha()] if ignore_non_alpha_chars else list(text)
     if not letters:

@@ -107,9 +107,12 @@ class SpellingGrader:
             One grade a word, in order.
 
         Raises:
-            PromptError: If a prompt cannot be built, or the tokenizer merges a prompt's end with its answer.
+            PromptError: If a prompt cannot be built, the tokenizer merges a prompt's end with its answer, or
+                `batch_size` is below 1.
             ContextLengthError: If a prompt with its answer is longer than the model's context.
         """
+        if batch_size < 1:
+            raise PromptError("batch_size", batch_size, expected="1 or more", remedy="Use 1 if memory is short.")
         prompts = [
             create_icl_prompt(
                 word,
@@ -137,14 +140,9 @@ class SpellingGrader:
     ) -> list[SpellingGrade]:
         tokenizer = self.model.tokenizer
         prepend_bos = prepends_bos(self.model)
-        answered = [
-            SpellingPrompt(prompt.base + prompt.answer, "", prompt.word, prompt.word_end)
-            for prompt in prompts
-        ]
+        answered = [SpellingPrompt(prompt.base + prompt.answer, "", prompt.word, prompt.word_end) for prompt in prompts]
         bases = tokenize_prompts(tokenizer, prompts, prepend_bos=prepend_bos)
-        inputs = tokenize_prompts(
-            tokenizer, answered, prepend_bos=prepend_bos, max_length=self.model.cfg.n_ctx
-        )
+        inputs = tokenize_prompts(tokenizer, answered, prepend_bos=prepend_bos, max_length=self.model.cfg.n_ctx)
         device = next(iter(self.model.parameters())).device
         with self.model.hooks(fwd_hooks=list(fwd_hooks)) if fwd_hooks else nullcontext():
             logits = self.model(inputs.input_ids.to(device))

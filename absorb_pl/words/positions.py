@@ -42,7 +42,7 @@ class TokenizedPrompts:
         """Give the number of prompts."""
         return len(self.lengths)
 
-    def select(self, rows: Sequence[int] | slice | Tensor) -> "TokenizedPrompts":
+    def select(self, rows: Sequence[int] | Sequence[bool] | slice | Tensor) -> "TokenizedPrompts":
         """Take a subset of the prompts, in the order given, without padding that none of them needs.
 
         Args:
@@ -51,7 +51,9 @@ class TokenizedPrompts:
         Returns:
             The chosen prompts.
         """
-        index = rows if isinstance(rows, slice | Tensor) else torch.as_tensor(rows, dtype=torch.long)
+        index = rows
+        if not isinstance(rows, slice | Tensor):
+            index = torch.tensor(rows) if len(rows) else torch.zeros(0, dtype=torch.long)
         return TokenizedPrompts(
             self.input_ids[index], self.attention_mask[index], self.lengths[index], self.word_positions[index]
         ).trim()
@@ -125,10 +127,7 @@ def tokenize_prompts(
     ends = [_word_end(prompt) for prompt in prompts]
     ids = _encode(tokenizer, [prompt.base for prompt in prompts])
     upto = _encode(tokenizer, [prompt.base[:end] for prompt, end in zip(prompts, ends, strict=True)])
-    places = [
-        len(head) - 1 if head and row[: len(head)] == head else None
-        for row, head in zip(ids, upto, strict=True)
-    ]
+    places = [len(head) - 1 if head and row[: len(head)] == head else None for row, head in zip(ids, upto, strict=True)]
     merged = [i for i, place in enumerate(places) if place is None]
     if merged:
         found = _places_from_offsets(tokenizer, [prompts[i] for i in merged], [ends[i] for i in merged])
@@ -219,8 +218,8 @@ def _word_end(prompt: SpellingPrompt) -> int:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, truncation=False)
-    return encoded["input_ids"]
+    # `verbose=False`: lengths are checked against the model's context, not against what the tokenizer believes
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def _places_from_offsets(

@@ -65,9 +65,7 @@ class Task:
     def __post_init__(self) -> None:
         """Check that the fields fit together."""
         if not self.words:
-            raise VocabularyError(
-                "words", (), expected="at least one word", remedy="Give a longer word list."
-            )
+            raise VocabularyError("words", (), expected="at least one word", remedy="Give a longer word list.")
         word, times = Counter(self.words).most_common(1)[0]
         if times > 1:
             raise VocabularyError(
@@ -177,7 +175,7 @@ def first_letter_task(
         ids.
 
     Raises:
-        VocabularyError: If the vocabulary holds no such words.
+        VocabularyError: If the tokenizer knows no such words, or `vocabulary` is another word.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -187,6 +185,8 @@ def first_letter_task(
         >>> task.words, task.labels
         ((' cat', ' Dog'), (2, 3))
     """
+    if vocabulary not in ("alpha", "common"):
+        raise VocabularyError("vocabulary", vocabulary, expected="'alpha' or 'common'", remedy="Name one of the two.")
     if vocabulary == "common":
         words = get_common_word_tokens(tokenizer, only_start_of_word=only_start_of_word, threshold=threshold)
     else:
@@ -270,7 +270,8 @@ def answer_token_ids(
         One answer and one positive token a class.
 
     Raises:
-        LabelError: If two classes share a token, or a class's token is the unknown token.
+        LabelError: If two classes share a token, a class's token is the unknown token, or `positive_token` is
+            another word.
         PromptError: If the tokenizer merges the template's end with an answer.
 
     Example:
@@ -282,6 +283,10 @@ def answer_token_ids(
         >>> answer_token_ids(task, PreTrainedTokenizerFast(tokenizer_object=backend), "published")
         AnswerTokens(answers=tensor([2, 3]), positives=tensor([4, 5]))
     """
+    if positive_token not in ("answer", "published"):
+        raise LabelError(
+            "positive_token", positive_token, expected="'answer' or 'published'", remedy="Name one of the two."
+        )
     answers = _tokens_behind_template(task, tokenizer)
     _check_distinct(task.answers, answers, tokenizer)
     positives = answers
@@ -301,9 +306,7 @@ def _tokens_behind_template(task: Task, tokenizer: PreTrainedTokenizerBase) -> l
     base = create_icl_prompt(
         task.words[0], [], base_template=task.template, answer_formatter=task.answer_formatter
     ).base
-    encoded = tokenizer([base, *(base + answer for answer in task.answers)], add_special_tokens=False)[
-        "input_ids"
-    ]
+    encoded = tokenizer([base, *(base + answer for answer in task.answers)], add_special_tokens=False)["input_ids"]
     head = encoded[0]
     for answer, ids in zip(task.answers, encoded[1:], strict=True):
         if ids[: len(head)] != head or len(ids) == len(head):
@@ -319,9 +322,7 @@ def _tokens_behind_template(task: Task, tokenizer: PreTrainedTokenizerBase) -> l
 def _check_distinct(names: Sequence[str], tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
     times = Counter(tokens)
     shared = [
-        name
-        for name, token in zip(names, tokens, strict=True)
-        if times[token] > 1 or token == tokenizer.unk_token_id
+        name for name, token in zip(names, tokens, strict=True) if times[token] > 1 or token == tokenizer.unk_token_id
     ]
     if shared:
         raise LabelError(

@@ -94,3 +94,12 @@ def test_an_empty_answer_is_refused(golden, golden_words):
     subject = SpellingGrader(golden[0], golden_words[:3], answer_formatter=lambda _: "")
     with pytest.raises(PromptError, match="answer_formatter"):
         subject.grade_word(golden_words[9])
+
+
+def test_a_batch_size_below_one_is_refused(golden, golden_words):
+    with pytest.raises(PromptError, match="batch_size"):
+        grader(golden[0], golden_words[:3]).grade_words(golden_words[5:7], batch_size=0)
+
+
+def test_no_words_have_no_grades(golden, golden_words):
+    assert grader(golden[0], golden_words[:3]).grade_words([], show_progress=False) == []

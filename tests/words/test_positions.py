@@ -147,7 +147,9 @@ def test_padding_and_lengths(sentencepiece):
         assert tokenized.word_positions[row] == alone.word_positions[0]
 
 
-@pytest.mark.parametrize("rows", [[2, 0], slice(0, 3, 2), torch.tensor([True, False, True]), torch.tensor([0])])
+@pytest.mark.parametrize(
+    "rows", [[2, 0], [True, False, True], slice(0, 3, 2), torch.tensor([True, False, True]), torch.tensor([0])]
+)
 def test_selected_rows_lose_padding_they_do_not_need(rows):
     lengths = torch.tensor([2, 4, 3])
     mask = torch.arange(4) < lengths[:, None]
