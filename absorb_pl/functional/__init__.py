@@ -13,8 +13,16 @@ from absorb_pl.functional.absorption import (
 )
 from absorb_pl.functional.answer_metric import letter_metric
 from absorb_pl.functional.bootstrap import bootstrap_interval, bootstrap_replicates, zero_count_bound
-from absorb_pl.functional.k_sparse import DEFAULT_KS, KSparseSolution, check_ks, rank_latents, solve_k_sparse
+from absorb_pl.functional.k_sparse import (
+    DEFAULT_KS,
+    KSparseSolution,
+    check_ks,
+    k_sparse_logits,
+    rank_latents,
+    solve_k_sparse,
+)
 from absorb_pl.functional.latents import LATENT_DECISION_THRESHOLD, latent_scores, top_latents_by_encoder
+from absorb_pl.functional.linear_optimum import minimise_probe_loss
 from absorb_pl.functional.logistic import (
     balanced_row_weights,
     newton_logistic,
@@ -56,12 +64,14 @@ __all__ = [
     "check_ks",
     "cosine_similarity_matrix",
     "fold_decoder_norms",
+    "k_sparse_logits",
     "l1_penalty",
     "latent_scores",
     "learnable_classes",
     "letter_metric",
     "letter_rate",
     "main_latents",
+    "minimise_probe_loss",
     "most_negative_latents",
     "newton_logistic",
     "optimal_f1_threshold",

@@ -1,1 +1,33 @@
-"""."""
+"""The probes: LightningModules that train, and the paper's functions that train them in one call."""
+
+from absorb_pl.probes.base import MISSING_LOGIT, OneVsRestModule
+from absorb_pl.probes.fitting import fit_probe
+from absorb_pl.probes.k_sparse import KSparseProbe
+from absorb_pl.probes.latents import encode_latents
+from absorb_pl.probes.linear import LinearProbe
+from absorb_pl.probes.metrics import ProbeMetrics
+from absorb_pl.probes.rows import TensorBatches, training_batches
+from absorb_pl.probes.training import (
+    SparseProbe,
+    train_binary_probe,
+    train_k_sparse_probes,
+    train_multi_probe,
+    train_sparse_multi_probe,
+)
+
+__all__ = [
+    "MISSING_LOGIT",
+    "KSparseProbe",
+    "LinearProbe",
+    "OneVsRestModule",
+    "ProbeMetrics",
+    "SparseProbe",
+    "TensorBatches",
+    "encode_latents",
+    "fit_probe",
+    "train_binary_probe",
+    "train_k_sparse_probes",
+    "train_multi_probe",
+    "train_sparse_multi_probe",
+    "training_batches",
+]

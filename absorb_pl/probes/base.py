@@ -1,0 +1,261 @@
+"""What the probes share: one-vs-rest loss, class counts, optimiser, and a last step at the end of the fit."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Bool, Float
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from absorb_pl.errors import AbsorbError, ShapeError
+from absorb_pl.functional import l1_penalty, learnable_classes, positive_weights, probe_loss, require_finite
+from absorb_pl.probes.rows import training_batches
+
+OptimizerName = Literal["Adam", "SGD", "AdamW"]
+Batch = dict[str, Tensor]
+
+# The logit of classes without training words: finite, and negative enough never to be a positive prediction.
+MISSING_LOGIT = -100.0
+
+
+class OneVsRestModule(LightningModule):
+    """A linear layer trained one-vs-rest, with whatever the subclass feeds it and does at the end.
+
+    The recipe is that of the published `train_multi_probe`: class-weighted binary cross-entropy, an optimiser
+    with weight decay, the learning rate decaying exponentially from `lr` to `end_lr` by epoch. The layer
+    starts from zero: the objective is convex, and the result then depends on no seed but the batches'.
+
+    Attributes:
+        fc: The linear layer.
+        class_mask: Which classes have both positive and negative training rows; the others are left out of
+            the loss and get the logit `MISSING_LOGIT`.
+        pos_weight: Weight of positive rows of each class.
+
+    Args:
+        input_dim: Width of the layer's input.
+        num_outputs: Number of classes.
+        lr: Learning rate of the first epoch.
+        end_lr: Learning rate after the last epoch.
+        weight_decay: Weight decay of the optimiser.
+        l1_decay: Factor of the mean over classes of `Σ|w|` in the loss.
+        optimizer: Name of the optimiser.
+        class_names: Names of the classes, for errors and results; their numbers if not given.
+    """
+
+    pos_weight: Tensor
+    class_mask: Tensor
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_outputs: int,
+        lr: float,
+        end_lr: float,
+        weight_decay: float,
+        l1_decay: float,
+        optimizer: OptimizerName,
+        class_names: Sequence[str] | None,
+    ) -> None:
+        super().__init__()
+        if class_names is not None and len(class_names) != num_outputs:
+            raise ShapeError(
+                "class_names", len(class_names), expected=f"{num_outputs} names", remedy="Name every output."
+            )
+        self.lr, self.end_lr, self.weight_decay, self.l1_decay = lr, end_lr, weight_decay, l1_decay
+        self.optimizer_name: OptimizerName = optimizer
+        self.class_names = [str(name) for name in (class_names or range(num_outputs))]
+        self.fc = nn.Linear(input_dim, num_outputs)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+        self.register_buffer("pos_weight", torch.ones(num_outputs))
+        self.register_buffer("class_mask", torch.ones(num_outputs, dtype=torch.bool))
+        self.metrics = nn.ModuleDict()
+        self._counted = self._weights_given = self._finished = False
+
+    @property
+    def missing_classes(self) -> list[str]:
+        """Classes without positive (or without negative) training rows, which were left out."""
+        return [self.class_names[i] for i in (~self.class_mask).nonzero().flatten().tolist()]
+
+    def set_class_counts(self, positives: Tensor, rows: int) -> None:
+        """Set the classes' weights from the training labels.
+
+        Args:
+            positives: Number of positive rows of each class, `[classes]`.
+            rows: Number of rows.
+
+        Raises:
+            ShapeError: There is another number of classes.
+            LabelError: No class has both positive and negative rows.
+        """
+        if positives.shape != self.class_mask.shape:
+            raise ShapeError(
+                "positives",
+                tuple(positives.shape),
+                expected=f"{len(self.class_mask)} classes",
+                remedy="Set `num_outputs` to the task's number of classes.",
+            )
+        self.class_mask.copy_(learnable_classes(positives, rows))
+        if not self._weights_given:
+            self.pos_weight.copy_(positive_weights(positives, rows))
+        self._counted = True
+
+    def setup(self, stage: str) -> None:
+        """Take the training labels' counts from the datamodule's `class_counts()` before a fit."""
+        self._counted = self._finished = False
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and hasattr(data, "class_counts"):
+            self.set_class_counts(*data.class_counts())
+
+    def on_train_start(self) -> None:
+        """Count the training labels row by row where no datamodule does."""
+        if self._counted:
+            return
+        positives, rows = torch.zeros(len(self.class_mask)), 0
+        for batch in training_batches(self.trainer):
+            positives += batch["y"].sum(dim=0).cpu()
+            rows += len(batch["y"])
+        self.set_class_counts(positives, rows)
+
+    def inputs(self, x: Float[Tensor, "rows d_model"]) -> Tensor:
+        """Turn residual activations into the layer's input.
+
+        Args:
+            x: Residual activations.
+
+        Returns:
+            Input of `fc`.
+        """
+        return x
+
+    def logits(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows classes"]:
+        """Logits of the linear layer, `MISSING_LOGIT` for classes left out.
+
+        Args:
+            x: Residual activations.
+
+        Returns:
+            One logit a class.
+        """
+        return self.fc(self.inputs(x).to(self.fc.weight.dtype)).masked_fill(~self.class_mask, MISSING_LOGIT)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """`l1_decay` times the mean over classes of `Σ|w|`.
+
+        Returns:
+            A scalar.
+        """
+        return self.l1_decay * l1_penalty(self.fc.weight, self.class_mask)
+
+    def finish(self) -> None:
+        """Do what is to be done once after the last epoch, before the last checkpoint is written."""
+
+    def _shared_step(self, batch: Batch, stage: str) -> Tensor:
+        x, y = batch["x"], batch["y"]
+        require_finite(x=x)
+        if y.shape[1:] != self.class_mask.shape:
+            raise ShapeError(
+                "y",
+                tuple(y.shape),
+                expected=f"{len(self.class_mask)} columns",
+                remedy="Set `num_outputs` to the task's number of classes.",
+            )
+        logits = self.logits(x)
+        loss = probe_loss(logits, y, self.pos_weight, self.class_mask)
+        if self.l1_decay:
+            loss = loss + self.penalty()
+        self.log(f"{stage}/loss", loss, batch_size=len(x), on_step=False, on_epoch=True, sync_dist=True)
+        if f"{stage}_metrics" in self.metrics:
+            self.metric(stage).update(logits[:, None], y.bool(), batch["index"])
+        return loss
+
+    def metric(self, stage: str) -> MetricCollection:
+        """The metrics of a stage.
+
+        Args:
+            stage: `train`, `val` or `test`.
+
+        Returns:
+            The stage's collection.
+        """
+        return cast(MetricCollection, self.metrics[f"{stage}_metrics"])
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Loss of a batch; with the epoch's last batch, its metrics."""
+        loss = self._shared_step(batch, "train")
+        if self.trainer.is_last_batch:
+            self._log_metrics("train")
+        return loss
+
+    def validation_step(self, batch: Batch) -> None:
+        """Loss and metrics of a batch."""
+        self._shared_step(batch, "val")
+
+    def test_step(self, batch: Batch) -> None:
+        """Loss and metrics of a batch."""
+        self._shared_step(batch, "test")
+
+    def _log_metrics(self, stage: str) -> None:
+        if f"{stage}_metrics" in self.metrics:
+            metric = self.metric(stage)
+            if all(part.update_called for part in metric.values()):
+                values = {name: value.float() for name, value in metric.compute().items()}
+                self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+            metric.reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Finish after the last epoch."""
+        if self.trainer.current_epoch + 1 == self.trainer.max_epochs:
+            self._finish_once()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics("test")
+
+    def on_train_end(self) -> None:
+        """Finish a fit that stopped before its last epoch."""
+        self._finish_once()
+
+    def _finish_once(self) -> None:
+        if not self._finished:
+            self.finish()
+            with torch.no_grad():
+                self.fc.weight[~self.class_mask] = 0.0
+                self.fc.bias[~self.class_mask] = MISSING_LOGIT
+            self._finished = True
+
+    def all_training_rows(self) -> tuple[Float[Tensor, "rows d_model"], Bool[Tensor, "rows classes"]]:
+        """Collect the training rows, each once, in the dataset's order.
+
+        Returns:
+            Activations and labels, on the CPU.
+        """
+        parts = [(batch["x"].cpu(), batch["y"].bool().cpu()) for batch in training_batches(self.trainer)]
+        return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+    def configure_optimizers(self) -> Any:
+        """The named optimiser with exponential decay from `lr` to `end_lr` over the Trainer's epochs.
+
+        Raises:
+            AbsorbError: The Trainer has no number of epochs.
+        """
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise AbsorbError(
+                "max_epochs",
+                epochs,
+                expected="a number of epochs, over which the learning rate decays",
+                remedy="Pass `max_epochs` to the Trainer (50 in the paper).",
+            )
+        kinds = {"Adam": torch.optim.Adam, "SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
+        kind = kinds[self.optimizer_name]
+        optimizer = kind(self.fc.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        gamma = (self.end_lr / self.lr) ** (1 / epochs)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}

@@ -1,0 +1,102 @@
+"""Fit a probe on tensors with a quiet Trainer of its own, and keep its training curve."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Num
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+from typing_extensions import override
+
+from absorb_pl.probes.base import OneVsRestModule
+from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE, TensorBatches
+
+
+class _Curve(Callback):
+    """Keeps what a module logs, a row an epoch."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows.append({"epoch": trainer.current_epoch, **figures})
+
+
+def fit_probe(
+    probe: OneVsRestModule,
+    x: Float[Tensor, "rows features"],
+    y: Num[Tensor, "rows classes"],
+    max_epochs: int = 50,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    device: torch.device | str = "cpu",
+    *,
+    show_progress: bool = False,
+    verbose: bool = False,
+) -> pd.DataFrame:
+    """Fit a probe on one device; it is in evaluation mode afterwards.
+
+    May be called inside a step of another Trainer.
+
+    Args:
+        probe: The probe.
+        x: What its batches hold as `x`.
+        y: One-hot or multi-hot labels.
+        max_epochs: Epochs.
+        batch_size: Rows a step.
+        device: Where to train.
+        show_progress: Show a progress bar.
+        verbose: Show Lightning's messages.
+
+    Returns:
+        The training curve: `epoch` and what the probe logs.
+
+    Example:
+        >>> from absorb_pl.probes import LinearProbe
+        >>> x = torch.eye(2).repeat(8, 1)
+        >>> list(fit_probe(LinearProbe(2, 2), x, x, max_epochs=1).columns)
+        ['epoch', 'train/loss', 'train/f1']
+    """
+    target = torch.device(device)
+    rows = TensorBatches(x.detach().to(target, torch.float32), y.to(target, torch.float32))
+    curve = _Curve()
+    with _quiet(verbose):
+        trainer = Trainer(
+            strategy=SingleDeviceStrategy(device=target),
+            accelerator="gpu" if target.type == "cuda" else target.type,
+            max_epochs=max_epochs,
+            callbacks=[curve],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=show_progress,
+        )
+        trainer.fit(probe, rows.loader(batch_size, shuffle=len(x) > batch_size))
+    probe.to(target).eval()
+    return pd.DataFrame(curve.rows)
+
+
+@contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Silence Lightning's messages and hints for a small inner fit."""
+    if verbose:
+        yield
+        return
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

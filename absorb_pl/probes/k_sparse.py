@@ -1,0 +1,227 @@
+"""The k-sparse probe: how well a class's k best SAE latents tell the class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchmetrics import MetricCollection
+
+from absorb_pl.errors import AbsorbError, SaeNotFoundError
+from absorb_pl.functional import DEFAULT_KS, check_ks, rank_latents, require_finite, solve_k_sparse
+from absorb_pl.models import load_sae
+from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
+from absorb_pl.probes.latents import chunks_for, encode_latents
+from absorb_pl.probes.metrics import ProbeMetrics
+from absorb_pl.probes.rows import training_batches
+
+
+class KSparseProbe(OneVsRestModule):
+    """Logistic regressions on the k best SAE latents of each class, for many k.
+
+    Source: arXiv 2409.14507, section 4.1, and the published `train_k_sparse_probes`. A fit trains an
+        L1-regularised
+    one-vs-rest probe on all latents; at its end each class's latents are ranked by signed weight and the
+    logistic regression (C = 1, balanced classes) on the first k is solved to its optimum for every class and
+    k. The solved probes are buffers, so a checkpoint holds all that `test` needs.
+
+    Attributes:
+        latent_ids: Each class's latents, best first, `[classes, max(ks)]`.
+        weight: Coefficients, `[ks, classes, max(ks)]`; zero from rank k on.
+        bias: Intercepts, `[ks, classes]`; `MISSING_LOGIT` for classes without training words.
+        ks: Numbers of latents, ascending.
+
+    Args:
+        sae: Name for `load_sae`, or a module with `encode` and `W_dec`. The SAE is never part of the
+            checkpoint: a name is kept there and loaded again, a module has to be given to
+            `load_from_checkpoint` again.
+        num_outputs: Number of classes.
+        ks: Numbers of latents.
+        l1_decay: Factor of the L1 penalty in the ranking probe's loss.
+        l2: Strength of the penalty in the logistic regressions, `1/C`.
+        lr: Learning rate of the first epoch.
+        end_lr: Learning rate after the last epoch.
+        weight_decay: Weight decay of the ranking probe.
+        optimizer: Optimiser of the ranking probe.
+        class_names: Names of the classes.
+
+    Raises:
+        SaeNotFoundError: There is no SAE, or the module given is none.
+        ShapeError: A k is above the SAE's width.
+
+    Example:
+        >>> class Identity(torch.nn.Module):
+        ...     W_dec = torch.eye(3)
+        ...     def encode(self, x):
+        ...         return x.relu()
+        >>> probe = KSparseProbe(Identity(), num_outputs=2, ks=[1, 2])
+        >>> probe.scores(torch.zeros(5, 3)).shape
+        torch.Size([5, 2, 2])
+    """
+
+    latent_ids: Tensor
+    weight: Tensor
+    bias: Tensor
+    solved: Tensor
+
+    def __init__(
+        self,
+        sae: Any = None,
+        num_outputs: int = 26,
+        ks: Sequence[int] = DEFAULT_KS,
+        l1_decay: float = 0.01,
+        l2: float = 1.0,
+        lr: float = 1e-2,
+        end_lr: float = 1e-5,
+        weight_decay: float = 1e-6,
+        optimizer: OptimizerName = "Adam",
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        module = _resolve_sae(sae)
+        num_latents = module.W_dec.shape[0]
+        super().__init__(num_latents, num_outputs, lr, end_lr, weight_decay, l1_decay, optimizer, class_names)
+        ks, class_names = list(check_ks(ks, num_latents)), None if class_names is None else list(class_names)
+        sae = sae if isinstance(sae, str) else None
+        self.save_hyperparameters()
+        # A tuple hides the SAE from the module tree, and so its weights from checkpoints and optimisers.
+        self._sae = (module,)
+        self.ks = tuple(ks)
+        self.l2 = l2
+        self.register_buffer("latent_ids", torch.zeros(num_outputs, self.ks[-1], dtype=torch.long))
+        self.register_buffer("weight", torch.zeros(len(self.ks), num_outputs, self.ks[-1]))
+        self.register_buffer("bias", torch.full((len(self.ks), num_outputs), MISSING_LOGIT))
+        self.register_buffer("solved", torch.tensor(False))
+        by_k = ProbeMetrics([f"_k{k}" for k in self.ks], ["f1"])
+        self.metrics["test_metrics"] = MetricCollection([by_k], prefix="test/")
+
+    @property
+    def sae(self) -> Any:
+        """The SAE whose latents are probed."""
+        return self._sae[0]
+
+    def setup(self, stage: str) -> None:
+        """Move the SAE to the probe's device."""
+        super().setup(stage)
+        if isinstance(self.sae, nn.Module):
+            self.sae.to(self.device)
+
+    def inputs(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows latents"]:
+        """Latent activations.
+
+        Args:
+            x: Residual activations.
+
+        Returns:
+            What the SAE encodes, in float32.
+        """
+        with torch.no_grad():
+            return self.sae.encode(x).float()
+
+    def logits(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows classes"]:
+        """Logits of the L1-regularised ranking probe.
+
+        Wide SAEs are encoded in chunks, and again in the backward pass rather than kept.
+
+        Args:
+            x: Residual activations.
+
+        Returns:
+            One logit a class.
+        """
+        parts, whole = chunks_for(x, self.fc.in_features), super().logits
+        if len(parts) == 1:
+            return whole(x)
+        if not torch.is_grad_enabled():
+            return torch.cat([whole(part) for part in parts])
+        return torch.cat([checkpoint(whole, part, use_reentrant=False) for part in parts])
+
+    def scores(self, latents: Float[Tensor, "rows latents"]) -> Float[Tensor, "rows ks classes"]:
+        """Logits of the k-sparse probes.
+
+        Args:
+            latents: Latent activations.
+
+        Returns:
+            Above zero where the first k latents tell the class.
+        """
+        chosen = latents[:, self.latent_ids.flatten()].unflatten(1, self.latent_ids.shape)
+        return torch.einsum("rcn,kcn->rkc", chosen.to(self.weight.dtype), self.weight) + self.bias
+
+    def forward(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows ks classes"]:
+        """Logits of the k-sparse probes on residual activations.
+
+        Args:
+            x: Residual activations.
+
+        Returns:
+            See `scores`.
+
+        Raises:
+            AbsorbError: The probe has not been fitted.
+        """
+        if not bool(self.solved):
+            raise AbsorbError(
+                "ckpt_path",
+                "a k-sparse probe without solutions",
+                expected="a checkpoint written at the end of a fit",
+                remedy="Fit it to its last epoch, or use the checkpoint of the last epoch.",
+            )
+        return torch.cat([self.scores(self.inputs(part)) for part in chunks_for(x, self.fc.in_features)])
+
+    def test_step(self, batch: Batch) -> None:
+        """F1 of the solved probes for each k."""
+        require_finite(x=batch["x"])
+        self.metric("test").update(self(batch["x"]), batch["y"].bool(), batch["index"])
+
+    def predict_step(self, batch: Batch) -> Batch:
+        """Logits of the k-sparse probes with their row numbers."""
+        return {"index": batch["index"], "logits": self(batch["x"])}
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Rank the latents and solve the k-sparse probes on all training rows."""
+        kept = self.class_mask
+        ids = rank_latents(self.fc.weight, self.ks[-1])
+        chosen, labels = [], []
+        for batch in training_batches(self.trainer):
+            chosen.append(encode_latents(self.sae, batch["x"], ids[kept].flatten()))
+            labels.append(batch["y"].bool().to(ids.device))
+        activations = torch.cat(chosen).unflatten(1, (-1, ids.shape[1])).transpose(0, 1)
+        self.solve(activations, torch.cat(labels)[:, kept], ids)
+
+    def solve(
+        self,
+        activations: Float[Tensor, "kept rows ranks"],
+        y: Tensor,
+        latent_ids: Tensor,
+    ) -> None:
+        """Solve all classes and ks and keep the solutions.
+
+        Args:
+            activations: Activations of the ranked latents of each class that is not missing.
+            y: Labels of these classes, `[rows, kept]`.
+            latent_ids: Ranked latents of all classes, `[classes, ranks]`.
+        """
+        solver = activations if activations.device.type in ("cpu", "cuda") else activations.cpu()
+        solution = solve_k_sparse(solver, y.to(solver.device), self.ks, l2=self.l2)
+        self.latent_ids.copy_(latent_ids)
+        self.weight.zero_()
+        self.bias.fill_(MISSING_LOGIT)
+        self.weight[:, self.class_mask] = solution.weight.to(self.weight)
+        self.bias[:, self.class_mask] = solution.bias.to(self.bias)
+        self.solved.fill_(True)
+
+
+def _resolve_sae(sae: Any) -> Any:
+    if isinstance(sae, str):
+        return load_sae(sae)
+    if not all(hasattr(sae, name) for name in ("encode", "W_dec")):
+        raise SaeNotFoundError(
+            "sae",
+            None if sae is None else type(sae).__name__,
+            expected="the name of an SAE, or a module with `encode` and `W_dec`",
+            remedy="Pass `sae=`; a checkpoint holds an SAE's name, but not an SAE given as a module.",
+        )
+    return sae

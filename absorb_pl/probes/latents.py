@@ -1,0 +1,86 @@
+"""Latent activations of many rows, encoded in chunks so that wide SAEs fit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from absorb_pl.functional import SaeStatistics
+
+_CHUNK_VALUES = 2**27
+
+
+def chunks_for(x: Float[Tensor, "rows d_model"], num_latents: int) -> tuple[Tensor, ...]:
+    """Cut rows so that the latents of one chunk are at most 2²⁷ values (512 MB in float32).
+
+    Args:
+        x: Residual activations.
+        num_latents: Width of the SAE.
+
+    Returns:
+        Consecutive rows.
+
+    Example:
+        >>> [len(part) for part in chunks_for(torch.zeros(5, 2), num_latents=2**26)]
+        [2, 2, 1]
+    """
+    return x.split(max(1, _CHUNK_VALUES // num_latents))
+
+
+def sae_device(sae: Any, default: torch.device) -> torch.device:
+    """Device of an SAE's decoder, or `default` for an SAE that keeps none there.
+
+    Args:
+        sae: The SAE.
+        default: Device to fall back to.
+
+    Returns:
+        A device.
+
+    Example:
+        >>> sae_device(object(), torch.device("cpu"))
+        device(type='cpu')
+    """
+    decoder = getattr(sae, "W_dec", None)
+    return decoder.device if isinstance(decoder, Tensor) else default
+
+
+@torch.no_grad()
+def encode_latents(
+    sae: Any,
+    x: Float[Tensor, "rows d_model"],
+    latent_ids: Int[Tensor, " chosen"],
+    statistics: SaeStatistics | None = None,
+) -> Float[Tensor, "rows chosen"]:
+    """Encode rows and keep chosen latents.
+
+    Args:
+        sae: A module with `encode` (and `decode`, for statistics).
+        x: Residual activations.
+        latent_ids: Latents to keep.
+        statistics: Statistics to add the rows to.
+
+    Returns:
+        Activations in float32, on the device of `latent_ids`.
+
+    Example:
+        >>> class Identity(torch.nn.Module):
+        ...     def encode(self, x):
+        ...         return x.relu()
+        >>> encode_latents(Identity(), torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([2, 0]))
+        tensor([[3., 1.]])
+    """
+    return torch.cat(list(_encoded(sae, x, latent_ids, statistics)))
+
+
+def _encoded(sae: Any, x: Tensor, latent_ids: Tensor, statistics: SaeStatistics | None) -> Iterator[Tensor]:
+    device = sae_device(sae, x.device)
+    width = int(sae.W_dec.shape[0]) if hasattr(sae, "W_dec") else x.shape[1]
+    for part in chunks_for(x, width):
+        part = part.to(device)
+        latents = sae.encode(part)
+        if statistics is not None:
+            statistics.update(part, latents.float(), sae.decode(latents).float())
+        yield latents[:, latent_ids.to(device)].float().to(latent_ids.device)
