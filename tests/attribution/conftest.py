@@ -51,6 +51,11 @@ class Case:
         letter = ord(self.case["metric_letter"]) - ord("A")
         return self.letter_margin(logits[:, -1], torch.full((len(logits),), letter))
 
+    def cast(self, dtype: torch.dtype) -> None:
+        self.model.original_model.to(dtype)
+        for sae in self.saes.values():
+            sae.to(dtype=dtype)
+
     def hook(self, sae_name: str) -> str:
         return self.case["hooks"][sae_name[-1]]
 
@@ -78,6 +83,14 @@ def load_case(folder: Path) -> Case:
 @pytest.fixture(scope="session", params=["gpt2-micro", "gemma2-micro"])
 def case(request: pytest.FixtureRequest, golden: Path) -> Case:
     return load_case(golden / request.param)
+
+
+@pytest.fixture
+def double_gpt2(golden: Path) -> Case:
+    """The GPT-2 case in float64 throughout (Gemma's norms compute in float32 whatever the model's type)."""
+    case = load_case(golden / "gpt2-micro")
+    case.cast(torch.float64)
+    return case
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoModelForCausalLM,
@@ -108,13 +109,9 @@ def mixed_prompts(prompts_of: Any) -> TokenizedPrompts:
 
 @pytest.fixture
 def double_case(case: Any):
-    case.model.original_model.double()
-    for sae in case.saes.values():
-        sae.to(dtype=torch.float64)
+    case.cast(torch.float64)
     yield case
-    case.model.original_model.float()
-    for sae in case.saes.values():
-        sae.to(dtype=torch.float32)
+    case.cast(torch.float32)
 
 
 def assert_scores_close(found: WordScores, row: int, latents: list[int], expected: Tensor, sae: Any) -> None:
@@ -400,3 +397,29 @@ class TestOnOneModel:
             word_ablations(family, TinySae(), mixed_prompts, margin, [80], hook_name=HOOK)
         with pytest.raises(HookNotFoundError, match=r"cfg\.metadata\.hook_name"):
             word_ablations(family, SimpleNamespace(W_dec=0, encode=0, decode=0), mixed_prompts, margin)
+
+
+def test_a_hooked_transformer_takes_whole_sequences(prompts_of: Any):
+    shape = {"n_layers": 2, "d_model": 32, "n_ctx": 64, "d_head": 8, "d_vocab": 296, "act_fn": "gelu"}
+    model = HookedTransformer(HookedTransformerConfig(**shape, seed=0, init_weights=True, initializer_range=0.2))
+    ids = torch.arange(2, 14)
+    prompts = prompts_of([ids], [4])
+    assert compute_prefix(model, prompts, [HOOK]).engine == "whole"
+    sae = TinySae()
+    found = word_ablations(model, sae, prompts, margin, hook_name=HOOK)
+    clean = model.run_with_cache(ids[None])[1][HOOK]
+    acts = sae.encode(clean[0, 4])
+    assert found.latents.tolist() == acts.nonzero().flatten().tolist()
+    latent = int(found.latents[found.scores.abs().argmax()])
+
+    def remove(value, **_):
+        value = value.clone()
+        value[:, 4] -= acts[latent] * sae.W_dec[latent]
+        return value
+
+    rows = torch.tensor([0])
+    without = margin(model.run_with_hooks(ids[None], fwd_hooks=[(HOOK, remove)])[:, -1], rows)
+    change = (without - margin(model(ids[None])[:, -1], rows)).item()
+    assert found.scores.abs().max().item() == pytest.approx(abs(change), rel=1e-4)
+    scores = word_integrated_gradients(model, sae, prompts, margin, hook_name=HOOK)
+    assert scores.scores[0, latent].item() == pytest.approx(change, rel=0.5)
