@@ -85,7 +85,7 @@ def solve_k_sparse(
     *,
     l2: float = 1.0,
     balanced: bool = True,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-6,
 ) -> KSparseSolution:
     """Fit the logistic regression of every class and k on the class's first k latents.
 
@@ -132,6 +132,28 @@ def solve_k_sparse(
             weight[i, part, : theta.shape[1] - 1] = theta[:, :-1]
             bias[i, part] = theta[:, -1]
     return KSparseSolution(weight, bias)
+
+
+def k_sparse_logits(
+    activations: Float[Tensor, "rows classes ranks"],
+    weight: Float[Tensor, "ks classes ranks"],
+    bias: Float[Tensor, "ks classes"],
+) -> Float[Tensor, "rows ks classes"]:
+    """Logits of the k-sparse probes of all classes and ks, as one product.
+
+    Args:
+        activations: Activations of each class's ranked latents.
+        weight: Coefficients, zero from rank k on.
+        bias: Intercepts.
+
+    Returns:
+        Above zero where the first k latents tell the class.
+
+    Example:
+        >>> k_sparse_logits(torch.ones(1, 1, 2), torch.tensor([[[2.0, 0.0]]]), torch.tensor([[-1.0]]))
+        tensor([[[1.]]])
+    """
+    return torch.einsum("rcn,kcn->rkc", activations.to(weight.dtype), weight) + bias
 
 
 def _solve_classes(

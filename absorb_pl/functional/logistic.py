@@ -41,7 +41,7 @@ def solve_logistic_regressions(
     *,
     l2: float = 1.0,
     balanced: bool = True,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-6,
     max_iterations: int = 200,
 ) -> tuple[Float[Tensor, "problems features"], Float[Tensor, " problems"]]:
     """Solve independent L2-regularised logistic regressions to their optimum.
@@ -58,8 +58,8 @@ def solve_logistic_regressions(
         y: Labels.
         l2: Strength of the penalty, `1/C`; above zero.
         balanced: Weight the rows so that both classes count the same.
-        tolerance: Largest Newton decrement `√(gᵀH⁻¹g)` at the solution; bounds the error of the weights by
-            `tolerance / √l2`.
+        tolerance: Largest Newton decrement `√(gᵀH⁻¹g)` before the last step. It bounds the error of the weights
+            before that step by `tolerance / √l2`; the step about squares it.
         max_iterations: Newton steps after which to give up.
 
     Returns:
@@ -79,9 +79,7 @@ def solve_logistic_regressions(
     require_finite(x=x)
     require_two_sided("y", y.sum(dim=1), y.shape[1])
     row_weight = balanced_row_weights(y) if balanced else torch.ones_like(y, dtype=torch.float64)
-    theta = newton_logistic(
-        x.double(), y, row_weight, l2=l2, tolerance=tolerance, max_iterations=max_iterations
-    )
+    theta = newton_logistic(x.double(), y, row_weight, l2=l2, tolerance=tolerance, max_iterations=max_iterations)
     return theta[:, :-1], theta[:, -1]
 
 
@@ -92,7 +90,7 @@ def newton_logistic(
     *,
     l2: float,
     start: Float[Tensor, "problems features_and_bias"] | None = None,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-6,
     max_iterations: int = 200,
 ) -> Float[Tensor, "problems features_and_bias"]:
     """Minimise weighted L2-regularised logistic losses from a given start.
@@ -106,7 +104,7 @@ def newton_logistic(
         row_weight: Weight of each row.
         l2: Strength of the penalty on all but the last coefficient.
         start: Coefficients with the intercept last; zeros if not given.
-        tolerance: Largest Newton decrement at the solution.
+        tolerance: Largest Newton decrement before the last step.
         max_iterations: Newton steps after which to give up.
 
     Returns:

@@ -1,7 +1,7 @@
 """The probes: LightningModules that train, and the paper's functions that train them in one call."""
 
 from absorb_pl.probes.base import MISSING_LOGIT, OneVsRestModule
-from absorb_pl.probes.fitting import fit_probe
+from absorb_pl.probes.fitting import fit_probe, quiet_lightning
 from absorb_pl.probes.k_sparse import KSparseProbe
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.linear import LinearProbe
@@ -25,6 +25,7 @@ __all__ = [
     "TensorBatches",
     "encode_latents",
     "fit_probe",
+    "quiet_lightning",
     "train_binary_probe",
     "train_k_sparse_probes",
     "train_multi_probe",

@@ -113,11 +113,8 @@ class OneVsRestModule(LightningModule):
         """Count the training labels row by row where no datamodule does."""
         if self._counted:
             return
-        positives, rows = torch.zeros(len(self.class_mask)), 0
-        for batch in training_batches(self.trainer):
-            positives += batch["y"].sum(dim=0).cpu()
-            rows += len(batch["y"])
-        self.set_class_counts(positives, rows)
+        y = torch.cat([batch["y"].cpu() for batch in training_batches(self.trainer)])
+        self.set_class_counts(y.sum(dim=0), len(y))
 
     def inputs(self, x: Float[Tensor, "rows d_model"]) -> Tensor:
         """Turn residual activations into the layer's input.

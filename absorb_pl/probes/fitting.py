@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pandas as pd
@@ -67,7 +67,7 @@ def fit_probe(
     target = torch.device(device)
     rows = TensorBatches(x.detach().to(target, torch.float32), y.to(target, torch.float32))
     curve = _Curve()
-    with _quiet(verbose):
+    with nullcontext() if verbose else quiet_lightning():
         trainer = Trainer(
             strategy=SingleDeviceStrategy(device=target),
             accelerator="gpu" if target.type == "cuda" else target.type,
@@ -84,11 +84,14 @@ def fit_probe(
 
 
 @contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Silence Lightning's messages and hints for a small inner fit."""
-    if verbose:
-        yield
-        return
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's messages and hints for a while; errors still show.
+
+    Example:
+        >>> with quiet_lightning():
+        ...     logging.getLogger("lightning.pytorch").level == logging.ERROR
+        True
+    """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     try:
