@@ -8,7 +8,6 @@ from absorb_pl.data.activation_cache import (
 )
 from absorb_pl.data.activation_datamodule import ActivationDataModule, ensure_activations
 from absorb_pl.data.artifacts import (
-    artifact_path,
     identity_key,
     open_artifact,
     write_artifact,
@@ -19,7 +18,7 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule, prompt_data_of
 from absorb_pl.data.residuals import read_residuals
 from absorb_pl.data.run_folder import RunFolder
 from absorb_pl.data.splits import stratified_split
-from absorb_pl.data.stage import Stage, TrainerFactory
+from absorb_pl.data.stage import Stage, TrainerFactory, UnitStage
 
 __all__ = [
     "ActivationCache",
@@ -31,8 +30,8 @@ __all__ = [
     "Stage",
     "StorageDtype",
     "TrainerFactory",
+    "UnitStage",
     "activation_identity",
-    "artifact_path",
     "ensure_activations",
     "identity_key",
     "open_activations",

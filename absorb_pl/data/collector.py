@@ -40,6 +40,7 @@ class ActivationCollector(LightningModule):
 
     def __init__(self, model: Any = "speller", hook_names: Sequence[str] = ("blocks.1.hook_resid_post",)) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.language_model = load_language_model(model) if isinstance(model, str) else model
         self.hook_names = tuple(hook_names)
         for hook in self.hook_names:

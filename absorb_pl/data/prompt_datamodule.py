@@ -1,5 +1,6 @@
 """A LightningDataModule that serves a task's prompts in whole batches."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,17 @@ import torch
 from jaxtyping import Int
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from absorb_pl.data.shares import Share
 from absorb_pl.errors import AbsorbError
 from absorb_pl.models import context_length, load_language_model
 from absorb_pl.words import SpellingPrompt, Task, TaskConfig, prepends_bos, tokenize_prompts
 
 
-class PromptBatches(Dataset[dict[str, Tensor]]):
+class PromptBatches:
     """Whole batches of prompts as items, in order of prompt length and trimmed to their longest prompt.
-
-    A batch is the unit that is handed to a process, so what is computed for a prompt does not depend on how many
-    processes share the work.
 
     Args:
         data: The prompts.
@@ -65,6 +64,7 @@ class PromptDataModule(LightningDataModule):
         rows: Numbers of the words to serve, or a Parquet table with a column `row`; all words when None.
 
     Attributes:
+        config: The task's settings.
         task: The built `Task`.
         texts: One `SpellingPrompt` a word.
         prompts: The same, tokenised.
@@ -81,10 +81,10 @@ class PromptDataModule(LightningDataModule):
         super().__init__()
         self.language_model = load_language_model(model) if isinstance(model, str) else model
         self.batch_size = batch_size
-        config = task or TaskConfig()
-        self.task: Task = config.build(self.language_model.tokenizer)
+        self.config = task or TaskConfig()
+        self.task: Task = self.config.build(self.language_model.tokenizer)
         self.labels = torch.tensor(self.task.labels)
-        self.texts: list[SpellingPrompt] = config.prompts(self.task)
+        self.texts: list[SpellingPrompt] = self.config.prompts(self.task)
         self.prompts = tokenize_prompts(
             self.language_model.tokenizer,
             self.texts,
@@ -95,9 +95,19 @@ class PromptDataModule(LightningDataModule):
             rows = sorted(set(pd.read_parquet(rows, columns=["row"])["row"].tolist()))
         self.rows = torch.arange(len(self.texts)) if rows is None else torch.tensor(list(rows), dtype=torch.long)
 
+    def only(self, rows: Sequence[int]) -> "PromptDataModule":
+        """The same prompts, of which only some are served.
+
+        Args:
+            rows: Numbers of the words.
+        """
+        part = copy.copy(self)
+        part.rows = torch.tensor(list(rows), dtype=torch.long)
+        return part
+
     @override
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return DataLoader(PromptBatches(self, self.rows, self.batch_size), batch_size=None)
+        return Share(PromptBatches(self, self.rows, self.batch_size)).loader()
 
 
 def prompt_data_of(trainer: Trainer) -> PromptDataModule:

@@ -1,4 +1,4 @@
-"""A stage of a pipeline: units of work, each done whole by one process and kept as an artifact."""
+"""Stages of a pipeline: named units of work, each kept as an artifact."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from absorb_pl.data.artifacts import artifact_path, open_artifact
+from absorb_pl.data.shares import Share
 from absorb_pl.errors import CacheCorruptedError
 
 TrainerFactory = Callable[[list[Callback]], Trainer]
@@ -18,8 +18,6 @@ TrainerFactory = Callable[[list[Callback]], Trainer]
 
 class Stage(ABC):
     """A stage whose units leave one artifact each under the cache.
-
-    A unit is done by one process alone, so its result is the same however many processes there are.
 
     Args:
         cache_dir: Root of the cache.
@@ -38,8 +36,13 @@ class Stage(ABC):
         """Everything that determines the artifact of a unit, plain types only."""
 
     @abstractmethod
-    def make(self, unit: str, device: torch.device) -> None:
-        """Do the unit's work on `device` and write its artifact to `path(unit)`."""
+    def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
+        """Make what is missing; returns how many units that were.
+
+        Args:
+            units: Names of the units.
+            make_trainer: Makes a Trainer with `inference_mode=False` from its callbacks.
+        """
 
     def path(self, unit: str) -> Path:
         """Where the artifact of a unit lives."""
@@ -53,16 +56,6 @@ class Stage(ABC):
             ManifestMismatchError: An artifact was made from something else.
         """
         return [unit for unit in units if open_artifact(self.path(unit), self.identity(unit)) is None]
-
-    def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
-        """Make what is missing, spread over the Trainer's devices; returns how many units that were."""
-        missing = self.missing(units)
-        if missing:
-            trainer = make_trainer([])
-            loader: DataLoader[Any] = DataLoader(_Units(missing), batch_size=None)
-            trainer.predict(_UnitLoop(self), loader, return_predictions=False)
-            trainer.strategy.barrier()
-        return len(missing)
 
     def folder(self, unit: str) -> Path:
         """Folder of a unit's artifact, once the stage has run.
@@ -78,24 +71,32 @@ class Stage(ABC):
         return path
 
 
-class _Units(torch.utils.data.Dataset[str]):
-    """Names as a dataset, so that a Trainer shares them out."""
+class UnitStage(Stage):
+    """A stage whose units are independent, and spread over the devices of a Trainer.
 
-    def __init__(self, units: Sequence[str]) -> None:
-        self.units = units
+    A unit is done by one process alone, so its result is the same however many processes there are.
+    """
 
-    def __len__(self) -> int:
-        return len(self.units)
+    @abstractmethod
+    def make(self, unit: str, device: torch.device) -> None:
+        """Do the unit's work on `device` and write its artifact to `path(unit)`."""
 
-    def __getitem__(self, number: int) -> str:
-        return self.units[number]
+    @override
+    def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
+        missing = self.missing(units)
+        if missing:
+            trainer = make_trainer([])
+            trainer.predict(_UnitLoop(self), Share(missing).loader(), return_predictions=False)
+            trainer.strategy.barrier()
+        return len(missing)
 
 
 class _UnitLoop(LightningModule):
     """Makes one unit a predict step, with gradients allowed."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: UnitStage) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.stage = stage
 
     @override

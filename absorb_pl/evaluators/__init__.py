@@ -1,28 +1,48 @@
 """Evaluators: from probes and SAEs to verdicts, rates and the tables that hold them."""
 
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs, PaperRule
+from absorb_pl.evaluators.absorption_stage import AbsorptionStage
 from absorb_pl.evaluators.calculator import (
     AbsorptionResult,
     FeatureAbsorptionCalculator,
     FeatureScore,
     SampledAbsorptionResults,
 )
-from absorb_pl.evaluators.k_sparse_table import k_sparse_logits, k_sparse_table, main_latents_by_label
+from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
+from absorb_pl.evaluators.probing_stages import (
+    KSparseSettings,
+    LinearProbeSettings,
+    LinearProbeStage,
+    ProbeData,
+    SaeProbingStage,
+)
 from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summary_row
+from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
+from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.evaluators.writers import PredictionTableWriter, write_table
 
 __all__ = [
     "AbsorptionEvaluator",
     "AbsorptionInputs",
     "AbsorptionResult",
+    "AbsorptionStage",
+    "EvaluationRows",
     "FeatureAbsorptionCalculator",
     "FeatureScore",
+    "KSparseSettings",
+    "LinearProbeSettings",
+    "LinearProbeStage",
     "PaperRule",
     "PredictionTableWriter",
+    "ProbeData",
     "RateSettings",
+    "SaeProbing",
+    "SaeProbingStage",
+    "SaeSource",
     "SampledAbsorptionResults",
-    "k_sparse_logits",
+    "SplitSettings",
+    "evaluate_sae",
     "k_sparse_table",
     "latent_table",
     "letters_table",

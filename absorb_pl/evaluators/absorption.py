@@ -16,6 +16,7 @@ from typing_extensions import override
 from absorb_pl.attribution import compute_prefix, word_integrated_gradients
 from absorb_pl.data import prompt_data_of
 from absorb_pl.errors import AbsorbError
+from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import (
     cosine_similarity_matrix,
     letter_metric,
@@ -34,7 +35,7 @@ _VERDICT_FIELDS = (
     "second_score",
     "main_activation",
 )
-_COLUMNS = {
+WORD_COLUMNS = {
     "sae": "str",
     "rule": "str",
     "row": "int64",
@@ -147,6 +148,7 @@ class AbsorptionEvaluator(LightningModule):
         batch_size: int = 256,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.language_model = load_language_model(model) if isinstance(model, str) else model
         self.saes = dict(saes) if isinstance(saes, Mapping) else {name: load_sae(name) for name in saes}
         self.inputs = inputs if isinstance(inputs, AbsorptionInputs) else AbsorptionInputs.from_run(inputs)
@@ -165,8 +167,8 @@ class AbsorptionEvaluator(LightningModule):
             name: rows.set_index("row")["label"] for name, rows in self.inputs.candidates.groupby("sae", sort=False)
         }
         self._mains = {
-            (row.sae, row.label): [int(latent) for latent in row.main_latents]
-            for row in self.inputs.letters.itertuples()
+            (row["sae"], row["label"]): [int(latent) for latent in row["main_latents"]]
+            for row in self.inputs.letters.to_dict("records")
         }
         self._probe_cos: dict[str, Tensor] = {}
         self._answers: AnswerTokens | None = None
@@ -194,7 +196,7 @@ class AbsorptionEvaluator(LightningModule):
         }
         wanted = {name: rows for name, rows in wanted.items() if rows}
         if not wanted:
-            return self.empty_prediction()
+            return empty_table(WORD_COLUMNS)
         texts = prompt_data_of(self.trainer).texts
         answers = self._answers
         assert answers is not None
@@ -271,11 +273,6 @@ class AbsorptionEvaluator(LightningModule):
                         "activations": activations[here].gather(1, latents).tolist(),
                         "probe_cos": cosines[latents].tolist(),
                     }
-                )[list(_COLUMNS)]
+                )[list(WORD_COLUMNS)]
             )
         return pd.concat(tables, ignore_index=True)
-
-    @staticmethod
-    def empty_prediction() -> pd.DataFrame:
-        """A table without words, with all its columns."""
-        return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in _COLUMNS.items()})

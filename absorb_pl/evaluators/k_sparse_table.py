@@ -1,7 +1,6 @@
 """The k-sparse evaluation as a table: how well the k best latents of a class tell it apart, for every k."""
 
 import pandas as pd
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -64,18 +63,3 @@ def main_latents_by_label(table: pd.DataFrame, threshold: float = 0.03, max_k: i
         str(label): main_latents(rows["f1"].tolist(), rows["k"].tolist(), rows["latents"].iloc[-1], threshold, max_k)
         for label, rows in table.groupby("label", sort=False)
     }
-
-
-def k_sparse_logits(
-    activations: Float[Tensor, "rows classes ranks"],
-    weight: Float[Tensor, "ks classes ranks"],
-    bias: Float[Tensor, "ks classes"],
-) -> Float[Tensor, "rows ks classes"]:
-    """Logits of all k-sparse probes as one product.
-
-    Args:
-        activations: Activations of each class's ranked latents.
-        weight: Coefficients, zero from rank k on.
-        bias: Intercepts.
-    """
-    return torch.einsum("rcn,kcn->rkc", activations, weight) + bias

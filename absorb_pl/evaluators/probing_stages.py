@@ -1,21 +1,28 @@
 """The stages that train probes: one linear probe a hook, then everything that is asked of one SAE."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.data import ActivationCache, PromptDataModule, Stage, stratified_split, write_artifact
+from absorb_pl.data import ActivationCache, PromptDataModule, UnitStage, stratified_split, write_artifact
+from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
+from absorb_pl.evaluators.sources import SaeSource
+from absorb_pl.functional import DEFAULT_KS
 from absorb_pl.models import content_hash
-from absorb_pl.probes import LinearProbe, LinearProbeSettings, fit_probe
+from absorb_pl.probes import KSparseProbe, LinearProbe, fit_probe
 
 _FRAMES = ("latents", "k_sparse", "letters", "candidates")
+_PROBE, _CURVE = "probe.safetensors", "training.parquet"
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,57 @@ class ProbeData:
         y = torch.nn.functional.one_hot(self.words.labels[index], len(self.words.task.classes))
         return self.activations[hook].rows(index), y, index
 
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Draw from this seed inside the block, whatever was drawn before, and leave the generators as they were."""
+        with isolate_rng():
+            torch.manual_seed(self.seed)
+            yield
 
-class LinearProbeStage(Stage):
+
+@dataclass(frozen=True)
+class LinearProbeSettings:
+    """Training of the linear probes; the defaults are the paper's.
+
+    Attributes:
+        lr: Learning rate of the first epoch.
+        end_lr: Learning rate after the last.
+        weight_decay: Weight decay.
+        max_epochs: Epochs.
+        batch_size: Rows a batch.
+        polish: Finish at the optimum of the regularised objective.
+    """
+
+    lr: float = 1e-2
+    end_lr: float = 1e-5
+    weight_decay: float = 1e-4
+    max_epochs: int = 50
+    batch_size: int = 4096
+    polish: bool = True
+
+
+@dataclass(frozen=True)
+class KSparseSettings:
+    """Training of the k-sparse probes; the defaults are the paper's.
+
+    Attributes:
+        ks: Numbers of latents.
+        l1_decay: Strength of the L1 penalty that ranks the latents.
+        lr: Learning rate of the first epoch.
+        end_lr: Learning rate after the last.
+        max_epochs: Epochs of the ranking probe.
+        batch_size: Rows a batch.
+    """
+
+    ks: tuple[int, ...] = DEFAULT_KS
+    l1_decay: float = 0.01
+    lr: float = 1e-2
+    end_lr: float = 1e-5
+    max_epochs: int = 50
+    batch_size: int = 4096
+
+
+class LinearProbeStage(UnitStage):
     """Trains the linear probe of each hook.
 
     Args:
@@ -75,15 +131,105 @@ class LinearProbeStage(Stage):
     @override
     def make(self, unit: str, device: torch.device) -> None:
         x, y, _ = self.data.split(unit, "train")
-        with isolate_rng():
-            torch.manual_seed(self.data.seed)
-            probe = LinearProbe(x.shape[1], y.shape[1], class_names=list(self.data.words.task.classes), **asdict(self.settings))
-            history = fit_probe(probe, x, y, device=device)
+        probe = LinearProbe(
+            x.shape[1],
+            y.shape[1],
+            lr=self.settings.lr,
+            end_lr=self.settings.end_lr,
+            weight_decay=self.settings.weight_decay,
+            class_names=self.data.words.task.classes,
+            polish=self.settings.polish,
+        )
+        with self.data.seeded():
+            curve = fit_probe(probe, x, y, self.settings.max_epochs, self.settings.batch_size, device)
         with write_artifact(self.path(unit), self.identity(unit)) as folder:
-            save_file({"weight": probe.weights.detach().cpu(), "bias": probe.biases.detach().cpu()}, folder / "probe.safetensors")
-            history.to_parquet(folder / "training.parquet", index=False)
+            save_file({"weight": probe.weights.detach().cpu(), "bias": probe.biases.detach().cpu()}, folder / _PROBE)
+            curve.to_parquet(folder / _CURVE, index=False)
 
     def weights(self, hook: str) -> tuple[Tensor, Tensor]:
         """Weight `[classes, d_model]` and bias `[classes]` of a hook's probe."""
-        tensors = load_file(self.folder(hook) / "probe.safetensors")
+        tensors = load_file(self.folder(hook) / _PROBE)
         return tensors["weight"], tensors["bias"]
+
+    def curve(self, hook: str) -> pd.DataFrame:
+        """Training curve of a hook's probe, a row an epoch."""
+        return pd.read_parquet(self.folder(hook) / _CURVE)
+
+
+class SaeProbingStage(UnitStage):
+    """Trains the k-sparse probes of each SAE and evaluates it on the held-out words.
+
+    Args:
+        cache_dir: Root of the cache.
+        data: The labelled rows.
+        saes: The SAEs by name.
+        probes: The finished stage of the linear probes.
+        settings: How to train.
+        splits: How main latents and candidate words are found.
+    """
+
+    name = "sae_probing"
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        data: ProbeData,
+        saes: Mapping[str, SaeSource],
+        probes: LinearProbeStage,
+        settings: KSparseSettings,
+        splits: SplitSettings,
+    ) -> None:
+        super().__init__(cache_dir)
+        self.data, self.saes, self.probes, self.settings, self.splits = data, saes, probes, settings, splits
+
+    @override
+    def identity(self, unit: str) -> dict[str, Any]:
+        sae = self.saes[unit]
+        return {
+            "linear_probe": self.probes.identity(sae.hook_name),
+            "sae": sae.identity,
+            "dtype": sae.dtype,
+            "settings": asdict(self.settings),
+            "splits": asdict(self.splits),
+            "format": 1,
+        }
+
+    @override
+    def make(self, unit: str, device: torch.device) -> None:
+        hook, sae = self.saes[unit].hook_name, self.saes[unit].load(device)
+        x, y, _ = self.data.split(hook, "train")
+        ks = tuple(k for k in self.settings.ks if k <= sae.W_dec.shape[0])
+        probe = KSparseProbe(
+            sae,
+            y.shape[1],
+            ks=ks,
+            l1_decay=self.settings.l1_decay,
+            lr=self.settings.lr,
+            end_lr=self.settings.end_lr,
+            class_names=self.data.words.task.classes,
+        )
+        with self.data.seeded():
+            curve = fit_probe(probe, x, y, self.settings.max_epochs, self.settings.batch_size, device)
+        found = evaluate_sae(sae, probe, self._evaluation_rows(hook), self.splits)
+        with write_artifact(self.path(unit), self.identity(unit)) as folder:
+            for name in _FRAMES:
+                getattr(found, name).to_parquet(folder / f"{name}.parquet", index=False)
+            (folder / "statistics.json").write_text(json.dumps(found.statistics), encoding="utf-8")
+            tensors = {"latent_ids": probe.latent_ids, "weight": probe.weight, "bias": probe.bias}
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / _PROBE)
+            curve.to_parquet(folder / _CURVE, index=False)
+
+    def result(self, unit: str) -> SaeProbing:
+        """What was found of an SAE."""
+        folder = self.folder(unit)
+        frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _FRAMES}
+        return SaeProbing(json.loads((folder / "statistics.json").read_text(encoding="utf-8")), **frames)
+
+    def curve(self, unit: str) -> pd.DataFrame:
+        """Training curve of an SAE's ranking probe, a row an epoch."""
+        return pd.read_parquet(self.folder(unit) / _CURVE)
+
+    def _evaluation_rows(self, hook: str) -> EvaluationRows:
+        x, y, index = self.data.split(hook, "test")
+        weight, bias = self.probes.weights(hook)
+        return EvaluationRows(x, y.bool(), index, weight, x @ weight.T + bias, self.data.words.task.classes)

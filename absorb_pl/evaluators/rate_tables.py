@@ -78,13 +78,13 @@ def _outcomes(letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings
     verdicts = {label: rows["is_absorption"] for label, rows in words.groupby("label")}
     return [
         LetterOutcome(
-            torch.tensor(verdicts[row.label].to_numpy(float) if row.label in verdicts else []),
-            num_true_positives=int(row.num_probe_true_positives),
-            sample_portion=float(row.sample_portion),
-            probe_f1=float(row.probe_f1),
+            torch.tensor(verdicts[row["label"]].to_numpy(float) if row["label"] in verdicts else []),
+            num_true_positives=int(row["num_probe_true_positives"]),
+            sample_portion=float(row["sample_portion"]),
+            probe_f1=float(row["probe_f1"]),
             min_probe_f1=settings.min_probe_f1,
         )
-        for row in letters.itertuples()
+        for row in letters.to_dict("records")
     ]
 
 

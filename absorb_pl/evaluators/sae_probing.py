@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from absorb_pl.evaluators.k_sparse_table import k_sparse_logits, k_sparse_table, main_latents_by_label
+from absorb_pl.evaluators.encoding import encode_latents
+from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
-from absorb_pl.functional import SaeStatistics, binary_metrics, paper_candidates, sample_candidates
-from absorb_pl.probes import KSparseProbe, encode_latents
+from absorb_pl.functional import SaeStatistics, binary_metrics, k_sparse_logits, paper_candidates, sample_candidates
+from absorb_pl.probes import KSparseProbe
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,8 @@ def evaluate_sae(
     """
     settings = settings or SplitSettings()
     statistics = SaeStatistics.empty(rows.x.shape[1], sae.W_dec.shape[0])
-    wanted, place = k_sparse.latent_ids.unique(return_inverse=True)
-    activations = encode_latents(sae, rows.x, wanted.cpu(), statistics)[:, place.cpu()]
-    logits = k_sparse_logits(activations, k_sparse.weight.float().cpu(), k_sparse.bias.float().cpu())
+    activations = encode_latents(sae, rows.x, k_sparse.latent_ids, statistics)
+    logits = k_sparse_logits(activations, k_sparse.weight.cpu(), k_sparse.bias.cpu())
     table = k_sparse_table(logits, rows.y, k_sparse.ks, k_sparse.latent_ids, rows.class_names)
     letters, candidates = _letters_and_candidates(
         rows,
@@ -152,10 +152,10 @@ def _letters_and_candidates(
         candidates.append(
             pd.DataFrame(
                 {
-                    "row": rows.index[kept].tolist(),
-                    "label": label,
-                    "probe_logit": rows.probe_logits[kept, c].tolist(),
-                    "k_sparse_logit": logits[kept, ks.index(count), c].tolist(),
+                    "row": rows.index[kept].numpy(),
+                    "label": pd.Series([label] * len(kept), dtype=str),
+                    "probe_logit": rows.probe_logits[kept, c].numpy(),
+                    "k_sparse_logit": logits[kept, ks.index(count), c].numpy(),
                 }
             )
         )

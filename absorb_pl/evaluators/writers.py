@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +26,15 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         part.replace(path)
 
 
+def empty_table(columns: Mapping[str, str]) -> pd.DataFrame:
+    """A table without rows.
+
+    Args:
+        columns: Column names and dtypes.
+    """
+    return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in columns.items()})
+
+
 class PredictionTableWriter(BasePredictionWriter):
     """Writes predicted tables, one a batch, into one Parquet file without duplicates and in a fixed order.
 
@@ -35,12 +44,19 @@ class PredictionTableWriter(BasePredictionWriter):
     Args:
         path: The table to write.
         sort_by: Columns that identify a row and give the order.
+        columns: Columns and dtypes of the table where nothing was predicted.
     """
 
-    def __init__(self, path: str | Path, sort_by: Sequence[str] = ("sae", "row")) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        sort_by: Sequence[str] = ("sae", "row"),
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(write_interval="batch")
         self.path = Path(path)
         self.sort_by = list(sort_by)
+        self._empty = empty_table(columns or dict.fromkeys(sort_by, "object"))
 
     @property
     def _shards(self) -> Path:
@@ -74,7 +90,7 @@ class PredictionTableWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             shards = sorted(self._shards.glob("*.parquet"), key=os.fspath)
             tables = [pd.read_parquet(shard) for shard in shards]
-            table = pd.concat(tables, ignore_index=True) if tables else pl_module.empty_prediction()
+            table = pd.concat(tables, ignore_index=True) if tables else self._empty
             write_table(table.sort_values(self.sort_by, ignore_index=True), self.path)
             shutil.rmtree(self._shards)
         trainer.strategy.barrier()

@@ -4,6 +4,7 @@ from absorb_pl.models.bundled import SPELLER, bundled_sae_path, list_bundled_sae
 from absorb_pl.models.identity import content_hash, model_identity, sae_identity, tokenizer_identity
 from absorb_pl.models.language_model import check_hook, context_length, load_language_model
 from absorb_pl.models.sae import check_sae_fits, load_sae, sae_hook_name
+from absorb_pl.models.sae_names import expand_sae_names
 from absorb_pl.models.splice import ApplySaesAndRunOutput, SaeReconstructionCache, apply_saes_and_run
 from absorb_pl.words.positions import prepends_bos
 
@@ -17,6 +18,7 @@ __all__ = [
     "check_sae_fits",
     "content_hash",
     "context_length",
+    "expand_sae_names",
     "list_bundled_saes",
     "load_language_model",
     "load_sae",

@@ -1,7 +1,8 @@
 """The paper's figures, drawn from a study's tables (arXiv 2409.14507, figures 4 to 8)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ _METRICS = ("f1", "precision", "recall")
 _DPI = 150
 
 
-def draw_figures(tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """All figures of a study by name.
 
     Args:
@@ -122,7 +123,7 @@ def f1_vs_k_figure(k_sparse: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     mean_f1 = k_sparse.groupby(["sae", "k"], sort=False)["f1"].mean()
     for axis, layer in zip(axes, layers, strict=True):
         here = summary[summary["layer"] == layer].drop_duplicates("sae").sort_values("l0")
-        for number, (_, row) in enumerate(here.iterrows()):
+        for number, row in enumerate(here.to_dict("records")):
             shade = 0.25 + 0.7 * number / max(1, len(here) - 1)
             curve = mean_f1.loc[row["sae"]]
             axis.plot(curve.index, curve, marker=".", color=_shade(shade), label=_short(row["sae"]))
@@ -138,8 +139,8 @@ def f1_vs_k_figure(k_sparse: pd.DataFrame, summary: pd.DataFrame) -> Figure:
 def _scatter(axis: Axes, summary: pd.DataFrame, x: str, y: str, interval: tuple[str, str] | None = None) -> None:
     colours, markers = _styles(summary)
     spread = _spread(summary) if x == "layer" else np.zeros(len(summary))
-    for offset, (_, row) in zip(spread, summary.iterrows(), strict=True):
-        style = {"color": colours[row["architecture"]], "marker": markers[row["d_sae"]]}
+    for offset, row in zip(spread, summary.to_dict("records"), strict=True):
+        style: dict[str, Any] = {"color": colours[row["architecture"]], "marker": markers[row["d_sae"]]}
         if interval is not None:
             reach = [[row[y] - row[interval[0]]], [row[interval[1]] - row[y]]]
             axis.errorbar(row[x] + offset, row[y], yerr=reach, capsize=2, alpha=0.85, **style)

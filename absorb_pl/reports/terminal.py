@@ -1,11 +1,14 @@
 """The table that a study ends with on the terminal."""
 
 import math
+from collections.abc import Hashable
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+_WIDEST = 1000
 _COLUMNS = (
     ("SAE", "left"),
     ("layer", "right"),
@@ -30,7 +33,7 @@ def summary_table(summary: pd.DataFrame) -> Table:
     table = Table(title=f"Feature absorption (rule: {', '.join(rules)})", header_style="bold")
     for name, side in _COLUMNS:
         table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
-    for _, row in summary.iterrows():
+    for row in summary.to_dict("records"):
         table.add_row(
             row["sae"] if len(rules) == 1 else f"{row['sae']} ({row['rule']})",
             str(row["layer"]),
@@ -55,13 +58,13 @@ def print_summary(summary: pd.DataFrame, console: Console | None = None) -> None
     """
     console = console or Console()
     table = summary_table(summary)
-    needed = console.measure(table).maximum if hasattr(console, "measure") else 0
-    if console.width < needed:
-        console = Console(width=needed)
+    needed = Console(width=_WIDEST).measure(table).maximum
+    if not console.is_terminal or console.width < needed:
+        console = Console(file=console.file, width=needed)
     console.print(table)
 
 
-def _rate(row: pd.Series) -> str:
+def _rate(row: dict[Hashable, Any]) -> str:
     if not row["evaluable"]:
         return f"not evaluable: {row['reason']}"
     if math.isnan(row["absorption_rate"]):

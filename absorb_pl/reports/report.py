@@ -1,0 +1,39 @@
+"""All that a study shows: tables and probes on disk, figures, TensorBoard events, and the summary on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from safetensors.torch import save_file
+from torch import Tensor
+
+from absorb_pl.data import writing_to
+from absorb_pl.evaluators import write_table
+from absorb_pl.reports.figures import draw_figures, save_figures
+from absorb_pl.reports.tensorboard import log_study
+from absorb_pl.reports.terminal import print_summary
+
+
+def report_study(
+    run_dir: Path, tables: Mapping[str, pd.DataFrame], probes: Mapping[str, tuple[Tensor, Tensor]]
+) -> None:
+    """Write a study's tables, probes, figures and events, and print the summary.
+
+    Args:
+        run_dir: The run's folder.
+        tables: From `study_tables`.
+        probes: Weight and bias of each hook's linear probe.
+
+    Raises:
+        OutputFolderError: The folder cannot be written.
+    """
+    for name, table in tables.items():
+        write_table(table, run_dir / "tables" / f"{name}.parquet")
+    with writing_to(run_dir):
+        (run_dir / "probes").mkdir(exist_ok=True)
+        for hook, (weight, bias) in probes.items():
+            save_file({"weight": weight, "bias": bias}, run_dir / "probes" / f"{hook}.safetensors")
+    figures = draw_figures(tables)
+    save_figures(figures, run_dir / "figures")
+    log_study(run_dir, tables, figures)
+    print_summary(tables["summary"])

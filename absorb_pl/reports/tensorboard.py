@@ -1,0 +1,65 @@
+"""A study in TensorBoard: training curves, the summary, hyper-parameters against rates, and the figures."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from absorb_pl.data import writing_to
+
+FOLDER = "tensorboard"
+_HPARAMS = ("architecture", "hook_name", "layer", "d_sae", "rule")
+_SCALARS = (
+    "absorption_rate",
+    "l0",
+    "explained_variance",
+    "num_splits",
+    "probe_f1",
+    "top_latent_f1",
+    "main_latent_recall",
+)
+
+
+def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure]) -> None:
+    """Write the TensorBoard events of a study anew, below `run_dir/tensorboard`.
+
+    Args:
+        run_dir: The run's folder.
+        tables: `summary` and `training`, as a study writes them.
+        figures: From `draw_figures`.
+
+    Raises:
+        OutputFolderError: The folder cannot be written.
+    """
+    folder = run_dir / FOLDER
+    with writing_to(run_dir):
+        shutil.rmtree(folder, ignore_errors=True)
+        with SummaryWriter(str(folder)) as writer:
+            for name, figure in figures.items():
+                writer.add_figure(f"figures/{name}", figure, close=False)
+            writer.add_text("summary", _markdown(tables["summary"]))
+        for (kind, name), curve in tables["training"].groupby(["probe", "name"], sort=False):
+            with SummaryWriter(str(folder / str(kind) / _folder_name(str(name)))) as writer:
+                for metric in curve.columns.difference(["probe", "name", "epoch"]):
+                    for epoch, value in curve[["epoch", metric]].dropna().itertuples(index=False):
+                        writer.add_scalar(metric, value, int(epoch))
+        for row in tables["summary"].to_dict("records"):
+            with SummaryWriter(str(folder / "saes")) as writer:
+                writer.add_hparams(
+                    {name: row[name] for name in _HPARAMS},
+                    {f"sae/{name}": float(row[name]) for name in _SCALARS if pd.notna(row[name])},
+                    run_name=_folder_name(f"{row['sae']}-{row['rule']}"),
+                )
+
+
+def _folder_name(name: str) -> str:
+    return name.replace("/", "-")
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    shown = table.map(lambda value: f"{value:.3f}" if isinstance(value, float) else str(value))
+    lines = [list(table.columns), ["---"] * len(table.columns), *shown.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,213 @@
+"""The whole pipeline as one function: from words to a table of how much each SAE splits and absorbs."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from absorb_pl.data import (
+    PromptDataModule,
+    RunFolder,
+    StorageDtype,
+    TrainerFactory,
+    activation_identity,
+    ensure_activations,
+)
+from absorb_pl.evaluators import (
+    AbsorptionStage,
+    KSparseSettings,
+    LinearProbeSettings,
+    LinearProbeStage,
+    PaperRule,
+    ProbeData,
+    RateSettings,
+    SaeProbingStage,
+    SaeSource,
+    SplitSettings,
+)
+from absorb_pl.models import expand_sae_names, load_language_model
+from absorb_pl.probes import quiet_lightning
+from absorb_pl.reports import report_study, study_tables
+from absorb_pl.words import TaskConfig
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Where a study runs; the words of `lightning.Trainer`.
+
+    Attributes:
+        accelerator: `auto`, `cpu`, `gpu`, …
+        devices: Number of devices.
+        strategy: `auto`, `ddp`, …
+        progress_bar: Whether stages show progress bars.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    progress_bar: bool = True
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Settings of a study.
+
+    Attributes:
+        saes: Names for `load_sae`, or patterns over bundled SAEs and SAELens releases (`speller/*`).
+        model: Name for `load_language_model`.
+        run_dir: Where tables, figures, probes and the manifest go.
+        cache_dir: Where finished stages are kept, shared by all studies.
+        task: What to ask about which words.
+        model_dtype: Dtype of the language model.
+        sae_dtype: Dtype of the SAEs.
+        activation_dtype: Storage dtype of cached activations.
+        prompt_batch_size: Prompts a forward pass.
+        run_batch_size: Most sequences in one run of the suffix engine.
+        saes_per_pass: SAEs held in memory at once while words are scored.
+        test_fraction: Share of each class's words held out for evaluation.
+        seed: Seed of the split and of probe training.
+        linear_probe: Training of the linear probes.
+        k_sparse: Training of the k-sparse probes.
+        splits: How main latents and candidate words are found.
+        rule: The absorption rule.
+        rates: How rates are summed up.
+        trainer: Where the study runs.
+    """
+
+    saes: list[str]
+    model: str = "speller"
+    run_dir: str = "lightning_logs/study"
+    cache_dir: str = "lightning_logs/cache"
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model_dtype: str = "float32"
+    sae_dtype: str = "float32"
+    activation_dtype: StorageDtype = "float32"
+    prompt_batch_size: int = 64
+    run_batch_size: int = 256
+    saes_per_pass: int = 16
+    test_fraction: float = 0.2
+    seed: int = 42
+    linear_probe: LinearProbeSettings = field(default_factory=LinearProbeSettings)
+    k_sparse: KSparseSettings = field(default_factory=KSparseSettings)
+    splits: SplitSettings = field(default_factory=SplitSettings)
+    rule: PaperRule = field(default_factory=PaperRule)
+    rates: RateSettings = field(default_factory=RateSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study leaves.
+
+    Attributes:
+        run_dir: The run's folder.
+        tables: `summary`, `letters`, `words`, `latents`, `k_sparse`, `candidates` and `training`, as written to
+            `run_dir/tables`.
+    """
+
+    run_dir: Path
+    tables: dict[str, pd.DataFrame]
+
+
+@quiet_lightning()
+def run_study(config: StudyConfig) -> StudyResult:
+    """Measure splitting and absorption in a list of SAEs.
+
+    Every stage leaves artifacts under `cache_dir`, keyed by all that determines them; what is whole there is not made
+    again.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        The tables, which are also in the run's folder beside figures, probes and TensorBoard events.
+
+    Raises:
+        AbsorbError: One of the named errors of `absorb_pl.errors`; nothing half-written is left behind.
+    """
+    cache_dir, writes = Path(config.cache_dir), getattr(rank_zero_only, "rank", 0) == 0
+    run = RunFolder(Path(config.run_dir), dataclasses.asdict(config), writes=writes)
+
+    with run.stage("load"):
+        model = load_language_model(config.model, dtype=config.model_dtype)
+        names = expand_sae_names(config.saes)
+        saes = {name: SaeSource.check(name, model, config.sae_dtype) for name in names}
+        words = PromptDataModule(model, config.task, config.prompt_batch_size)
+        hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
+        identities = {hook: activation_identity(model, words.prompts, hook, config.activation_dtype) for hook in hooks}
+    run.claim(_common(identities[hooks[0]], config), {name: sae.identity for name, sae in saes.items()})
+
+    with run.stage("activations"):
+        trainers = _trainers(config, "activations")
+        activations = ensure_activations(words, hooks, cache_dir, config.activation_dtype, trainers)
+    data = ProbeData(words, activations, identities, config.test_fraction, config.seed)
+
+    with run.stage("linear probes") as facts:
+        probes = LinearProbeStage(cache_dir, data, config.linear_probe)
+        facts["made"] = probes.run(hooks, _trainers(config, "linear probes"))
+
+    with run.stage("k-sparse probes") as facts:
+        probing = SaeProbingStage(cache_dir, data, saes, probes, config.k_sparse, config.splits)
+        facts["made"] = probing.run(names, _trainers(config, "k-sparse probes"))
+
+    with run.stage("absorption") as facts:
+        absorption = AbsorptionStage(
+            cache_dir, words, saes, probes, probing, config.rule, config.run_batch_size, config.saes_per_pass
+        )
+        facts["made"] = absorption.run(names, _trainers(config, "absorption"))
+
+    tables = study_tables(saes, words, probes, probing, absorption, config.rates)
+    if writes:
+        with run.stage("report"):
+            report_study(run.path, tables, {hook: probes.weights(hook) for hook in hooks})
+    return StudyResult(run.path, tables)
+
+
+def _common(identity: dict[str, Any], config: StudyConfig) -> dict[str, Any]:
+    """What all rows of a run's tables have in common."""
+    shared = {key: value for key, value in identity.items() if key != "hook_name"}
+    return {
+        **shared,
+        "test_fraction": config.test_fraction,
+        "seed": config.seed,
+        **{name: dataclasses.asdict(getattr(config, name)) for name in ("linear_probe", "k_sparse", "splits", "rule")},
+    }
+
+
+class _StageBar(TQDMProgressBar):
+    """A progress bar that says which stage it is of."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self.stage = stage
+
+    @property
+    @override
+    def predict_description(self) -> str:
+        return self.stage
+
+
+def _trainers(config: StudyConfig, stage: str) -> TrainerFactory:
+    """Make the Trainers of a stage; they run on the devices of the configuration."""
+    settings = config.trainer
+
+    def make(callbacks: list[Callback]) -> Trainer:
+        return Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            strategy=settings.strategy,
+            callbacks=[*callbacks, _StageBar(stage)] if settings.progress_bar else callbacks,
+            enable_progress_bar=settings.progress_bar,
+            inference_mode=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+
+    return make
