@@ -40,7 +40,6 @@ class ActivationCollector(LightningModule):
 
     def __init__(self, model: Any = "speller", hook_names: Sequence[str] = ("blocks.1.hook_resid_post",)) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.language_model = load_language_model(model) if isinstance(model, str) else model
         self.hook_names = tuple(hook_names)
         for hook in self.hook_names:
@@ -48,6 +47,8 @@ class ActivationCollector(LightningModule):
 
     @override
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        if not len(batch["index"]):
+            return {"index": batch["index"]}
         rows = read_residuals(
             self.language_model,
             batch["input_ids"],
@@ -103,6 +104,8 @@ class ActivationCacheWriter(BasePredictionWriter):
     ) -> None:
         """Put the batch's rows in their place."""
         index = prediction["index"].cpu()
+        if not len(index):
+            return
         self._rows_written += len(index)
         for hook, identity in self._identities.items():
             stored = prediction[hook].to("cpu", STORAGE_DTYPES[self.dtype])

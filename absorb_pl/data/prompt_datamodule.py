@@ -36,13 +36,19 @@ class PromptBatches:
         return len(self.index)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """Batch `number`.
+        """Batch `number`."""
+        return self.batch(self.index[number])
+
+    def batch(self, index: Int[Tensor, " rows"]) -> dict[str, Tensor]:
+        """A batch of words.
+
+        Args:
+            index: Numbers of the words in the task.
 
         Returns:
             `input_ids`, `attention_mask`, `lengths`, `word_positions`, `labels`, and `index`, the words' numbers
             in the task.
         """
-        index = self.index[number]
         prompts = self.data.prompts.select(index)
         return {
             "input_ids": prompts.input_ids,
@@ -107,7 +113,8 @@ class PromptDataModule(LightningDataModule):
 
     @override
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return Share(PromptBatches(self, self.rows, self.batch_size)).loader()
+        batches = PromptBatches(self, self.rows, self.batch_size)
+        return Share(batches, nothing=batches.batch(self.rows[:0])).loader()
 
 
 def prompt_data_of(trainer: Trainer) -> PromptDataModule:

@@ -20,18 +20,22 @@ class Share(IterableDataset[Any]):
     """This process's items of a dataset: every n-th, n being the number of processes.
 
     Items are whole batches or units of work, so what is computed of one does not depend on how many processes there
-    are. Trainers leave iterable datasets as they are, and a process may go without an item.
+    are. Trainers leave iterable datasets as they are. A process without items gets `nothing` once, for a loop over no
+    batches would leave out the callbacks in which processes wait for each other.
 
     Args:
         items: The items.
+        nothing: What a process without items gets.
 
     Example:
-        >>> list(Share(["a", "b", "c"]))
+        >>> list(Share(["a", "b", "c"], nothing=""))
         ['a', 'b', 'c']
+        >>> list(Share([], nothing=""))
+        ['']
     """
 
-    def __init__(self, items: SizedItems) -> None:
-        self.items = items
+    def __init__(self, items: SizedItems, nothing: Any) -> None:
+        self.items, self.nothing = items, nothing
 
     def _numbers(self) -> range:
         is_distributed = distributed.is_available() and distributed.is_initialized()
@@ -41,10 +45,11 @@ class Share(IterableDataset[Any]):
 
     @override
     def __iter__(self) -> Iterator[Any]:
-        return (self.items[number] for number in self._numbers())
+        numbers = self._numbers()
+        return (self.items[number] for number in numbers) if numbers else iter([self.nothing])
 
     def __len__(self) -> int:
-        return len(self._numbers())
+        return max(1, len(self._numbers()))
 
     def loader(self) -> DataLoader[Any]:
         """A loader of this process's items."""

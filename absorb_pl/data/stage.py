@@ -86,7 +86,7 @@ class UnitStage(Stage):
         missing = self.missing(units)
         if missing:
             trainer = make_trainer([])
-            trainer.predict(_UnitLoop(self), Share(missing).loader(), return_predictions=False)
+            trainer.predict(_UnitLoop(self), Share(missing, nothing="").loader(), return_predictions=False)
             trainer.strategy.barrier()
         return len(missing)
 
@@ -96,10 +96,10 @@ class _UnitLoop(LightningModule):
 
     def __init__(self, stage: UnitStage) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.stage = stage
 
     @override
     def predict_step(self, unit: str, batch_idx: int) -> None:
-        with torch.enable_grad():
-            self.stage.make(unit, self.device)
+        if unit:
+            with torch.enable_grad():
+                self.stage.make(unit, self.device)

@@ -148,7 +148,6 @@ class AbsorptionEvaluator(LightningModule):
         batch_size: int = 256,
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.language_model = load_language_model(model) if isinstance(model, str) else model
         self.saes = dict(saes) if isinstance(saes, Mapping) else {name: load_sae(name) for name in saes}
         self.inputs = inputs if isinstance(inputs, AbsorptionInputs) else AbsorptionInputs.from_run(inputs)

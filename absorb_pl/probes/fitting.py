@@ -12,6 +12,7 @@ from jaxtyping import Float, Num
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torchmetrics import Metric
 from typing_extensions import override
 
 from absorb_pl.probes.base import OneVsRestModule
@@ -67,6 +68,9 @@ def fit_probe(
     target = torch.device(device)
     rows = TensorBatches(x.detach().to(target, torch.float32), y.to(target, torch.float32))
     curve = _Curve()
+    for metric in (part for part in probe.modules() if isinstance(part, Metric)):
+        # The fit is this process's alone; others may fit something else meanwhile.
+        metric.distributed_available_fn = lambda: False
     with nullcontext() if verbose else quiet_lightning():
         trainer = Trainer(
             strategy=SingleDeviceStrategy(device=target),
