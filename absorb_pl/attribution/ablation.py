@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from rich.progress import track
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from absorb_pl.attribution.gradients import Metric, at_least_float32, check_metric
 from absorb_pl.attribution.prefix import (
@@ -188,7 +188,8 @@ def word_ablations(
         model: The language model.
         sae: The SAE.
         prompts: Prompts and the positions of their words.
-        metric: From last-position logits and the prompt each row is of, one value a row.
+        metric: From last-position logits and the prompt each row is of (both on the model's device), one
+            value a row.
         latents: Latents to remove at every word; if not given, those that fire there.
         hook_name: Hook the SAE reads; the one it stores if not given.
         prefix: From `compute_prefix`, to share it between SAEs; computed in portions if not given.
@@ -293,7 +294,7 @@ def _ablate(
         latent_of = every.repeat(len(members))
     metrics = [x.new_empty(0)]
     starts = range(0, len(word_of), batch_size)
-    for start in tqdm(starts, desc="latents", disable=not show_progress):
+    for start in track(starts, description="latents", disable=not show_progress):
         words, removed = word_of[start : start + batch_size], latent_of[start : start + batch_size]
         deltas = _removal(sae, x[words], removed)
         if modify_ablation_deltas_fn is not None:

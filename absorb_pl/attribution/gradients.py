@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from absorb_pl.errors import ShapeError
+from absorb_pl.errors import AbsorbError, ShapeError
 from absorb_pl.models.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
 
 Metric = Callable[[Tensor], Tensor]
@@ -95,7 +95,7 @@ def calculate_attribution_grads(
         ...     )
         ...     return run.sae_activations[hook].feature_acts.grad
     """
-    with torch.enable_grad(), frozen_parameters(model):
+    with activation_gradients(model):
         run = apply_saes_and_run(
             model,
             saes=include_saes or {},
@@ -230,27 +230,41 @@ def check_metric(values: Tensor, count: int) -> Float[Tensor, " prompts"]:
 
 
 @contextmanager
-def frozen_parameters(module: object) -> Iterator[None]:
-    """Keep a module's parameters out of the autograd graph for the length of a `with` block.
+def activation_gradients(model: object) -> Iterator[None]:
+    """Record gradients of activations, not of the model's parameters, for the length of a `with` block.
+
+    Works inside `torch.no_grad()`, and not inside `torch.inference_mode()`, which cannot be lifted for tensors
+    made in it.
 
     Args:
-        module: A module; anything else is left alone.
+        model: A module whose parameters to leave out; anything else is left alone.
 
     Yields:
         Nothing.
 
+    Raises:
+        AbsorbError: Inference mode is on.
+
     Example:
         >>> layer = torch.nn.Linear(2, 2)
-        >>> with frozen_parameters(layer):
-        ...     layer(torch.ones(2)).requires_grad
-        False
+        >>> with activation_gradients(layer):
+        ...     layer(torch.ones(2)).requires_grad, layer(torch.ones(2, requires_grad=True)).requires_grad
+        (False, True)
     """
-    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
+    if torch.is_inference_mode_enabled():
+        raise AbsorbError(
+            "torch.inference_mode",
+            True,
+            expected="a place where gradients can be taken",
+            remedy="Use `Trainer(inference_mode=False)`, or `torch.no_grad()` around the call.",
+        )
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)

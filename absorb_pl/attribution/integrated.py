@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from absorb_pl.attribution.gradients import Metric, at_least_float32, check_metric, frozen_parameters
+from absorb_pl.attribution.gradients import Metric, activation_gradients, at_least_float32, check_metric
 from absorb_pl.attribution.prefix import one_prompt, resolve_position
 from absorb_pl.attribution.suffix import check_positive
 from absorb_pl.errors import PromptError
@@ -148,7 +148,7 @@ def calculate_integrated_gradient_attribution_patching(
     for name, cache in clean.sae_activations.items():
         other = None if corrupted is None else corrupted.sae_activations[name]
         acts = encode(saes[name], cache.sae_in).requires_grad_()
-        with torch.enable_grad():
+        with activation_gradients(model):
             moved = _moved(acts.detach(), None if other is None else other.feature_acts, pairs)
             decoded, end = saes[name].decode(torch.stack([acts, moved])).to(cache.sae_in.device)
         start, end = decoded.detach(), end.detach()
@@ -187,12 +187,17 @@ def _patch_pairs(indices: PatchIndices | None, length: int, end_length: int) -> 
                 remedy="Pair positions of the two prompts: [(clean, corrupted), …].",
             )
         return list(range(length)), list(range(length))
-    listed: Sequence[Any] = [indices] if isinstance(indices, int | tuple) else indices
-    pairs = [(index, index) if isinstance(index, int) else index for index in listed]
+    given: Any = indices
+    listed = [given] if _is_pair(given) or not isinstance(given, Sequence) else list(given)
+    pairs = [index if _is_pair(index) else (index, index) for index in listed]
     return (
-        [resolve_position("patch_indices", start, length) for start, _ in pairs],
-        [resolve_position("patch_indices", end, end_length) for _, end in pairs],
+        [resolve_position("patch_indices", int(start), length) for start, _ in pairs],
+        [resolve_position("patch_indices", int(end), end_length) for _, end in pairs],
     )
+
+
+def _is_pair(index: Any) -> bool:
+    return isinstance(index, tuple) and len(index) == 2
 
 
 def _moved(clean: Tensor, corrupted: Tensor | None, pairs: tuple[list[int], list[int]]) -> Tensor:
@@ -231,7 +236,7 @@ def _mean_gradient(
     start, end = at_least_float32(start), at_least_float32(end)
     alphas = torch.arange(steps, device=start.device, dtype=start.dtype) / steps
     gradients = []
-    with torch.enable_grad(), frozen_parameters(model):
+    with activation_gradients(model):
         for part in alphas.split(batch_size):
             alpha = part.view(-1, *[1] * (start.ndim - 1))
             point = (start + alpha * (end - start)).requires_grad_()

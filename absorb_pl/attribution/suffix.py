@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from absorb_pl.attribution.gradients import at_least_float32, check_metric, frozen_parameters
+from absorb_pl.attribution.gradients import activation_gradients, at_least_float32, check_metric
 from absorb_pl.attribution.prefix import (
     Engine,
     PrefixBucket,
@@ -73,7 +73,8 @@ def word_integrated_gradients(
         model: The language model.
         sae: The SAE.
         prompts: Prompts and the positions of their words.
-        metric: From last-position logits and the prompt each row is of, one value a row.
+        metric: From last-position logits and the prompt each row is of (both on the model's device), one
+            value a row.
         hook_name: Hook the SAE reads; the one it stores if not given.
         steps: Number of points on the path.
         prefix: From `compute_prefix`, to share it between SAEs; computed in portions if not given.
@@ -214,7 +215,7 @@ def _integrate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Activations, scores, error scores and mean gradients of some words of a bucket."""
     x = at_least_float32(bucket.activations[hook_name][members])
-    with torch.enable_grad(), frozen_parameters(model):
+    with activation_gradients(model):
         latents = encode(sae, x).requires_grad_()
         decoded, origin = sae.decode(torch.stack([latents, torch.zeros_like(latents)]))
         end = origin.detach().to(x)

@@ -81,6 +81,13 @@ def test_latents_that_fire_weakly_can_be_left_out(case: Any):
     assert 0 < len(found.ablation_scores) < len(everything.ablation_scores)
 
 
+def test_progress_is_shown_when_asked_for(case: Any, capsys: pytest.CaptureFixture[str]):
+    ablate(case)
+    assert capsys.readouterr().out == ""
+    ablate(case, show_progress=True)
+    assert "latents" in capsys.readouterr().out
+
+
 def test_silent_latents_score_nothing(case: Any):
     silent = (ablate(case).sae_cache.feature_acts[0, -6] == 0).nonzero().flatten().tolist()[:2]
     found = ablate(case, ablate_features=silent)

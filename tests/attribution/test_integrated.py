@@ -113,6 +113,13 @@ def test_positions_pair_with_positions_elsewhere(case: Any):
     assert expected.abs().max() > 1e-4
 
 
+def test_positions_may_be_given_in_every_form(case: Any):
+    hook = case.hook("standard_A")
+    forms = [-6, [-6], (65, 65), [(-6, -6)], torch.tensor([65]).tolist(), [(65, -6)]]
+    scores = [integrate(case, patch_indices=form).sae_feature_attributions[hook] for form in forms]
+    assert all(torch.equal(scores[0], other) for other in scores[1:])
+
+
 def test_a_metric_of_one_number_serves_single_rows(case: Any):
     hook = case.hook("standard_A")
     scalar = integrate(case, metric_fn=lambda logits: case.metric(logits)[0], batch_size=1)
