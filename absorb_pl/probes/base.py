@@ -32,6 +32,8 @@ class OneVsRestModule(LightningModule):
         class_mask: Which classes have both positive and negative training rows; the others are left out of
             the loss and get the logit `MISSING_LOGIT`.
         pos_weight: Weight of positive rows of each class.
+        min_steps_per_epoch: Optimiser steps that an epoch should have at least; `fit_probe` cuts smaller batches
+            where the rows are too few.
 
     Args:
         input_dim: Width of the layer's input.
@@ -46,6 +48,7 @@ class OneVsRestModule(LightningModule):
 
     pos_weight: Tensor
     class_mask: Tensor
+    min_steps_per_epoch: int = 1
 
     def __init__(
         self,
@@ -199,7 +202,7 @@ class OneVsRestModule(LightningModule):
             metric = self.metric(stage)
             if all(part.update_called for part in metric.values()):
                 values = {name: value.float() for name, value in metric.compute().items()}
-                self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+                self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
             metric.reset()
 
     def on_train_epoch_end(self) -> None:

@@ -1,6 +1,7 @@
 """Fit a probe on tensors with a quiet Trainer of its own, and keep its training curve."""
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -44,14 +45,15 @@ def fit_probe(
 ) -> pd.DataFrame:
     """Fit a probe on one device; it is in evaluation mode afterwards.
 
-    May be called inside a step of another Trainer.
+    May be called inside a step of another Trainer. Batches are smaller than `batch_size` where an epoch would
+    have fewer than the probe's `min_steps_per_epoch` steps.
 
     Args:
         probe: The probe.
         x: What its batches hold as `x`.
         y: One-hot or multi-hot labels.
         max_epochs: Epochs.
-        batch_size: Rows a step.
+        batch_size: Rows a step, at most.
         device: Where to train.
         show_progress: Show a progress bar.
         verbose: Show Lightning's messages.
@@ -67,7 +69,7 @@ def fit_probe(
     """
     target = torch.device(device)
     rows = TensorBatches(x.detach().to(target, torch.float32), y.to(target, torch.float32))
-    curve = _Curve()
+    curve, size = _Curve(), min(batch_size, math.ceil(len(x) / probe.min_steps_per_epoch))
     for metric in (part for part in probe.modules() if isinstance(part, Metric)):
         # The fit is this process's alone; others may fit something else meanwhile.
         metric.distributed_available_fn = lambda: False
@@ -82,7 +84,7 @@ def fit_probe(
             enable_model_summary=False,
             enable_progress_bar=show_progress,
         )
-        trainer.fit(probe, rows.loader(batch_size, shuffle=len(x) > batch_size))
+        trainer.fit(probe, rows.loader(size, shuffle=len(x) > size))
     probe.to(target).eval()
     return pd.DataFrame(curve.rows)
 

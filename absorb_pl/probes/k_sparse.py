@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import MetricCollection
@@ -61,6 +62,9 @@ class KSparseProbe(OneVsRestModule):
         torch.Size([5, 2, 2])
     """
 
+    # The paper's vocabularies give its ranking probe about five batches of 4096 words an epoch. With one, Adam
+    # has not yet told the latents apart after 50 epochs, and the ranking is wrong for most classes.
+    min_steps_per_epoch = 5
     latent_ids: Tensor
     weight: Tensor
     bias: Tensor
@@ -106,6 +110,16 @@ class KSparseProbe(OneVsRestModule):
         super().setup(stage)
         if isinstance(self.sae, nn.Module):
             self.sae.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Warn where the batches are too few to rank the latents."""
+        super().on_train_start()
+        steps = int(self.trainer.num_training_batches)
+        if steps < self.min_steps_per_epoch:
+            rank_zero_warn(
+                f"{steps} batches an epoch are too few to rank latents well; choose a `batch_size` that gives "
+                f"at least {self.min_steps_per_epoch}."
+            )
 
     def inputs(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows latents"]:
         """Latent activations.

@@ -1,5 +1,6 @@
 """Probes trained by one call on tensors, under the names and arguments of the paper's package."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ from absorb_pl.errors import AbsorbError, LabelError, ShapeError
 from absorb_pl.functional import check_ks, rank_latents, solve_k_sparse
 from absorb_pl.probes.base import Batch, OptimizerName
 from absorb_pl.probes.fitting import fit_probe
+from absorb_pl.probes.k_sparse import KSparseProbe
 from absorb_pl.probes.latents import sae_device
 from absorb_pl.probes.linear import LinearProbe
+from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE
 
 ExtraLoss = Callable[[LinearProbe, Tensor, Tensor], Tensor]
 PUBLISHED_KS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50)
@@ -277,8 +280,9 @@ def train_k_sparse_probes(
     """Train k-sparse probes for each k and label.
 
     Arguments, defaults and result are those of the published function of this name
-    (`sae_spelling.experiments.k_sparse_probing`); the logistic regressions are solved to their optimum. Under
-    a Trainer, use `KSparseProbe`.
+    (`sae_spelling.experiments.k_sparse_probing`); the logistic regressions are solved to their optimum, and
+    small vocabularies are cut into at least five batches (see `KSparseProbe.min_steps_per_epoch`). Under a
+    Trainer, use `KSparseProbe`.
 
     Args:
         sae: A SAELens SAE, or any module with `encode`.
@@ -317,7 +321,13 @@ def train_k_sparse_probes(
     latents = _sae_latents(sae, train_activations, sae_post_act)
     ks = check_ks(list(ks), latents.shape[1])
     y = nn.functional.one_hot(numbers).to(latents.device)
-    ranking = train_sparse_multi_probe(latents, y, show_progress=False, device=latents.device)
+    ranking = train_sparse_multi_probe(
+        latents,
+        y,
+        batch_size=min(DEFAULT_BATCH_SIZE, math.ceil(len(y) / KSparseProbe.min_steps_per_epoch)),
+        show_progress=False,
+        device=latents.device,
+    )
     ids = rank_latents(ranking.weights.detach()[labels], ks[-1])
     chosen = latents[:, ids.flatten()].unflatten(1, ids.shape).transpose(0, 1).cpu()
     weight, bias = solve_k_sparse(chosen, y[:, labels].bool().cpu(), ks)

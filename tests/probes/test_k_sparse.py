@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from absorb_pl.errors import AbsorbError, LabelError, SaeNotFoundError, ShapeError
-from absorb_pl.functional import SaeStatistics, rank_latents
+from absorb_pl.functional import SaeStatistics, rank_latents, solve_logistic_regressions
 from absorb_pl.probes import (
     MISSING_LOGIT,
     KSparseProbe,
@@ -54,6 +54,7 @@ def data(sae):
 
 @pytest.fixture(scope="module")
 def fitted(sae, data):
+    torch.manual_seed(0)
     probe = KSparseProbe(sae, 4, ks=KS, class_names=list("abcd"))
     fit_probe(probe, *data)
     return probe
@@ -127,6 +128,7 @@ def test_an_sae_named_in_a_checkpoint_is_loaded_again(tmp_path):
 
 def test_chunks_change_nothing(fitted, sae, data, monkeypatch):
     monkeypatch.setattr(latents, "_CHUNK_VALUES", 30 * 64)
+    torch.manual_seed(0)
     probe = KSparseProbe(sae, 4, ks=KS)
     fit_probe(probe, *data)
     assert torch.equal(probe.latent_ids[:3], fitted.latent_ids[:3])
@@ -138,6 +140,24 @@ def test_chunks_change_nothing(fitted, sae, data, monkeypatch):
     encode_latents(sae, data[0], torch.tensor([4]), whole)
     assert (parts.l0, parts.num_dead) == (whole.l0, whole.num_dead)
     assert parts.explained_variance == pytest.approx(whole.explained_variance, rel=1e-9)
+
+
+def test_small_vocabularies_are_ranked_in_several_batches(sae, data):
+    x, y = data
+    probe = KSparseProbe(sae, 4, ks=[1])
+    curve = fit_probe(probe, x, y, max_epochs=2)
+    assert len(curve) == 2
+    assert probe.trainer.global_step == 10
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.warns(UserWarning, match="1 batches an epoch"):
+        trainer.fit(KSparseProbe(sae, 4, ks=[1]), TensorBatches(x, y).loader())
 
 
 def test_unfitted_probe_refuses_to_score(sae, data):
@@ -155,10 +175,13 @@ def test_function_of_the_paper_returns_a_probe_for_each_k_and_label(sae, data, f
     probes = train_k_sparse_probes(sae, [(f" w{i}", int(label)) for i, label in enumerate(labels)], x, ks=KS)
     assert {k: sorted(by_label) for k, by_label in probes.items()} == {k: [2, 3, 4] for k in KS}
     activations = sae.encode(x).detach()
-    for i, k in enumerate(KS):
-        assert probes[k][3].k == k
-        assert probes[k][3].feature_ids.tolist() == fitted.latent_ids[1, :k].tolist()
-        torch.testing.assert_close(probes[k][3](activations), fitted(x)[:, i, 1], atol=1e-4, rtol=1e-4)
+    for k in KS:
+        probe = probes[k][3]
+        assert probe.k == k
+        assert probe.feature_ids.tolist()[:1] == fitted.latent_ids[1, :1].tolist()
+        weight, bias = solve_logistic_regressions(activations[None, :, probe.feature_ids], y[None, :, 1].bool())
+        expected = activations[:, probe.feature_ids].double() @ weight[0] + bias
+        torch.testing.assert_close(probe(activations).double(), expected, atol=1e-4, rtol=1e-4)
     assert probes[1][2](activations[0]).shape == ()
     with pytest.raises(LabelError):
         train_k_sparse_probes(sae, [(" a", 0)], x, ks=[1])
@@ -170,11 +193,12 @@ def test_activations_before_the_activation_function():
     x = torch.randn(80, 48, generator=torch.Generator().manual_seed(0)) * 3
     golden = load_sae(str(GOLDEN_SAE))
     labels = [("", int(row[0] > 0)) for row in x]
+    torch.manual_seed(0)
     probes = train_k_sparse_probes(golden, labels, x, ks=[2], sae_post_act=False)
     before = golden.run_with_cache(x)[1]["hook_sae_acts_pre"].detach()
-    ranking = train_sparse_multi_probe(
-        before, torch.nn.functional.one_hot(torch.tensor([n for _, n in labels])), show_progress=False
-    )
+    one_hot = torch.nn.functional.one_hot(torch.tensor([n for _, n in labels]))
+    torch.manual_seed(0)
+    ranking = train_sparse_multi_probe(before, one_hot, batch_size=16, show_progress=False)
     assert probes[2][1].feature_ids.tolist() == rank_latents(ranking.weights.detach(), 2)[1].tolist()
     assert probes[2][1](before).shape == (80,)
     with pytest.raises(AbsorbError, match="hooks"):

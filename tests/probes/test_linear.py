@@ -190,3 +190,20 @@ def test_extra_loss_enters_the_training():
     free = train_multi_probe(x, y, num_epochs=30, polish=False, show_progress=False)
     held = train_multi_probe(x, y, num_epochs=30, extra_loss_fn=shrink, show_progress=False)
     assert held.weights.norm() < 0.2 * free.weights.norm()
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_probe_as_one(tmp_path):
+    x, y = labelled_rows(rows=301)
+    found = {}
+    for processes, strategy in ((1, "auto"), (2, "ddp_spawn")):
+        probe = LinearProbe(12, 4)
+        trainer = quiet_trainer(
+            tmp_path, max_epochs=1, devices=processes, strategy=strategy, enable_checkpointing=False
+        )
+        trainer.fit(probe, TensorBatches(x, y).loader(64, shuffle=True))
+        [result] = trainer.test(probe, TensorBatches(x[:33], y[:33]).loader(5), verbose=False)
+        found[processes] = probe.weights.detach().clone(), result
+    torch.testing.assert_close(found[2][0], found[1][0])
+    for name in ("test/f1", "test/auroc"):
+        assert found[2][1][name] == pytest.approx(found[1][1][name], rel=1e-6)
