@@ -14,7 +14,7 @@ from absorb_pl.data.artifacts import (
     writing_to,
 )
 from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
-from absorb_pl.data.prompt_datamodule import PromptDataModule, prompt_data_of
+from absorb_pl.data.prompt_datamodule import PromptBatches, PromptDataModule, prompt_data_of
 from absorb_pl.data.residuals import read_residuals
 from absorb_pl.data.run_folder import RunFolder
 from absorb_pl.data.splits import stratified_split
@@ -25,6 +25,7 @@ __all__ = [
     "ActivationCacheWriter",
     "ActivationCollector",
     "ActivationDataModule",
+    "PromptBatches",
     "PromptDataModule",
     "RunFolder",
     "Stage",

@@ -46,9 +46,10 @@ def read_residuals(
     fwd_hooks = [(name, lambda value, hook, name=name: keep(name, value)) for name in hook_names]  # noqa: ARG005
     # Without padding the mask is left out, so that a batch does not depend on which other batches were padded.
     mask = None if bool(attention_mask.all()) else attention_mask
+    options = {"use_cache": False} if hasattr(model.original_model.config, "use_cache") else {}
     try:
         with model.hooks(fwd_hooks=fwd_hooks):
-            model.original_model(input_ids=input_ids, attention_mask=mask)
+            model.original_model(input_ids=input_ids, attention_mask=mask, **options)
     except _AllRead:
         pass
     return found

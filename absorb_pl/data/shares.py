@@ -1,13 +1,14 @@
 """Whole items shared out among the processes of a run."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
 
+@runtime_checkable
 class SizedItems(Protocol):
     """Items by number, as many as there are."""
 

@@ -8,6 +8,7 @@ from absorb_pl.evaluators.calculator import (
     FeatureScore,
     SampledAbsorptionResults,
 )
+from absorb_pl.evaluators.callbacks import AbsorptionEvaluation, KSparseEvaluation, LatentEvaluation
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.evaluators.probing_stages import (
@@ -23,6 +24,7 @@ from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.evaluators.writers import PredictionTableWriter, write_table
 
 __all__ = [
+    "AbsorptionEvaluation",
     "AbsorptionEvaluator",
     "AbsorptionInputs",
     "AbsorptionResult",
@@ -30,7 +32,9 @@ __all__ = [
     "EvaluationRows",
     "FeatureAbsorptionCalculator",
     "FeatureScore",
+    "KSparseEvaluation",
     "KSparseSettings",
+    "LatentEvaluation",
     "LinearProbeSettings",
     "LinearProbeStage",
     "PaperRule",

@@ -24,7 +24,7 @@ from absorb_pl.functional import (
     paper_verdicts,
 )
 from absorb_pl.models import load_language_model, load_sae, sae_hook_name
-from absorb_pl.words import AnswerTokens, SpellingPrompt, TokenizedPrompts, answer_token_ids
+from absorb_pl.words import AnswerTokens, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
 
 _VERDICT_FIELDS = (
     "is_absorption",
@@ -170,39 +170,55 @@ class AbsorptionEvaluator(LightningModule):
             for row in self.inputs.letters.to_dict("records")
         }
         self._probe_cos: dict[str, Tensor] = {}
-        self._answers: AnswerTokens | None = None
 
-    @override
-    def on_predict_start(self) -> None:
-        task = prompt_data_of(self.trainer).task
-        self._answers = answer_token_ids(task, self.language_model.tokenizer, self.rule.positive_token)
-        self._class_names = task.classes
+    def prepare(self, task: Task, texts: Sequence[SpellingPrompt]) -> None:
+        """Say what the batches to come are about.
+
+        Args:
+            task: The task of the words.
+            texts: The prompt of each word of the task.
+        """
+        answers = answer_token_ids(task, self.language_model.tokenizer, self.rule.positive_token)
+        self._answers = AnswerTokens(answers.answers.to(self.device), answers.positives.to(self.device))
+        self._class_names, self._texts = task.classes, texts
         for name, sae in self.saes.items():
             self.saes[name] = sae = sae.to(self.device)
             weight = self.inputs.probe_weights[self._hooks[name]].to(sae.W_dec.device)
             self._probe_cos[name] = cosine_similarity_matrix(weight.float(), sae.W_dec.float())
 
     @override
+    def on_predict_start(self) -> None:
+        data = prompt_data_of(self.trainer)
+        self.prepare(data.task, data.texts)
+
+    @override
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> pd.DataFrame:
+        return self.judge(batch)
+
+    def judge(self, batch: dict[str, Tensor]) -> pd.DataFrame:
+        """Judge the candidates among a batch of prompts, after `prepare`.
+
+        Args:
+            batch: A batch of a `PromptDataModule`.
+
+        Returns:
+            One row an SAE and candidate word, with the columns of `WORD_COLUMNS`.
+        """
+        place = {row: number for number, row in enumerate(batch["index"].tolist())}
+        wanted = {
+            name: rows
+            for name in self.saes
+            if name in self._candidates and (rows := [row for row in self._candidates[name].index if row in place])
+        }
+        if not wanted:
+            return empty_table(WORD_COLUMNS)
         prompts = TokenizedPrompts(
             batch["input_ids"], batch["attention_mask"], batch["lengths"], batch["word_positions"]
         )
-        place = {row: number for number, row in enumerate(batch["index"].tolist())}
-        wanted = {
-            name: [row for row in self._candidates[name].index if row in place]
-            for name in self.saes
-            if name in self._candidates
-        }
-        wanted = {name: rows for name, rows in wanted.items() if rows}
-        if not wanted:
-            return empty_table(WORD_COLUMNS)
-        texts = prompt_data_of(self.trainer).texts
-        answers = self._answers
-        assert answers is not None
-        ids, positives = answers.answers.to(self.device), answers.positives.to(self.device)
 
         def metric(last_logits: Tensor, rows: Tensor) -> Tensor:
-            return letter_metric(last_logits, batch["labels"][rows], ids, positives)
+            labels = batch["labels"][rows]
+            return letter_metric(last_logits, labels, self._answers.answers, self._answers.positives)
 
         with torch.enable_grad():
             involved = sorted({place[row] for rows in wanted.values() for row in rows})
@@ -226,16 +242,15 @@ class AbsorptionEvaluator(LightningModule):
                     rows=[place[row] for row in rows],
                     batch_size=self.batch_size,
                 )
-                tables.append(self._judge(name, rows, found.scores, found.activations, texts))
+                tables.append(self._verdicts(name, rows, found.scores, found.activations))
         return pd.concat(tables, ignore_index=True)
 
-    def _judge(
+    def _verdicts(
         self,
         name: str,
         rows: Sequence[int],
         scores: Float[Tensor, "words latents"],
         activations: Float[Tensor, "words latents"],
-        texts: Sequence[SpellingPrompt],
     ) -> pd.DataFrame:
         labels = self._candidates[name].loc[list(rows)]
         top = most_negative_latents(scores, self.rule.top_latents)
@@ -254,7 +269,7 @@ class AbsorptionEvaluator(LightningModule):
                 silent=self.rule.silent,
             )
             latents = top[0][here]
-            prompts = [texts[row] for row in labels.index[here.cpu().numpy()]]
+            prompts = [self._texts[row] for row in labels.index[here.cpu().numpy()]]
             tables.append(
                 pd.DataFrame(
                     {
