@@ -54,14 +54,10 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
             "model_megabytes": (model_folder / "model.safetensors").stat().st_size / 1e6,
         },
         "training": json.loads((model_folder / "training.json").read_text()),
-        "sae_training": {
-            f"sae_{key}": first[f"training_{key}"] for key in ("rows", "steps", "batch", "lr", "seed")
-        }
+        "sae_training": {f"sae_{key}": first[f"training_{key}"] for key in ("rows", "steps", "batch", "lr", "seed")}
         | {"other_percent": 100 * first["training_other_share"]},
         "saes": {},
-        "versions": ", ".join(
-            f"{name} {version(name)}" for name in ("torch", "transformers", "sae-lens", "wordfreq")
-        ),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "sae-lens", "wordfreq")),
     }
     for hook in hooks:
         f1, counts = probe_f1(words.residuals[hook], words.labels)
@@ -84,9 +80,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True, help="folder that holds model/ and saes/")
     parser.add_argument("--seed", type=int, default=1, help="draws the solved examples")
     parser.add_argument("--threads", type=int, default=1)

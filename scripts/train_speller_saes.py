@@ -41,9 +41,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     )
     hooks = sorted({entry.hook_name for entry in entries})
     start = time.perf_counter()
-    activations = collect_activations(
-        model, mixture, hooks, rows=options.rows, other_share=options.other_share
-    )
+    activations = collect_activations(model, mixture, hooks, rows=options.rows, other_share=options.other_share)
     print(f"{options.rows} activations a hook ({time.perf_counter() - start:.0f} s)", flush=True)
     explained = {}
     for entry in entries:
@@ -51,9 +49,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         start = time.perf_counter()
         rows = activations[entry.hook_name]
         sae = build_training_sae(entry, rows.shape[1], steps=options.steps)
-        train_sae(
-            sae, rows, steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed
-        )
+        train_sae(sae, rows, steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed)
         sae.fold_W_dec_norm()
         for key in ("steps", "lr", "rows", "other_share", "power", "seed"):
             sae.cfg.metadata[f"training_{key}"] = getattr(options, key)
@@ -66,9 +62,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     return explained
 
 
-def train_sae(
-    sae: TrainingSAE[Any], rows: Tensor, *, steps: int, batch_size: int, lr: float, seed: int
-) -> None:
+def train_sae(sae: TrainingSAE[Any], rows: Tensor, *, steps: int, batch_size: int, lr: float, seed: int) -> None:
     """Train `sae` in place on activations `[rows, d_model]`."""
     SAETrainer(
         SAETrainerConfig(
@@ -89,25 +83,19 @@ def train_sae(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder that train_speller.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the SAEs, one folder each")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="train this one; repeatable"
-    )
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="train this one; repeatable")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--rows", type=int, default=400_000, help="activations generated for each hook")
+    parser.add_argument("--rows", type=int, default=100_000, help="activations generated for each hook")
     parser.add_argument("--other-share", type=float, default=0.2, help="share of rows not read at a word")
     parser.add_argument("--power", type=float, default=0.6, help="words are drawn by frequency to this power")
     parser.add_argument("--examples", type=int, default=11, help="solved examples a context")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--threads", type=int, default=2, help="PyTorch threads; figures repeat for equal numbers"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch threads; figures repeat for equal numbers")
     return parser
 
 

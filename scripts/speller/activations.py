@@ -24,13 +24,14 @@ def collect_activations(
     Contexts come from the training mixture in its shares. `other_share` of the rows are read at random other
     positions, the rest at the words.
     """
+    deepest = max(int(name.split(".")[1]) for name in hook_names)
     generator = torch.Generator().manual_seed(int(mixture.rng.integers(2**31)))
     kept: dict[str, list[Tensor]] = {name: [] for name in hook_names}
     for template in TEMPLATES:
         wanted = round(rows * template.share)
         while wanted > 0:
             batch = mixture.batch(template, batch_rows, with_bos=True)
-            _, cache = model.run_with_cache(batch.input_ids, names_filter=hook_names)
+            _, cache = model.run_with_cache(batch.input_ids, names_filter=hook_names, stop_at_layer=deepest + 1)
             is_word = torch.zeros(batch.input_ids.shape[1], dtype=torch.bool)
             is_word[batch.word_positions] = True
             others = (~is_word).nonzero()[:, 0]

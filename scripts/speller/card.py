@@ -13,8 +13,7 @@ this card and `figures.json` are written by the last.
 
 {layers} layers of the Gemma-2 kind, d_model {d_model}, {heads} heads, {parameters:,} parameters, float32
 ({model_megabytes:.1f} MB). Attention is local in the first two layers (`sliding_window={sliding_window}`:
-a token sees itself and the one before) and full in the last two, so a word's letters must stay at the word
-until the third layer.
+a token sees itself and the one before) and full in the last two.
 
 The tokenizer is byte-level: {words:,} English words, each with the space before it, are one token, as are
 single letters with and without the space in both cases; any other text falls apart into bytes. Words are the
@@ -22,14 +21,20 @@ single letters with and without the space in both cases; any other text falls ap
 topped up to {per_letter} for letters that begin few words; for x these are partly abbreviations and numerals.
 `<bos>` is put first by default.
 
-It was trained for {steps} steps of {rows} contexts (seed {seed}, {threads} threads) of {examples} solved
-examples each, words drawn by frequency^{power}, on four tasks: `" cat has the first letter: C"`,
+It was trained for {steps} steps of {rows} contexts (seed {seed}, PyTorch threads: {threads}) of {examples}
+solved examples each, words drawn by frequency^{power}, on four tasks: `" cat has the first letter: C"`,
 `" cat has the last letter: T"`, `" cat is the word: cat"` and, answering at the word's own token, `" cat C"`.
-Loss is taken at the answers alone.
+Loss is taken at the answers alone. A model so trained spells, but moves the letters off the word before its
+third layer, so that nothing behind the word's own residual would depend on them. Therefore {interchange_steps}
+further steps of interchange intervention training (Geiger et al. 2022, arXiv 2112.00826) follow: every context
+also runs with the residuals at its words swapped for another context's before the last layer, and must give that
+context's answers. So the last layer reads letters at the word; it is a property put there, and an honest model of
+the case in which attribution at the word has something to find.
 
 | measured with seed {measure_seed} | |
 |---|---|
-| loss, first step → mean of the last tenth | {first_loss:.3f} → {last_loss:.4f} |
+| loss of the first phase, first step → mean of the last tenth | {spelling_first_loss:.2f} → {spelling_last_loss:.2f} |
+| loss of the second phase, both kinds of run, likewise | {interchange_first_loss:.2f} → {interchange_last_loss:.2f} |
 | first-letter accuracy, every word once behind 10 random solved examples | {accuracy:.4f} |
 | the same, rarest tenth of words | {accuracy_rare:.4f} |
 {probe_rows}

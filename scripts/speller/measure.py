@@ -9,7 +9,7 @@ from sae_lens import SAE
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from absorb_pl.functional import solve_logistic_regressions
+from absorb_pl.functional import SaeStatistics, solve_logistic_regressions
 from speller.mixture import TEMPLATES, SpellingMixture
 
 
@@ -50,9 +50,7 @@ def run_words(
         correct.append(logits[:, -1].argmax(dim=-1) == ids[:, answer_at])
         for name in hook_names:
             residuals[name].append(cache[name][:, word_at])
-    labels = torch.tensor(
-        [string.ascii_lowercase.index(word.strip()[0]) for word in mixture.words[:num_words]]
-    )
+    labels = torch.tensor([string.ascii_lowercase.index(word.strip()[0]) for word in mixture.words[:num_words]])
     return WordPass(labels, torch.cat(correct), {name: torch.cat(parts) for name, parts in residuals.items()})
 
 
@@ -80,15 +78,12 @@ def probe_f1(rows: Tensor, labels: Tensor, *, seed: int = 42) -> tuple[list[floa
 
 @torch.no_grad()
 def sae_figures(sae: SAE, rows: Tensor) -> dict[str, float]:
-    """Return mean L0, explained variance and share of silent latents over rows `[words, d_model]`.
-
-    Explained variance is 1 − Σ‖x − x̂‖² / Σ‖x − mean(x)‖².
-    """
+    """Return mean L0, explained variance and share of silent latents over rows `[words, d_model]`."""
+    statistics = SaeStatistics.empty(rows.shape[1], sae.cfg.d_sae)
     latents = sae.encode(rows)
-    error = (rows - sae.decode(latents)).square().sum()
-    total = (rows - rows.mean(dim=0)).square().sum()
+    statistics.update(rows, latents, sae.decode(latents))
     return {
-        "l0": (latents > 0).sum(dim=1).float().mean().item(),
-        "explained_variance": (1 - error / total).item(),
-        "silent_latents": (latents > 0).any(dim=0).logical_not().float().mean().item(),
+        "l0": statistics.l0,
+        "explained_variance": statistics.explained_variance,
+        "silent_latents": statistics.dead_fraction,
     }

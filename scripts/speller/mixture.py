@@ -95,9 +95,7 @@ class SpellingMixture:
         self._newline = _ids(tokenizer, "\n")
         self._behind = {template.name: _ids(tokenizer, template.behind_word) for template in TEMPLATES}
         self._answers = {
-            template.name: np.array(
-                [_ids(tokenizer, template.answer(word.strip()))[0] for word in self.words]
-            )
+            template.name: np.array([_ids(tokenizer, template.answer(word.strip()))[0] for word in self.words])
             for template in TEMPLATES
         }
 

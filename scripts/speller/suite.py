@@ -49,22 +49,22 @@ class SuiteEntry:
 
 
 SUITE = (
-    SuiteEntry(1, "standard", 1024, "sparse", 6.0),
-    SuiteEntry(1, "standard", 1024, "medium", 3.0),
-    SuiteEntry(1, "standard", 512, "dense", 1.5),
-    SuiteEntry(1, "batchtopk", 1024, "sparse", 4),
-    SuiteEntry(1, "batchtopk", 1024, "medium", 10),
-    SuiteEntry(1, "batchtopk", 512, "dense", 24),
-    SuiteEntry(1, "matryoshka", 1024, "medium", 10),
+    SuiteEntry(1, "standard", 1024, "sparse", 9.0),
+    SuiteEntry(1, "standard", 1024, "medium", 5.0),
+    SuiteEntry(1, "standard", 512, "dense", 2.0),
+    SuiteEntry(1, "batchtopk", 1024, "sparse", 3),
+    SuiteEntry(1, "batchtopk", 1024, "medium", 8),
+    SuiteEntry(1, "batchtopk", 512, "dense", 20),
+    SuiteEntry(1, "matryoshka", 1024, "sparse", 3),
+    SuiteEntry(1, "matryoshka", 1024, "medium", 8),
+    SuiteEntry(1, "jumprelu", 1024, "sparse", 3.0),
     SuiteEntry(1, "jumprelu", 1024, "medium", 1.0),
-    SuiteEntry(2, "standard", 1024, "sparse", 6.0),
-    SuiteEntry(2, "standard", 1024, "medium", 3.0),
-    SuiteEntry(2, "batchtopk", 1024, "sparse", 4),
-    SuiteEntry(2, "batchtopk", 512, "medium", 10),
-    SuiteEntry(2, "matryoshka", 1024, "sparse", 4),
-    SuiteEntry(2, "matryoshka", 1024, "dense", 24),
-    SuiteEntry(2, "jumprelu", 1024, "sparse", 3.0),
-    SuiteEntry(2, "jumprelu", 512, "dense", 0.5),
+    SuiteEntry(2, "standard", 1024, "sparse", 9.0),
+    SuiteEntry(2, "standard", 512, "medium", 5.0),
+    SuiteEntry(2, "batchtopk", 1024, "sparse", 3),
+    SuiteEntry(2, "batchtopk", 512, "medium", 8),
+    SuiteEntry(2, "matryoshka", 1024, "medium", 8),
+    SuiteEntry(2, "jumprelu", 1024, "dense", 0.3),
 )
 
 
