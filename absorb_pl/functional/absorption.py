@@ -45,9 +45,7 @@ def paper_candidates(
         >>> paper_candidates(torch.tensor([2.0, 2.0]), torch.tensor([-1.0, -1.0]), torch.tensor([0.0, 3.0]))
         tensor([ True, False])
     """
-    require_finite(
-        probe_logits=probe_logits, k_sparse_logits=k_sparse_logits, main_activation=main_activation
-    )
+    require_finite(probe_logits=probe_logits, k_sparse_logits=k_sparse_logits, main_activation=main_activation)
     return (probe_logits > 0) & (k_sparse_logits <= 0) & (main_activation < silent)
 
 
@@ -170,9 +168,7 @@ def paper_verdicts(
     require_finite(scores=scores, activations=activations, probe_cos=probe_cos)
     require_latents("main_latents", main_latents, scores.shape[1])
     if scores.shape[1] < 2:
-        raise ShapeError(
-            "scores", tuple(scores.shape), expected="at least two latents", remedy="Use a wider SAE."
-        )
+        raise ShapeError("scores", tuple(scores.shape), expected="at least two latents", remedy="Use a wider SAE.")
     latents, values = most_negative_latents(scores, count=2)
     top_cos = probe_cos[latents[:, 0]]
     mains = activations[:, list(main_latents)]

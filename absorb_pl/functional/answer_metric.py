@@ -25,6 +25,7 @@ def letter_metric(
         One value a row, in float64: differences of metrics are small beside the logits.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[3.0, 1.0, 0.0]])
         >>> letter_metric(logits, torch.tensor([0]), torch.tensor([0, 1, 2]))
         tensor([2.5000], dtype=torch.float64)

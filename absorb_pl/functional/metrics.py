@@ -68,9 +68,7 @@ def binary_metrics(
     )
 
 
-def auroc(
-    scores: Float[Tensor, "rows columns"], targets: Bool[Tensor, "rows columns"]
-) -> Float[Tensor, " columns"]:
+def auroc(scores: Float[Tensor, "rows columns"], targets: Bool[Tensor, "rows columns"]) -> Float[Tensor, " columns"]:
     """Area under the ROC curve of each column, from mid-ranks.
 
     The Mann–Whitney form: `(R − P(P+1)/2) / (P·N)`, with `R` the sum of the positives' ranks, tied scores

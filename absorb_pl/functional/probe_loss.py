@@ -88,9 +88,7 @@ def probe_loss(
     )
 
 
-def l1_penalty(
-    weight: Float[Tensor, "classes features"], class_mask: Bool[Tensor, " classes"]
-) -> Float[Tensor, ""]:
+def l1_penalty(weight: Float[Tensor, "classes features"], class_mask: Bool[Tensor, " classes"]) -> Float[Tensor, ""]:
     """Mean over the classes that count of `Σ|w|`, the published `train_sparse_multi_probe`'s extra loss.
 
     Args:

@@ -106,9 +106,7 @@ class Rate:
         return self.value is not None
 
 
-def letter_rate(
-    letter: LetterOutcome, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Rate:
+def letter_rate(letter: LetterOutcome, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Rate:
     """Absorption rate of one letter: absorbed ÷ sample portion ÷ probe true positives.
 
     As the published `_aggregate_results_df` computes it (arXiv 2409.14507, section 5).
@@ -169,9 +167,7 @@ def sae_rate(
     return _mean_rate(counted, reason, confidence, resamples, seed)
 
 
-def _mean_rate(
-    letters: Sequence[LetterOutcome], reason: str, confidence: float, resamples: int, seed: int
-) -> Rate:
+def _mean_rate(letters: Sequence[LetterOutcome], reason: str, confidence: float, resamples: int, seed: int) -> Rate:
     words = sum(letter.num_true_positives for letter in letters)
     if reason:
         return Rate(None, None, None, words, reason)

@@ -158,9 +158,7 @@ def saebench_verdicts(
         may_absorb_l = probe_cos >= fraction_cos_threshold
         may_absorb_l[mains] = False
         absorbing_wl = torch.where(may_absorb_l, projection_wl, 0.0).clamp(min=0.0)
-        held_w = (
-            absorbing_wl.topk(min(max_absorbers, absorbing_wl.shape[1]), dim=1).values.sum(dim=1).double()
-        )
+        held_w = absorbing_wl.topk(min(max_absorbers, absorbing_wl.shape[1]), dim=1).values.sum(dim=1).double()
         nothing_w = (main_w >= whole_w) | (whole_w <= 0) | (held_w < proportion_threshold * whole_w)
         taken_w = torch.minimum(held_w, whole_w - main_w)
         share_w = (taken_w / torch.where(main_w > 0, taken_w + main_w, 1.0)).clamp(0.0, 1.0)

@@ -29,9 +29,7 @@ def unit_rows(x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
     return x / torch.where(norm > 0, norm, 1)
 
 
-def cosine_similarity_matrix(
-    a: Float[Tensor, "n width"], b: Float[Tensor, "m width"]
-) -> Float[Tensor, "n m"]:
+def cosine_similarity_matrix(a: Float[Tensor, "n width"], b: Float[Tensor, "m width"]) -> Float[Tensor, "n m"]:
     """Cosine of every row of `a` with every row of `b`.
 
     Args:

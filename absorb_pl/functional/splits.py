@@ -42,9 +42,7 @@ def main_latents(
             "ks", list(ks), expected=f"{len(f1_by_k)} ks, 1 among them", remedy="Probe with k = 1, 2, 3, …"
         )
     if not all(math.isfinite(f1) for f1 in f1_by_k):
-        raise NonFiniteError(
-            "f1_by_k", list(f1_by_k), expected="finite F1", remedy="Leave out classes without words."
-        )
+        raise NonFiniteError("f1_by_k", list(f1_by_k), expected="finite F1", remedy="Leave out classes without words.")
     f1 = dict(zip(ks, f1_by_k, strict=True))
     best, kept = f1[1], 1
     while kept < max_k and kept + 1 in f1 and f1[kept + 1] > best + threshold:

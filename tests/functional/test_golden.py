@@ -81,9 +81,7 @@ def test_latent_evaluation(case):
     targets, letters = targets_of(raw), [LETTERS.index(letter) for letter in expected["letter"]]
     ids, encoder_cos = top_latents_by_encoder(case.weight, case.params["W_enc"], 3)
     decoder_cos = cosine_similarity_matrix(case.weight, case.params["W_dec"]).gather(1, ids)
-    scores = latent_scores(
-        case.x, case.params["W_enc"], case.params["b_enc"], ids, case.params.get("threshold")
-    )
+    scores = latent_scores(case.x, case.params["W_enc"], case.params["b_enc"], ids, case.params.get("threshold"))
     assert letters == targets.any(dim=0).nonzero().flatten().tolist()
     check_metrics(binary_metrics(case.x @ case.weight.T + case.bias, targets), letters, expected, "probe")
     for rank in range(3):
@@ -157,9 +155,7 @@ def test_paper_verdicts(case):
         close(values[0], [latent["ablation_score"] for latent in top])
         assert found.top_latent.item() == top[0]["feature_id"]
         close(found.top_probe_cos, [top[0]["probe_cos_sim"]])
-        close(
-            cos[[latent["feature_id"] for latent in row["main"]]], [m["probe_cos_sim"] for m in row["main"]]
-        )
+        close(cos[[latent["feature_id"] for latent in row["main"]]], [m["probe_cos_sim"] for m in row["main"]])
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +186,7 @@ def test_saebench_verdicts(case, version, residuals):
     for i, row in enumerate(rows):
         c = LETTERS.index(row["letter"])
         projection = probe_projection(x[i, None], case.weight[c])
-        found = saebench_verdicts(
-            latents[i, None], projection, cosines[c], mains[row["letter"]], version=version
-        )
+        found = saebench_verdicts(latents[i, None], projection, cosines[c], mains[row["letter"]], version=version)
         close(projection, [row["probe_projection"]])
         close(found.absorption_fraction, [row["absorption_fraction"]])
         assert found.is_full_absorption.tolist() == [row["is_full_absorption"]]

@@ -8,9 +8,7 @@ from absorb_pl.functional import rank_latents, solve_k_sparse, solve_logistic_re
 
 
 def reference(x, y, c=1.0):
-    model = LogisticRegression(
-        C=c, class_weight="balanced", solver="newton-cholesky", tol=1e-12, max_iter=100_000
-    )
+    model = LogisticRegression(C=c, class_weight="balanced", solver="newton-cholesky", tol=1e-12, max_iter=100_000)
     model.fit(x.double().numpy(), y.numpy())
     return torch.from_numpy(model.coef_[0]), float(model.intercept_[0])
 

@@ -24,9 +24,7 @@ def test_metrics_equal_scikit_learn_with_ties(tied):
     for c in range(scores.shape[1]):
         y, s = targets[:, c].numpy(), scores[:, c].numpy()
         assert found.f1[c].item() == pytest.approx(metrics.f1_score(y, s > 0, zero_division=0), rel=1e-12)
-        assert found.precision[c].item() == pytest.approx(
-            metrics.precision_score(y, s > 0, zero_division=0), rel=1e-12
-        )
+        assert found.precision[c].item() == pytest.approx(metrics.precision_score(y, s > 0, zero_division=0), rel=1e-12)
         assert found.recall[c].item() == pytest.approx(metrics.recall_score(y, s > 0), rel=1e-12)
         assert found.auroc[c].item() == pytest.approx(metrics.roc_auc_score(y, s), rel=1e-12)
     assert found.auroc[1] == 0.5
