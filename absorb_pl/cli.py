@@ -46,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     else:
         try:
-            _run_study(words[1:]) if command == "study" else _run_trainer(words)
+            _run_study(words[1:]) if command == "study" else _run_trainer(None if args is None else words)
         except AbsorbError as error:
             sys.stderr.write(f"absorb-pl {command}: {type(error).__name__}: {error}\n")
             raise SystemExit(1) from error
@@ -65,7 +65,7 @@ def _run_study(words: list[str]) -> None:
     run_study(StudyConfig(**settings))
 
 
-def _run_trainer(words: list[str]) -> None:
+def _run_trainer(words: list[str] | None) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
 

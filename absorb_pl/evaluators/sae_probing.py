@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from absorb_pl.evaluators.encoding import encode_latents
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.functional import SaeStatistics, binary_metrics, k_sparse_logits, paper_candidates, sample_candidates
-from absorb_pl.probes import KSparseProbe
+from absorb_pl.probes import KSparseProbe, encode_latents
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ def evaluate_sae(
     """
     settings = settings or SplitSettings()
     statistics = SaeStatistics.empty(rows.x.shape[1], sae.W_dec.shape[0])
-    activations = encode_latents(sae, rows.x, k_sparse.latent_ids, statistics)
+    ids = k_sparse.latent_ids.cpu()
+    activations = encode_latents(sae, rows.x, ids.flatten(), statistics).unflatten(1, ids.shape)
     logits = k_sparse_logits(activations, k_sparse.weight.cpu(), k_sparse.bias.cpu())
     table = k_sparse_table(logits, rows.y, k_sparse.ks, k_sparse.latent_ids, rows.class_names)
     letters, candidates = _letters_and_candidates(
