@@ -1,0 +1,82 @@
+"""Every command and every piece of Python in the README runs, in order, in a folder of its own."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from absorb_pl.models import bundled_sae_path, list_bundled_saes
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    shutil.copytree(bundled_sae_path(list_bundled_saes()[0]), folder / "my_sae")
+    return folder
+
+
+def run(words: list[str], folder: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def test_make_targets_of_the_readme_do_what_it_says():
+    dry = {t: subprocess.check_output(["make", "-n", "-C", ROOT, t], text=True) for t in ("demo", "test")}
+    assert [line for line in commands() if line.startswith("make")] == ["make demo", "make test"]
+    assert "absorb-pl study --config configs/demo.yaml" in dry["demo"]
+    assert "-m pytest" in dry["test"]
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_run_in_order(workplace: Path):
+    program = str(Path(sys.executable).with_name("absorb-pl"))
+    ran = []
+    for line in commands():
+        words = shlex.split(line)
+        if words[0] == "absorb-pl":
+            run([program, *words[1:]], workplace)
+            ran.append(words[1])
+        elif words[0] == "tensorboard":
+            shown = run([str(Path(program).with_name("tensorboard")), *words[1:], "--inspect"], workplace)
+            assert "scalars" in shown
+    assert set(ran) == {"study", "fit", "test", "predict"}
+
+    demo, ddp = workplace / "lightning_logs/demo", workplace / "lightning_logs/demo_ddp"
+    for name in ("summary", "letters", "words", "latents", "k_sparse", "candidates", "training"):
+        one, two = (pd.read_parquet(folder / "tables" / f"{name}.parquet") for folder in (demo, ddp))
+        pd.testing.assert_frame_equal(one, two, check_exact=True)
+    words_table = pd.read_parquet(demo / "tables/words.parquet")
+    assert not words_table.duplicated(["sae", "row"]).any()
+    again = pd.read_parquet(workplace / "lightning_logs/absorption/words.parquet")
+    same = words_table[words_table["sae"].isin(again["sae"])].reset_index(drop=True)
+    assert again["is_absorption"].tolist() == same["is_absorption"].tolist()
+
+    events = EventAccumulator(str(demo / "tensorboard")).Reload()
+    assert "figures/absorption_vs_l0" in events.Tags()["images"]
+    curve = next((demo / "tensorboard" / "linear_probe").iterdir())
+    assert len(EventAccumulator(str(curve)).Reload().Scalars("train/loss")) == 50
+
+    for code in blocks("python"):
+        assert run([sys.executable, "-c", code], workplace).strip()
