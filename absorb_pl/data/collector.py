@@ -1,5 +1,6 @@
 """The predict stage that reads residual activations at the words and the callback that stores them."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -131,3 +132,9 @@ class ActivationCacheWriter(BasePredictionWriter):
                 facts = {"rows": identity["rows"], "width": self._widths[hook], "dtype": self.dtype}
                 finish_artifact(activation_path(self.cache_dir, identity), identity, facts)
         trainer.strategy.barrier()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Drop the rows of a pass that failed."""
+        for identity in self._identities.values():
+            shutil.rmtree(temporary_path(activation_path(self.cache_dir, identity)), ignore_errors=True)

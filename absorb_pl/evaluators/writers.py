@@ -22,8 +22,11 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     with writing_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        table.to_parquet(part, index=False)
-        part.replace(path)
+        try:
+            table.to_parquet(part, index=False)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def empty_table(columns: Mapping[str, str]) -> pd.DataFrame:
@@ -94,3 +97,8 @@ class PredictionTableWriter(BasePredictionWriter):
             write_table(table.sort_values(self.sort_by, ignore_index=True), self.path)
             shutil.rmtree(self._shards)
         trainer.strategy.barrier()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Drop the shards of a pass that failed."""
+        shutil.rmtree(self._shards, ignore_errors=True)
