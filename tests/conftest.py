@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,3 +17,30 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 def golden() -> Path:
     """Figures recorded from the published implementations, see its README."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def gpt2(golden: Path) -> Any:
+    """The GPT-2-like micro model."""
+    from absorb_pl.models import load_language_model
+
+    return load_language_model(str(golden / "gpt2-micro"))
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Sums in one thread, so that figures may be compared bit for bit with those of another process."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def at_root(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The repository as working folder, as the paths in `tests/conf` have it."""
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    return root

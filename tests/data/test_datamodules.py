@@ -1,0 +1,125 @@
+"""What the datamodules serve, to one process and to one of several."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import distributed
+
+from absorb_pl.data import ActivationDataModule, PromptDataModule
+from absorb_pl.data.shares import Share
+from absorb_pl.words import TaskConfig
+
+HOOK = "blocks.1.hook_resid_post"
+TASK = TaskConfig(max_icl_examples=2)
+
+
+@pytest.fixture
+def data(gpt2, tmp_path):
+    return ActivationDataModule(gpt2, HOOK, TASK, tmp_path, batch_size=32)
+
+
+def as_process(monkeypatch, rank, processes):
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: processes)
+
+
+def test_batches_hold_the_rows_and_labels_of_their_words(data):
+    data.prepare_data()
+    rows, words = data.cache.rows(), data.prompt_data.task.words
+    for split, loader in (
+        ("train", data.train_dataloader()),
+        ("val", data.val_dataloader()),
+        ("test", data.test_dataloader()),
+    ):
+        seen = []
+        for batch in loader:
+            assert torch.equal(batch["x"], rows[batch["index"]])
+            assert len(batch["index"]) <= 32
+            letters = [words[row].strip()[0].lower() for row in batch["index"].tolist()]
+            assert [data.class_names[label] for label in batch["y"].argmax(1).tolist()] == letters
+            assert (batch["y"].sum(dim=1) == 1).all()
+            seen += batch["index"].tolist()
+        assert sorted(seen) == data.splits[split].tolist()
+        assert (seen == sorted(seen)) == (split != "train")
+    sizes = data.labels.sum(dim=0)
+    cuts = [(sizes * share).round().sum().item() for share in (0.7, 0.8, 1.0)]
+    assert [len(data.splits[split]) for split in ("train", "val", "test")] == [
+        cuts[0],
+        cuts[1] - cuts[0],
+        cuts[2] - cuts[1],
+    ]
+    assert torch.cat(list(data.splits.values())).sort().values.tolist() == list(range(238))
+
+
+def test_class_counts_are_those_of_the_training_words(data):
+    positives, rows = data.class_counts()
+    letters = [data.prompt_data.task.words[row].strip()[0].lower() for row in data.splits["train"].tolist()]
+    assert rows == len(letters)
+    assert positives.tolist() == [letters.count(name) for name in data.class_names]
+
+
+def test_the_split_depends_on_its_seed_alone(gpt2, tmp_path, data):
+    torch.manual_seed(7)
+    same = ActivationDataModule(gpt2, HOOK, TASK, tmp_path)
+    other = ActivationDataModule(gpt2, HOOK, TASK, tmp_path, split_seed=1)
+    assert all(torch.equal(same.splits[part], data.splits[part]) for part in data.splits)
+    assert not torch.equal(other.splits["test"], data.splits["test"])
+
+
+def test_the_cache_is_built_once(gpt2, tmp_path, data):
+    data.prepare_data()
+    shard = data.cache.path / "00000.bin"
+    before = shard.stat().st_mtime_ns
+    again = ActivationDataModule(gpt2, HOOK, TASK, tmp_path)
+    again.prepare_data()
+    assert again.cache.path == data.cache.path
+    assert shard.stat().st_mtime_ns == before
+
+
+def test_prompt_batches_hold_each_word_once_in_order_of_length(ragged):
+    batches = list(ragged.predict_dataloader())
+    lengths = torch.cat([batch["lengths"] for batch in batches])
+    assert torch.cat([batch["index"] for batch in batches]).sort().values.tolist() == list(range(27))
+    assert lengths.tolist() == sorted(lengths.tolist())
+    for batch in batches:
+        assert batch["input_ids"].shape[1] == batch["lengths"].max()
+        assert torch.equal(batch["attention_mask"].sum(dim=1), batch["lengths"])
+        for row, ids, length, position in zip(
+            batch["index"].tolist(), batch["input_ids"], batch["lengths"], batch["word_positions"], strict=True
+        ):
+            text = ragged.language_model.tokenizer.decode(ids[1 : position + 1])
+            assert text == ragged.texts[row].base[: ragged.texts[row].word_end]
+            assert ragged.language_model.tokenizer.decode(ids[1:length]) == ragged.texts[row].base
+
+
+def test_some_words_alone(gpt2, tmp_path):
+    pd.DataFrame({"row": [7, 3, 7, 200], "word": "x"}).to_parquet(tmp_path / "candidates.parquet")
+    from_table = PromptDataModule(gpt2, TASK, rows=tmp_path / "candidates.parquet")
+    assert from_table.rows.tolist() == [3, 7, 200]
+    whole = PromptDataModule(gpt2, TASK)
+    part = whole.only([200, 3, 7])
+    (batch,), (same,) = part.predict_dataloader(), from_table.predict_dataloader()
+    assert sorted(batch["index"].tolist()) == same["index"].tolist()
+    assert len(whole.rows) == 238
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_shares_are_disjoint_and_whole(monkeypatch, processes):
+    items, shares = list("abc"), []
+    for rank in range(processes):
+        as_process(monkeypatch, rank, processes)
+        share = Share(items, nothing="none")
+        shares.append(list(share.loader()))
+        assert len(share) == len(shares[-1])
+    assert sorted(item for share in shares for item in share if item != "none") == items
+    assert [share for share in shares if "none" in share] == [["none"]] * max(0, processes - 3)
+
+
+def test_processes_share_whole_prompt_batches(ragged, monkeypatch):
+    alone = [batch["index"].tolist() for batch in ragged.predict_dataloader()]
+    shares = []
+    for rank in range(2):
+        as_process(monkeypatch, rank, 2)
+        shares.append([batch["index"].tolist() for batch in ragged.predict_dataloader()])
+    assert shares == [alone[::2], alone[1::2]]
