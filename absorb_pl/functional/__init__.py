@@ -11,6 +11,15 @@ from absorb_pl.functional.absorption import (
     paper_verdicts,
     sample_candidates,
 )
+from absorb_pl.functional.agreement import (
+    Agreement,
+    mid_ranks,
+    pearson_correlation,
+    score_agreement,
+    sign_agreement,
+    spearman_correlation,
+    top_agreement,
+)
 from absorb_pl.functional.answer_metric import letter_metric
 from absorb_pl.functional.bootstrap import bootstrap_interval, bootstrap_replicates, zero_count_bound
 from absorb_pl.functional.k_sparse import (
@@ -47,6 +56,7 @@ __all__ = [
     "DEFAULT_KS",
     "LATENT_DECISION_THRESHOLD",
     "SILENT",
+    "Agreement",
     "BinaryMetrics",
     "KSparseSolution",
     "LetterOutcome",
@@ -71,12 +81,14 @@ __all__ = [
     "letter_metric",
     "letter_rate",
     "main_latents",
+    "mid_ranks",
     "minimise_probe_loss",
     "most_negative_latents",
     "newton_logistic",
     "optimal_f1_threshold",
     "paper_candidates",
     "paper_verdicts",
+    "pearson_correlation",
     "positive_weights",
     "probe_loss",
     "probe_projection",
@@ -87,8 +99,12 @@ __all__ = [
     "sae_rate",
     "saebench_verdicts",
     "sample_candidates",
+    "score_agreement",
+    "sign_agreement",
     "solve_k_sparse",
     "solve_logistic_regressions",
+    "spearman_correlation",
+    "top_agreement",
     "top_latents_by_encoder",
     "unit_rows",
     "zero_count_bound",
