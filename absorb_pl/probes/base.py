@@ -139,7 +139,29 @@ class OneVsRestModule(LightningModule):
         Returns:
             One logit a class.
         """
-        return self.fc(self.inputs(x).to(self.fc.weight.dtype)).masked_fill(~self.class_mask, MISSING_LOGIT)
+        return self.layer(self.inputs(x))
+
+    def layer(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows classes"]:
+        """The linear layer itself, `MISSING_LOGIT` for classes left out.
+
+        Args:
+            features: What `inputs` makes of activations.
+
+        Returns:
+            One logit a class.
+        """
+        return self.fc(features.to(self.fc.weight.dtype)).masked_fill(~self.class_mask, MISSING_LOGIT)
+
+    def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:
+        """Logits of a training batch; a subclass may know a shorter way to its features.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            One logit a class.
+        """
+        return self.logits(batch["x"])
 
     def penalty(self) -> Float[Tensor, ""]:
         """`l1_decay` times the mean over classes of `Σ|w|`.
@@ -162,7 +184,7 @@ class OneVsRestModule(LightningModule):
                 expected=f"{len(self.class_mask)} columns",
                 remedy="Set `num_outputs` to the task's number of classes.",
             )
-        logits = self.logits(x)
+        logits = self.training_logits(batch) if stage == "train" else self.logits(x)
         loss = probe_loss(logits, y, self.pos_weight, self.class_mask)
         if self.l1_decay:
             loss = loss + self.penalty()

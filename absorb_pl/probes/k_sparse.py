@@ -91,6 +91,7 @@ class KSparseProbe(OneVsRestModule):
         self.save_hyperparameters()
         # A tuple hides the SAE from the module tree, and so its weights from checkpoints and optimisers.
         self._sae = (module,)
+        self._encoded: tuple[Tensor, Tensor] | None = None
         self.ks = tuple(ks)
         self.l2 = l2
         self.register_buffer("latent_ids", torch.zeros(num_outputs, self.ks[-1], dtype=torch.long))
@@ -120,6 +121,42 @@ class KSparseProbe(OneVsRestModule):
                 f"{steps} batches an epoch are too few to rank latents well; choose a `batch_size` that gives "
                 f"at least {self.min_steps_per_epoch}."
             )
+        self._encoded = self._encode_training_rows()
+
+    def on_train_end(self) -> None:
+        """Finish, and forget the encoded training rows."""
+        super().on_train_end()
+        self._encoded = None
+
+    @torch.no_grad()
+    def _encode_training_rows(self) -> tuple[Tensor, Tensor] | None:
+        """Latents of all training rows and each row's place among them; None where they are more than one chunk.
+
+        Every epoch would encode the same rows again, which takes most of a fit on a few thousand words.
+        """
+        index, latents = [], []
+        for batch in training_batches(self.trainer):
+            index.append(batch["index"].cpu())
+            latents.append(self.inputs(batch["x"].to(self.device)))
+            if len(chunks_for(torch.cat(index), self.fc.in_features)) > 1:
+                return None
+        rows = torch.cat(index)
+        place = torch.zeros(int(rows.max()) + 1, dtype=torch.long).index_copy_(0, rows, torch.arange(len(rows)))
+        return place, torch.cat(latents)
+
+    def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:
+        """Logits of the ranking probe on a training batch, from latents encoded once where they fit.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            One logit a class.
+        """
+        if self._encoded is None:
+            return self.logits(batch["x"])
+        place, latents = self._encoded
+        return self.layer(latents[place[batch["index"].cpu()].to(latents.device)])
 
     def inputs(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows latents"]:
         """Latent activations.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from absorb_pl.functional import SaeStatistics
@@ -12,11 +12,11 @@ from absorb_pl.functional import SaeStatistics
 _CHUNK_VALUES = 2**27
 
 
-def chunks_for(x: Float[Tensor, "rows d_model"], num_latents: int) -> tuple[Tensor, ...]:
+def chunks_for(x: Shaped[Tensor, "rows ..."], num_latents: int) -> tuple[Tensor, ...]:
     """Cut rows so that the latents of one chunk are at most 2²⁷ values (512 MB in float32).
 
     Args:
-        x: Residual activations.
+        x: Rows, residual activations or others.
         num_latents: Width of the SAE.
 
     Returns:
