@@ -43,10 +43,13 @@ def run_words(
     others = np.where(words[:, :-1] == own, (own + 1) % num_words, words[:, :-1])
     batch = mixture.batch(TEMPLATES[0], num_words, with_bos=True, words=np.concatenate([others, own], axis=1))
     word_at, answer_at = int(batch.word_positions[-1]), int(batch.answer_positions[-1])
+    deepest = max(int(name.split(".")[1]) for name in hook_names)
     correct: list[Tensor] = []
     residuals: dict[str, list[Tensor]] = {name: [] for name in hook_names}
     for ids in batch.input_ids.split(batch_rows):
-        logits, cache = model.run_with_cache(ids[:, :answer_at], names_filter=hook_names)
+        asked = ids[:, :answer_at]
+        _, cache = model.run_with_cache(asked, names_filter=hook_names, stop_at_layer=deepest + 1)
+        logits = model.original_model(input_ids=asked, logits_to_keep=1, use_cache=False).logits
         correct.append(logits[:, -1].argmax(dim=-1) == ids[:, answer_at])
         for name in hook_names:
             residuals[name].append(cache[name][:, word_at])
@@ -60,7 +63,7 @@ def probe_f1(rows: Tensor, labels: Tensor, *, seed: int = 42) -> tuple[list[floa
     Words are split 80/20 within each letter. `rows` `[words, d_model]` are scaled to a mean square of 1, so
     that the L2 penalty means the same at every layer.
     """
-    rows = rows / rows.square().mean().sqrt()
+    rows = (rows / rows.square().mean().sqrt()).double()
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(rows), dtype=torch.bool)
     for letter in range(26):

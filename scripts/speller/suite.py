@@ -51,6 +51,7 @@ class SuiteEntry:
 SUITE = (
     SuiteEntry(1, "standard", 1024, "sparse", 9.0),
     SuiteEntry(1, "standard", 1024, "medium", 5.0),
+    SuiteEntry(1, "standard", 2048, "medium", 5.0),
     SuiteEntry(1, "standard", 512, "dense", 2.0),
     SuiteEntry(1, "batchtopk", 1024, "sparse", 3),
     SuiteEntry(1, "batchtopk", 1024, "medium", 8),
@@ -60,6 +61,7 @@ SUITE = (
     SuiteEntry(1, "jumprelu", 1024, "sparse", 3.0),
     SuiteEntry(1, "jumprelu", 1024, "medium", 1.0),
     SuiteEntry(2, "standard", 1024, "sparse", 9.0),
+    SuiteEntry(2, "standard", 2048, "medium", 5.0),
     SuiteEntry(2, "standard", 512, "medium", 5.0),
     SuiteEntry(2, "batchtopk", 1024, "sparse", 3),
     SuiteEntry(2, "batchtopk", 512, "medium", 8),
