@@ -35,12 +35,15 @@ class WordScores:
         scores: Mean gradient times (0 - activation); negative where the latent helps the metric.
         error_scores: The same for the SAE's error; with `scores` it sums to the change of the metric.
         gradients: Mean gradient of the metric by the activation at the word.
+        attributions: Gradient at the word as it is (α = 0) times activation, the score of
+            `calculate_feature_attribution`; positive where the latent helps the metric.
     """
 
     activations: Float[Tensor, "words latents"]
     scores: Float[Tensor, "words latents"]
     error_scores: Float[Tensor, " words"]
     gradients: Float[Tensor, "words ..."]
+    attributions: Float[Tensor, "words latents"]
 
 
 def word_integrated_gradients(
@@ -212,8 +215,8 @@ def _integrate(
     metric: WordMetric,
     steps: int,
     batch_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Activations, scores, error scores and mean gradients of some words of a bucket."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Activations, scores, error scores, mean gradients and attributions of some words of a bucket."""
     x = at_least_float32(bucket.activations[hook_name][members])
     with activation_gradients(model):
         latents = encode(sae, x).requires_grad_()
@@ -230,9 +233,11 @@ def _integrate(
             logits = bucket_logits(model, bucket, runs, fwd_hooks=[hook])[:, -1]
             values = check_metric(metric(logits, bucket.rows[runs]), len(runs))
             gradients.append(torch.autograd.grad(values.sum(), point)[0])
-        mean = torch.cat(gradients).unflatten(0, (len(members), steps)).mean(dim=1)
-        (latent_gradients,) = torch.autograd.grad(decoded, latents, mean.to(decoded))
+        by_step = torch.cat(gradients).unflatten(0, (len(members), steps))
+        mean = by_step.mean(dim=1)
+        (latent_gradients,) = torch.autograd.grad(decoded, latents, mean.to(decoded), retain_graph=True)
+        (first_gradients,) = torch.autograd.grad(decoded, latents, by_step[:, 0].to(decoded))
     activations = at_least_float32(latents.detach())
     error = x - decoded.detach().to(x)
     scores = latent_gradients * -activations
-    return activations, scores, (mean * -error).flatten(1).sum(dim=1), mean
+    return activations, scores, (mean * -error).flatten(1).sum(dim=1), mean, first_gradients * activations

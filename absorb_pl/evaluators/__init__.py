@@ -1,5 +1,12 @@
 """Evaluators: from probes and SAEs to verdicts, rates and the tables that hold them."""
 
+from absorb_pl.evaluators.ablation import (
+    ABLATION_COLUMNS,
+    AblationEvaluation,
+    AblationEvaluator,
+    AblationSettings,
+    agreement_table,
+)
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs, PaperRule
 from absorb_pl.evaluators.absorption_stage import AbsorptionStage
 from absorb_pl.evaluators.calculator import (
@@ -9,6 +16,7 @@ from absorb_pl.evaluators.calculator import (
     SampledAbsorptionResults,
 )
 from absorb_pl.evaluators.callbacks import AbsorptionEvaluation, KSparseEvaluation, LatentEvaluation
+from absorb_pl.evaluators.causal import CausalEvaluator, read_probe_weights
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.evaluators.probing_stages import (
@@ -24,11 +32,16 @@ from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.evaluators.writers import PredictionTableWriter, write_table
 
 __all__ = [
+    "ABLATION_COLUMNS",
+    "AblationEvaluation",
+    "AblationEvaluator",
+    "AblationSettings",
     "AbsorptionEvaluation",
     "AbsorptionEvaluator",
     "AbsorptionInputs",
     "AbsorptionResult",
     "AbsorptionStage",
+    "CausalEvaluator",
     "EvaluationRows",
     "FeatureAbsorptionCalculator",
     "FeatureScore",
@@ -46,11 +59,13 @@ __all__ = [
     "SaeSource",
     "SampledAbsorptionResults",
     "SplitSettings",
+    "agreement_table",
     "evaluate_sae",
     "k_sparse_table",
     "latent_table",
     "letters_table",
     "main_latents_by_label",
+    "read_probe_weights",
     "summary_row",
     "write_table",
 ]

@@ -3,28 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
-from lightning.pytorch import LightningModule
-from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.attribution import compute_prefix, word_integrated_gradients
-from absorb_pl.data import prompt_data_of
 from absorb_pl.errors import AbsorbError
+from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_prompts, read_probe_weights
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import (
-    cosine_similarity_matrix,
-    letter_metric,
     most_negative_latents,
     paper_verdicts,
 )
-from absorb_pl.models import load_language_model, load_sae, sae_hook_name
-from absorb_pl.words import AnswerTokens, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
+from absorb_pl.words import SpellingPrompt, Task
 
 _VERDICT_FIELDS = (
     "is_absorption",
@@ -91,10 +86,7 @@ class AbsorptionInputs:
         return cls(
             letters=pd.read_parquet(tables / "letters.parquet").drop_duplicates(["sae", "label"]),
             candidates=pd.read_parquet(tables / "candidates.parquet"),
-            probe_weights={
-                file.name.removesuffix(".safetensors"): load_file(file)["weight"]
-                for file in (folder / "probes").glob("*.safetensors")
-            },
+            probe_weights=read_probe_weights(folder),
         )
 
 
@@ -115,11 +107,11 @@ class PaperRule:
     delta_threshold: float = 1.0
     cos_threshold: float = 0.025
     silent: float = 1e-8
-    positive_token: Literal["answer", "published"] = "answer"
+    positive_token: PositiveToken = "answer"
     top_latents: int = 10
 
 
-class AbsorptionEvaluator(LightningModule):
+class AbsorptionEvaluator(CausalEvaluator):
     """Judges candidate words by the paper's rule, for any number of SAEs in one pass over the words.
 
     Give batches of a `PromptDataModule`. The prefix of a batch is run once for all SAEs of all hooks, then each
@@ -139,6 +131,8 @@ class AbsorptionEvaluator(LightningModule):
         ... )
     """
 
+    columns = WORD_COLUMNS
+
     def __init__(
         self,
         model: Any = "speller",
@@ -147,13 +141,9 @@ class AbsorptionEvaluator(LightningModule):
         rule: PaperRule | None = None,
         batch_size: int = 256,
     ) -> None:
-        super().__init__()
-        self.language_model = load_language_model(model) if isinstance(model, str) else model
-        self.saes = dict(saes) if isinstance(saes, Mapping) else {name: load_sae(name) for name in saes}
-        self.inputs = inputs if isinstance(inputs, AbsorptionInputs) else AbsorptionInputs.from_run(inputs)
         self.rule = rule or PaperRule()
-        self.batch_size = batch_size
-        self._hooks = {name: sae_hook_name(sae) for name, sae in self.saes.items()}
+        super().__init__(model, saes, self.rule.positive_token, batch_size)
+        self.inputs = inputs if isinstance(inputs, AbsorptionInputs) else AbsorptionInputs.from_run(inputs)
         missing = sorted(set(self.saes) - set(self.inputs.letters["sae"]))
         if missing:
             raise AbsorbError(
@@ -171,31 +161,13 @@ class AbsorptionEvaluator(LightningModule):
         }
         self._probe_cos: dict[str, Tensor] = {}
 
+    @override
     def prepare(self, task: Task, texts: Sequence[SpellingPrompt]) -> None:
-        """Say what the batches to come are about.
-
-        Args:
-            task: The task of the words.
-            texts: The prompt of each word of the task.
-        """
-        answers = answer_token_ids(task, self.language_model.tokenizer, self.rule.positive_token)
-        self._answers = AnswerTokens(answers.answers.to(self.device), answers.positives.to(self.device))
-        self._class_names, self._texts = task.classes, texts
-        for name, sae in self.saes.items():
-            self.saes[name] = sae = sae.to(self.device)
-            weight = self.inputs.probe_weights[self._hooks[name]].to(sae.W_dec.device)
-            self._probe_cos[name] = cosine_similarity_matrix(weight.float(), sae.W_dec.float())
+        super().prepare(task, texts)
+        self._probe_cos = self.probe_cosines(self.inputs.probe_weights)
 
     @override
-    def on_predict_start(self) -> None:
-        data = prompt_data_of(self.trainer)
-        self.prepare(data.task, data.texts)
-
-    @override
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> pd.DataFrame:
-        return self.judge(batch)
-
-    def judge(self, batch: dict[str, Tensor]) -> pd.DataFrame:
+    def tabulate(self, batch: dict[str, Tensor]) -> pd.DataFrame:
         """Judge the candidates among a batch of prompts, after `prepare`.
 
         Args:
@@ -212,20 +184,13 @@ class AbsorptionEvaluator(LightningModule):
         }
         if not wanted:
             return empty_table(WORD_COLUMNS)
-        prompts = TokenizedPrompts(
-            batch["input_ids"], batch["attention_mask"], batch["lengths"], batch["word_positions"]
-        )
-
-        def metric(last_logits: Tensor, rows: Tensor) -> Tensor:
-            labels = batch["labels"][rows]
-            return letter_metric(last_logits, labels, self._answers.answers, self._answers.positives)
-
+        prompts, metric = batch_prompts(batch), self.metric(batch)
         with torch.enable_grad():
             involved = sorted({place[row] for rows in wanted.values() for row in rows})
             prefix = compute_prefix(
                 self.language_model,
                 prompts,
-                sorted({self._hooks[name] for name in wanted}),
+                sorted({self.hooks[name] for name in wanted}),
                 rows=involved,
                 batch_size=self.batch_size,
             )
@@ -236,7 +201,7 @@ class AbsorptionEvaluator(LightningModule):
                     self.saes[name],
                     prompts,
                     metric,
-                    hook_name=self._hooks[name],
+                    hook_name=self.hooks[name],
                     steps=self.rule.steps,
                     prefix=prefix,
                     rows=[place[row] for row in rows],
@@ -258,7 +223,7 @@ class AbsorptionEvaluator(LightningModule):
         for label in labels.unique():
             here = torch.tensor((labels == label).to_numpy()).nonzero().squeeze(-1).to(scores.device)
             mains = self._mains[name, label]
-            cosines = self._probe_cos[name][self._class_names.index(label)].to(scores.device)
+            cosines = self._probe_cos[name][self.class_names.index(label)].to(scores.device)
             verdicts = paper_verdicts(
                 scores[here],
                 activations[here],
@@ -269,7 +234,7 @@ class AbsorptionEvaluator(LightningModule):
                 silent=self.rule.silent,
             )
             latents = top[0][here]
-            prompts = [self._texts[row] for row in labels.index[here.cpu().numpy()]]
+            prompts = [self.texts[row] for row in labels.index[here.cpu().numpy()]]
             tables.append(
                 pd.DataFrame(
                     {

@@ -13,13 +13,13 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
-from absorb_pl.data import ActivationDataModule, PromptBatches
+from absorb_pl.data import ActivationDataModule
 from absorb_pl.errors import AbsorbError
-from absorb_pl.evaluators.absorption import WORD_COLUMNS, AbsorptionEvaluator, AbsorptionInputs, PaperRule
+from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs, PaperRule
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summary_row
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
-from absorb_pl.evaluators.writers import empty_table, write_table
+from absorb_pl.evaluators.writers import write_table
 from absorb_pl.models import load_sae
 from absorb_pl.probes import KSparseProbe, LinearProbe, fit_probe
 
@@ -209,12 +209,8 @@ class AbsorptionEvaluation(KSparseEvaluation):
         prompts = data.prompt_data
         evaluator = AbsorptionEvaluator(prompts.language_model, {"sae": self.sae}, inputs, self.rule, self.batch_size)
         evaluator.to(device)
-        evaluator.prepare(prompts.task, prompts.texts)
-        batches = PromptBatches(
-            prompts, torch.tensor(sorted(found.candidates["row"]), dtype=torch.long), prompts.batch_size
-        )
-        judged = [evaluator.judge({k: v.to(device) for k, v in batches[i].items()}) for i in range(len(batches))]
-        words = pd.concat([empty_table(WORD_COLUMNS), *judged], ignore_index=True)
+        candidates = torch.tensor(sorted(found.candidates["row"]), dtype=torch.long)
+        words = evaluator.tabulate_words(prompts, candidates)
         letters = letters_table(found.letters, words, "paper", self.rates)
         summary = summary_row(letters, words, found.latents, self.rates)
         figures = {

@@ -1,0 +1,247 @@
+"""The ablation evaluator: true effects of removing latents, beside the scores that stand in for them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from absorb_pl.attribution import compute_prefix, word_ablations, word_integrated_gradients
+from absorb_pl.data import ActivationDataModule
+from absorb_pl.evaluators.callbacks import Findings, SaeEvaluation
+from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_prompts, read_probe_weights
+from absorb_pl.evaluators.sae_probing import EvaluationRows
+from absorb_pl.evaluators.writers import empty_table
+from absorb_pl.functional import SILENT, sample_candidates, score_agreement
+from absorb_pl.words import SpellingPrompt, Task
+
+ABLATION_COLUMNS = {
+    "sae": "str",
+    "row": "int64",
+    "word": "str",
+    "label": "str",
+    "latent": "int64",
+    "activation": "float64",
+    "ig_score": "float64",
+    "attribution": "float64",
+    "ablation_effect": "float64",
+    "probe_cos": "float64",
+}
+ESTIMATES = {"ig_score": 1.0, "attribution": -1.0}
+"""Columns that estimate the ablation effect, and what turns their sign into that of the effect."""
+_MEASURES = ("pearson", "spearman", "sign", "top")
+_AGREEMENT_COLUMNS = {
+    "sae": "str",
+    "num_words": "int64",
+    "num_pairs": "int64",
+    "num_ranked_words": "int64",
+    **{f"{column}_{measure}": "float64" for column in ESTIMATES for measure in _MEASURES},
+}
+
+
+@dataclass(frozen=True)
+class AblationSettings:
+    """Settings of the ablation evaluator.
+
+    Attributes:
+        steps: Integrated-gradient steps.
+        firing_threshold: Latents further from 0 than this are ablated.
+        positive_token: Token of the right answer: `answer` is `" X"`, `published` the bare lower-case letter.
+    """
+
+    steps: int = 6
+    firing_threshold: float = SILENT
+    positive_token: PositiveToken = "answer"
+
+
+class AblationEvaluator(CausalEvaluator):
+    """Removes every latent that fires at a word, one at a time, and sets what that does beside cheap estimates.
+
+    Give batches of a `PromptDataModule`. The prefix of a batch is run once for all SAEs of all hooks; the steps of
+    the integrated gradients, the attributions and the ablations all start from it. Attribution takes no run of its
+    own, for the first integrated-gradient step is the gradient at the word as it is. Use a Trainer with
+    `inference_mode=False`.
+
+    Predicts one row a (word, latent) pair that fires:
+
+    - `ablation_effect`: metric without the latent − metric, negative where the latent helps;
+    - `ig_score`: integrated-gradient score, of the same sign;
+    - `attribution`: gradient × activation, positive where the latent helps: how important it is, not what is lost;
+    - `probe_cos`: cosine of the latent's decoder row and the probe of the word's class; missing without probes.
+
+    The metric is `functional.letter_metric` on the task's answers.
+
+    Args:
+        model: A `TransformerBridge`, or a name for `load_language_model`.
+        saes: SAEs by name, or a list of names for `load_sae`.
+        probes: Weights of the linear probe of each hook, `[classes, d_model]`, or the run folder of a study that
+            holds them.
+        settings: Settings of the evaluator.
+        batch_size: Most sequences in one run of the model.
+
+    Example:
+        >>> evaluator_of_a_study = lambda: AblationEvaluator(
+        ...     saes=["speller/l1-standard-w512-low"], probes="lightning_logs/demo"
+        ... )
+    """
+
+    columns = ABLATION_COLUMNS
+
+    def __init__(
+        self,
+        model: Any = "speller",
+        saes: Sequence[str] | Mapping[str, Any] = (),
+        probes: str | Path | Mapping[str, Any] | None = None,
+        settings: AblationSettings | None = None,
+        batch_size: int = 256,
+    ) -> None:
+        self.settings = settings or AblationSettings()
+        super().__init__(model, saes, self.settings.positive_token, batch_size)
+        self.probe_weights = read_probe_weights(probes) if isinstance(probes, str | Path) else dict(probes or {})
+
+    @override
+    def prepare(self, task: Task, texts: Sequence[SpellingPrompt]) -> None:
+        super().prepare(task, texts)
+        self._probe_cos = self.probe_cosines(self.probe_weights)
+
+    @override
+    def tabulate(self, batch: dict[str, Tensor]) -> pd.DataFrame:
+        """Ablate the latents that fire at the words of a batch, after `prepare`.
+
+        Args:
+            batch: A batch of a `PromptDataModule`.
+
+        Returns:
+            One row an SAE, word and latent, with the columns of `ABLATION_COLUMNS`.
+        """
+        if len(batch["index"]) == 0 or not self.saes:
+            return empty_table(ABLATION_COLUMNS)
+        prompts, metric = batch_prompts(batch), self.metric(batch)
+        tables = []
+        with torch.enable_grad():
+            prefix = compute_prefix(
+                self.language_model, prompts, sorted(set(self.hooks.values())), batch_size=self.batch_size
+            )
+            for name, sae in self.saes.items():
+                shared: dict[str, Any] = {
+                    "hook_name": self.hooks[name],
+                    "prefix": prefix,
+                    "batch_size": self.batch_size,
+                }
+                found = word_integrated_gradients(
+                    self.language_model, sae, prompts, metric, steps=self.settings.steps, **shared
+                )
+                removed = word_ablations(
+                    self.language_model,
+                    sae,
+                    prompts,
+                    metric,
+                    firing_threshold=self.settings.firing_threshold,
+                    **shared,
+                )
+                at = (removed.rows, removed.latents)
+                scores = {
+                    "activation": found.activations[at],
+                    "ig_score": found.scores[at],
+                    "attribution": found.attributions[at],
+                    "ablation_effect": removed.scores,
+                }
+                tables.append(self._pairs(name, batch, *at, scores))
+        return pd.concat(tables, ignore_index=True)
+
+    def _pairs(
+        self, name: str, batch: dict[str, Tensor], words: Tensor, latents: Tensor, scores: Mapping[str, Tensor]
+    ) -> pd.DataFrame:
+        rows, labels = batch["index"][words].tolist(), batch["labels"][words]
+        columns = {
+            "row": rows,
+            "word": [self.texts[row].word for row in rows],
+            "label": [self.class_names[label] for label in labels.tolist()],
+            "latent": latents.tolist(),
+            **{column: values.double().tolist() for column, values in scores.items()},
+            "probe_cos": float("nan"),
+        }
+        if name in self._probe_cos:
+            cosines = self._probe_cos[name]
+            columns["probe_cos"] = cosines[labels.to(cosines.device), latents.to(cosines.device)].double().tolist()
+        table = pd.DataFrame(columns)
+        table.insert(0, "sae", name)
+        return table.astype(ABLATION_COLUMNS)
+
+
+def agreement_table(pairs: pd.DataFrame) -> pd.DataFrame:
+    """How well integrated gradients and attributions foretell ablation effects, one row an SAE.
+
+    Args:
+        pairs: From an `AblationEvaluator`.
+
+    Returns:
+        `sae, num_words, num_pairs, num_ranked_words`, and for `ig_score` and `attribution` each `_pearson`,
+        `_spearman`, `_sign` and `_top` (see `functional.Agreement`); missing where undefined. Attributions are
+        negated first, so that all figures are high where the estimate is good.
+
+    Example:
+        >>> pairs = pd.DataFrame({"sae": "a", "row": [3, 3], "ig_score": [-2.0, 0.5], "attribution": [1.0, 0.5],
+        ...                       "ablation_effect": [-1.5, 0.1]})
+        >>> agreement_table(pairs)[["num_words", "num_pairs", "ig_score_sign", "attribution_sign"]].to_dict("records")
+        [{'num_words': 1, 'num_pairs': 2, 'ig_score_sign': 1.0, 'attribution_sign': 0.5}]
+    """
+    rows = []
+    for sae, table in pairs.groupby("sae", sort=False):
+        words = torch.tensor(table["row"].to_numpy())
+        effects = torch.tensor(table["ablation_effect"].to_numpy())
+        row: dict[str, Any] = {"sae": sae, "num_words": table["row"].nunique(), "num_pairs": len(table)}
+        for column, sign in ESTIMATES.items():
+            found = score_agreement(sign * torch.tensor(table[column].to_numpy()), effects, words)
+            row["num_ranked_words"] = found.num_ranked_words
+            row |= {f"{column}_{measure}": getattr(found, measure) for measure in _MEASURES}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(_AGREEMENT_COLUMNS)).astype(_AGREEMENT_COLUMNS)
+
+
+class AblationEvaluation(SaeEvaluation):
+    """Ablations at a sample of the held-out words, and how well cheap scores foretell them (see `agreement_table`).
+
+    Use a Trainer with `inference_mode=False`: scores are gradients.
+
+    Args:
+        sae: Name for `load_sae`, or an SAE.
+        num_words: Most words; more are sampled.
+        seed: Seed of that sample.
+        settings: Settings of the evaluator.
+        batch_size: Most sequences in one run of the model.
+    """
+
+    name = "ablation"
+
+    def __init__(
+        self,
+        sae: Any,
+        num_words: int = 100,
+        seed: int = 42,
+        settings: AblationSettings | None = None,
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__(sae)
+        self.num_words, self.seed = num_words, seed
+        self.settings, self.batch_size = settings, batch_size
+
+    @override
+    def evaluate(self, rows: EvaluationRows, data: ActivationDataModule, device: torch.device) -> Findings:
+        generator = torch.Generator().manual_seed(self.seed)
+        words, _ = sample_candidates(rows.index, self.num_words, generator)
+        prompts = data.prompt_data
+        probes: dict[str, Float[Tensor, "classes d_model"]] = {data.hook_name: rows.probe_weight}
+        evaluator = AblationEvaluator(
+            prompts.language_model, {"sae": self.sae}, probes, self.settings, self.batch_size
+        ).to(device)
+        pairs = evaluator.tabulate_words(prompts, words)
+        agreement = agreement_table(pairs)
+        known = agreement.drop(columns="sae").iloc[:1].dropna(axis="columns")
+        figures = {str(name): float(known[name].sum()) for name in known.columns}
+        return {"ablations": pairs, "agreement": agreement}, figures

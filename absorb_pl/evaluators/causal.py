@@ -1,0 +1,148 @@
+"""What evaluators that run the model on words have in common: model, SAEs, prompts and the letter metric."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from jaxtyping import Float, Int
+from lightning.pytorch import LightningModule
+from safetensors.torch import load_file
+from torch import Tensor
+from typing_extensions import override
+
+from absorb_pl.data import PromptBatches, PromptDataModule, prompt_data_of
+from absorb_pl.errors import AbsorbError
+from absorb_pl.evaluators.writers import empty_table
+from absorb_pl.functional import cosine_similarity_matrix, letter_metric
+from absorb_pl.models import load_language_model, load_sae, sae_hook_name
+from absorb_pl.words import AnswerTokens, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
+
+PositiveToken = Literal["answer", "published"]
+"""Token of the right answer: `answer` is `" X"`, `published` the bare lower-case letter."""
+
+
+class CausalEvaluator(LightningModule):
+    """Base of the predict-only modules that ask what latents at a word do to the model's answer.
+
+    Give batches of a `PromptDataModule`; one table a batch is predicted. Use a Trainer with `inference_mode=False`:
+    scores are gradients.
+
+    Args:
+        model: A `TransformerBridge`, or a name for `load_language_model`.
+        saes: SAEs by name, or a list of names for `load_sae`.
+        positive_token: Token of the right answer.
+        batch_size: Most sequences in one run of the model.
+
+    Attributes:
+        columns: Columns and dtypes of the tables.
+        hooks: Hook that each SAE reads, by the SAE's name.
+        texts: The prompt of each word of the task, once prepared.
+        class_names: The task's classes, once prepared.
+    """
+
+    columns: Mapping[str, str]
+    texts: Sequence[SpellingPrompt]
+    class_names: tuple[str, ...]
+
+    def __init__(
+        self, model: Any, saes: Sequence[str] | Mapping[str, Any], positive_token: PositiveToken, batch_size: int
+    ) -> None:
+        super().__init__()
+        self.language_model = load_language_model(model) if isinstance(model, str) else model
+        self.saes = dict(saes) if isinstance(saes, Mapping) else {name: load_sae(name) for name in saes}
+        self.hooks = {name: sae_hook_name(sae) for name, sae in self.saes.items()}
+        self.positive_token: PositiveToken = positive_token
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def tabulate(self, batch: dict[str, Tensor]) -> pd.DataFrame:
+        """What is found on a batch of a `PromptDataModule`, after `prepare`."""
+
+    def prepare(self, task: Task, texts: Sequence[SpellingPrompt]) -> None:
+        """Say what the batches to come are about.
+
+        Args:
+            task: The task of the words.
+            texts: The prompt of each word of the task.
+        """
+        answers = answer_token_ids(task, self.language_model.tokenizer, self.positive_token)
+        self._answers = AnswerTokens(answers.answers.to(self.device), answers.positives.to(self.device))
+        self.class_names, self.texts = task.classes, texts
+        self.saes = {name: sae.to(self.device) for name, sae in self.saes.items()}
+
+    @override
+    def on_predict_start(self) -> None:
+        data = prompt_data_of(self.trainer)
+        self.prepare(data.task, data.texts)
+
+    @override
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> pd.DataFrame:
+        return self.tabulate(batch)
+
+    def tabulate_words(self, data: PromptDataModule, rows: Int[Tensor, " rows"]) -> pd.DataFrame:
+        """What is found on some words of a datamodule, without a Trainer.
+
+        Args:
+            data: The prompts.
+            rows: Numbers of the words in the task.
+        """
+        self.prepare(data.task, data.texts)
+        batches = PromptBatches(data, rows, data.batch_size)
+        tables = [
+            self.tabulate({key: value.to(self.device) for key, value in batches[number].items()})
+            for number in range(len(batches) if len(rows) else 0)
+        ]
+        return pd.concat(tables, ignore_index=True) if tables else empty_table(self.columns)
+
+    def probe_cosines(
+        self, probe_weights: Mapping[str, Float[Tensor, "classes d_model"]]
+    ) -> dict[str, Float[Tensor, "classes latents"]]:
+        """Cosines of probes and decoder rows, by the name of each SAE whose hook has a probe.
+
+        Args:
+            probe_weights: Weights of the linear probe of each hook.
+        """
+        return {
+            name: cosine_similarity_matrix(probe_weights[hook].to(sae.W_dec.device).float(), sae.W_dec.float())
+            for name, sae in self.saes.items()
+            if (hook := self.hooks[name]) in probe_weights
+        }
+
+    def metric(self, batch: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The letter metric of a batch's words, as the suffix engine asks for it.
+
+        Args:
+            batch: A batch of a `PromptDataModule`.
+        """
+
+        def of_rows(last_logits: Tensor, rows: Tensor) -> Tensor:
+            return letter_metric(last_logits, batch["labels"][rows], self._answers.answers, self._answers.positives)
+
+        return of_rows
+
+
+def batch_prompts(batch: Mapping[str, Tensor]) -> TokenizedPrompts:
+    """The prompts of a batch of a `PromptDataModule`."""
+    return TokenizedPrompts(batch["input_ids"], batch["attention_mask"], batch["lengths"], batch["word_positions"])
+
+
+def read_probe_weights(run_dir: str | Path) -> dict[str, Float[Tensor, "classes d_model"]]:
+    """Weights of the linear probes that a study trained, by hook name.
+
+    Args:
+        run_dir: The run folder of a study.
+
+    Raises:
+        AbsorbError: The folder holds no probes.
+    """
+    files = sorted((Path(run_dir) / "probes").glob("*.safetensors"))
+    if not files:
+        raise AbsorbError(
+            "run_dir",
+            str(run_dir),
+            expected="the run folder of a finished study, with `probes/*.safetensors`",
+            remedy="Run `absorb-pl study` first, or name its `run_dir`.",
+        )
+    return {file.name.removesuffix(".safetensors"): load_file(file)["weight"] for file in files}
