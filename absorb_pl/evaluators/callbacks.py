@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -145,21 +146,23 @@ class KSparseEvaluation(SaeEvaluation):
         sae: Name for `load_sae`, or an SAE.
         splits: How main latents and candidate words are found.
         max_epochs: Epochs of the ranking probe.
+        seed: Seed of the order of its batches.
     """
 
     name = "k_sparse"
 
-    def __init__(self, sae: Any, splits: SplitSettings | None = None, max_epochs: int = 50) -> None:
+    def __init__(self, sae: Any, splits: SplitSettings | None = None, max_epochs: int = 50, seed: int = 42) -> None:
         super().__init__(sae)
         self.splits = splits or SplitSettings()
-        self.max_epochs = max_epochs
+        self.max_epochs, self.seed = max_epochs, seed
 
     def probe(self, rows: EvaluationRows, data: ActivationDataModule, device: torch.device) -> SaeProbing:
         """Train the k-sparse probes and evaluate the SAE."""
         train = data.splits["train"]
         sae = self.sae.to(device)
         k_sparse = KSparseProbe(sae, len(rows.class_names), class_names=rows.class_names)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), isolate_rng():
+            torch.manual_seed(self.seed)
             fit_probe(k_sparse, data.cache.rows(train), data.labels[train], self.max_epochs, device=device)
         return evaluate_sae(sae, k_sparse, rows, self.splits)
 
@@ -182,6 +185,7 @@ class AbsorptionEvaluation(KSparseEvaluation):
         splits: How main latents and candidate words are found.
         max_epochs: Epochs of the ranking probe.
         batch_size: Most sequences in one run of the model.
+        seed: Seed of the order of the ranking probe's batches.
     """
 
     name = "absorption"
@@ -194,8 +198,9 @@ class AbsorptionEvaluation(KSparseEvaluation):
         splits: SplitSettings | None = None,
         max_epochs: int = 50,
         batch_size: int = 256,
+        seed: int = 42,
     ) -> None:
-        super().__init__(sae, splits, max_epochs)
+        super().__init__(sae, splits, max_epochs, seed)
         self.rule, self.rates, self.batch_size = rule or PaperRule(), rates or RateSettings(), batch_size
 
     @override
