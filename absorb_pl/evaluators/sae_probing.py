@@ -67,7 +67,7 @@ class SaeProbing:
         candidates: One row a candidate word kept: `row, label, probe_logit, k_sparse_logit`.
     """
 
-    statistics: dict[str, float]
+    statistics: dict[str, float | int]
     latents: pd.DataFrame
     k_sparse: pd.DataFrame
     letters: pd.DataFrame

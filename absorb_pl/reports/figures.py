@@ -162,7 +162,7 @@ def _probe_line(axis: Axes, summary: pd.DataFrame, against: str, column: str) ->
 
 
 def _styles(summary: pd.DataFrame) -> tuple[dict[str, str], dict[int, str]]:
-    architectures, widths = sorted(summary["architecture"].unique()), sorted(summary["d_sae"].unique())
+    architectures, widths = sorted(summary["architecture"].unique()), sorted(summary["d_sae"].unique().tolist())
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(architectures)}
     return colours, {width: _MARKERS[i % len(_MARKERS)] for i, width in enumerate(widths)}
 
