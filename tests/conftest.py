@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def gpt2(golden: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """Sums in one thread, so that figures may be compared bit for bit with those of another process."""
     import torch
 
@@ -44,3 +44,34 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> Path:
     root = Path(__file__).parents[1]
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def study_config() -> Callable[..., Any]:
+    """Makes a `StudyConfig` of `tests/conf/study.yaml` with folders below the one given; words override."""
+    from jsonargparse import ArgumentParser
+
+    from absorb_pl.study import StudyConfig
+
+    def make(folder: Path, *words: str) -> Any:
+        parser = ArgumentParser()
+        parser.add_argument("--config", action="config")
+        parser.add_class_arguments(StudyConfig)
+        given = [f"--run_dir={folder / 'run'}", f"--cache_dir={folder / 'cache'}", *words]
+        file = Path(__file__).parent / "conf" / "study.yaml"
+        settings = parser.instantiate_classes(parser.parse_args([f"--config={file}", *given]))
+        settings.pop("config")
+        return StudyConfig(**settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def study(study_config: Callable[..., Any], _one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished study of the three SAEs of the GPT-2-like micro model: its configuration and its result."""
+    from absorb_pl.study import run_study
+
+    config = study_config(tmp_path_factory.mktemp("study"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).parents[1])
+        return config, run_study(config)

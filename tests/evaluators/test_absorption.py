@@ -1,0 +1,300 @@
+"""The absorption evaluator beside the calculator, rates beside sums by hand, and the prediction writer."""
+
+from unittest.mock import Mock
+
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from safetensors.torch import load_file
+
+from absorb_pl.data import PromptDataModule
+from absorb_pl.errors import AbsorbError, OutputFolderError
+from absorb_pl.evaluators import (
+    AbsorptionEvaluator,
+    AbsorptionInputs,
+    FeatureAbsorptionCalculator,
+    PaperRule,
+    PredictionTableWriter,
+    RateSettings,
+    letters_table,
+    summary_row,
+    write_table,
+)
+from absorb_pl.functional import letter_metric
+from absorb_pl.models import load_sae
+from absorb_pl.words import LETTERS, TaskConfig, answer_token_ids
+
+RULE = PaperRule(delta_threshold=0.0004)
+HOOKS = {"standard_A": "blocks.1.hook_resid_post", "topk_B": "blocks.3.hook_resid_pre"}
+MAINS = {"standard_A": {"a": [87, 81], "o": [30]}, "topk_B": {"a": [5], "o": [7, 9]}}
+
+
+@pytest.fixture(scope="module")
+def words(gpt2):
+    return PromptDataModule(gpt2, TaskConfig(max_icl_examples=3), batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def saes(golden):
+    return {name: load_sae(str(golden / "gpt2-micro" / f"sae_{name}")) for name in HOOKS}
+
+
+@pytest.fixture(scope="module")
+def probe(golden):
+    return load_file(golden / "gpt2-micro" / "probe_inputs.safetensors")["weight"]
+
+
+def rows_of(words, label, count):
+    return (words.labels == LETTERS.index(label)).nonzero().flatten().tolist()[:count]
+
+
+@pytest.fixture(scope="module")
+def inputs(words, probe):
+    """For each SAE the first words with a and o; the second SAE has fewer of them."""
+    return AbsorptionInputs(
+        letters=pd.DataFrame(
+            [{"sae": sae, "label": label, "main_latents": m} for sae in HOOKS for label, m in MAINS[sae].items()]
+        ),
+        candidates=pd.DataFrame(
+            [
+                {"sae": sae, "row": row, "label": label}
+                for sae, count in zip(HOOKS, (9, 6), strict=True)
+                for label in "ao"
+                for row in rows_of(words, label, count)
+            ]
+        ),
+        probe_weights=dict.fromkeys(HOOKS.values(), probe),
+    )
+
+
+def predict(evaluator, words, path, **settings):
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        inference_mode=False,
+        callbacks=[PredictionTableWriter(path)],
+        **settings,
+    )
+    trainer.predict(evaluator, datamodule=words, return_predictions=False)
+    return pd.read_parquet(path)
+
+
+@pytest.fixture(scope="module")
+def table(gpt2, saes, inputs, words, tmp_path_factory):
+    evaluator = AbsorptionEvaluator(gpt2, saes, inputs, RULE, batch_size=17)
+    rows = sorted(set(inputs.candidates["row"]))
+    return predict(evaluator, words.only(rows), tmp_path_factory.mktemp("words") / "words.parquet")
+
+
+@pytest.mark.parametrize(("sae", "count"), [("standard_A", 9), ("topk_B", 6)])
+def test_verdicts_are_those_of_the_calculator(gpt2, saes, words, probe, table, sae, count):
+    task = words.task
+    answers = answer_token_ids(task, gpt2.tokenizer).answers
+    calculator = FeatureAbsorptionCalculator(
+        gpt2,
+        list(task.words),
+        max_icl_examples=3,
+        base_template=task.template,
+        answer_formatter=task.answer_formatter,
+        ablation_delta_threshold=RULE.delta_threshold,
+    )
+    for label in "ao":
+        number = torch.tensor([LETTERS.index(label)])
+        expected = calculator.calculate_absorption_sampled(
+            saes[sae],
+            [task.words[row] for row in rows_of(words, label, count)],
+            probe[number[0]],
+            lambda logits, number=number: letter_metric(logits[:, -1], number.expand(len(logits)), answers),
+            MAINS[sae][label],
+            filter_prompts=False,
+            show_progress=False,
+        ).sample_results
+        found = table[(table["sae"] == sae) & (table["label"] == label)].to_dict("records")
+        assert [row["word"] for row in found] == [result.word for result in expected]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours["prompt"] == theirs.prompt
+            assert ours["is_absorption"] == theirs.is_absorption
+            top = theirs.top_ablation_feature_scores
+            assert list(ours["latents"]) == [score.feature_id for score in top]
+            assert ours["top_latent"] == top[0].feature_id
+            assert ours["second_latent"] == top[1].feature_id
+            # Float32 sums cancel in small scores: 1e-5 is of the word's largest.
+            for column, field in (("scores", "ablation_score"), ("activations", "activation")):
+                recorded = [getattr(score, field) for score in top]
+                largest = max(map(abs, recorded))
+                assert list(ours[column]) == pytest.approx(recorded, rel=1e-5, abs=1e-5 * largest)
+            assert ours["top_score"] == ours["scores"][0]
+            assert ours["second_score"] == ours["scores"][1]
+            mains = theirs.main_feature_scores
+            assert ours["main_activation"] == pytest.approx(sum(score.activation for score in mains), abs=1e-6)
+            assert ours["top_probe_cos"] == pytest.approx(top[0].probe_cos_sim, abs=1e-6)
+
+
+def test_verdicts_of_both_kinds_occur(table):
+    assert len(table) == 30
+    assert table["is_absorption"].nunique() == 2
+    assert (table["main_activation"] > 0).nunique() == 2
+    assert not table[table["main_activation"] > 1e-8]["is_absorption"].any()
+
+
+def test_tables_hold_each_word_once_in_order(table):
+    assert not table.duplicated(["sae", "row"]).any()
+    assert table[["sae", "row"]].to_dict("list") == table.sort_values(["sae", "row"])[["sae", "row"]].to_dict("list")
+
+
+def test_words_that_are_no_candidates_are_not_judged(gpt2, saes, inputs, words, table, tmp_path):
+    evaluator = AbsorptionEvaluator(gpt2, {"topk_B": saes["topk_B"]}, inputs, RULE)
+    found = predict(evaluator, words, tmp_path / "words.parquet")
+    expected = table[table["sae"] == "topk_B"].reset_index(drop=True)
+    assert found["row"].tolist() == expected["row"].tolist()
+    assert found["is_absorption"].tolist() == expected["is_absorption"].tolist()
+    assert found["top_latent"].tolist() == expected["top_latent"].tolist()
+
+
+def test_an_sae_without_inputs_is_named(gpt2, saes, inputs):
+    with pytest.raises(AbsorbError, match=r"`saes` was 'other', expected.*standard_A, topk_B"):
+        AbsorptionEvaluator(gpt2, {"other": saes["topk_B"]}, inputs)
+
+
+def test_a_folder_without_a_study_is_named(gpt2, saes, tmp_path):
+    with pytest.raises(AbsorbError, match=rf"`inputs` was '{tmp_path}'.*absorb-pl study"):
+        AbsorptionEvaluator(gpt2, saes, tmp_path)
+
+
+LETTER_ROWS = pd.DataFrame(
+    {
+        "label": ["a", "b", "c", "d"],
+        "main_latents": [[1, 2], [3], [4], [5]],
+        "num_splits": [1, 0, 0, 0],
+        "num_words": [30, 30, 30, 10],
+        "num_probe_true_positives": [20, 10, 25, 0],
+        "num_candidates": [8, 0, 2, 0],
+        "sample_portion": [0.5, 1.0, 1.0, 1.0],
+        "probe_f1": [0.9, 0.8, 0.5, 0.0],
+        "probe_precision": [0.9, 0.8, 0.5, 0.0],
+        "probe_recall": [0.9, 0.8, 0.5, 0.0],
+        "main_latent_recall": [0.6, 1.0, 0.9, 0.1],
+    }
+)
+VERDICTS = pd.DataFrame(
+    {"label": ["a"] * 4 + ["c"] * 2, "is_absorption": [True, True, True, False, True, True]},
+)
+LATENTS = pd.DataFrame(
+    {"rank": [0, 1, 0, 1], "f1": [0.5, 9, 0.7, 9], "precision": [0.2, 9, 0.4, 9], "recall": [1.0, 9, 0.5, 9]}
+)
+
+
+def test_letter_rates_by_hand():
+    found = letters_table(LETTER_ROWS, VERDICTS, "paper", RateSettings()).to_dict("records")
+    assert [row["rule"] for row in found] == ["paper"] * 4
+    assert [row["num_judged"] for row in found] == [4, 0, 2, 0]
+    assert [row["num_absorbed"] for row in found] == [3, 0, 2, 0]
+    assert [row["evaluable"] for row in found] == [True, True, False, False]
+    assert [row["reason"] for row in found] == ["", "", "probe F1 0.500 is below 0.6", "no probe true positives"]
+    assert found[0]["absorption_rate"] == pytest.approx(3 / 0.5 / 20)
+    assert found[1]["absorption_rate"] == 0
+    assert pd.isna([found[2]["absorption_rate"], found[3]["absorption_rate"], found[2]["ci_low"]]).all()
+    assert found[0]["ci_low"] < 0.3 < found[0]["ci_high"]
+
+
+@pytest.mark.parametrize(("letters", "rate", "words"), [("all", (0.3 + 0) / 2, 30), ("published", 0.3, 20)])
+def test_sae_rates_by_hand(letters, rate, words):
+    found = summary_row(LETTER_ROWS, VERDICTS, LATENTS, RateSettings(letters=letters))
+    assert found["absorption_rate"] == pytest.approx(rate)
+    assert (found["num_words"], found["evaluable"], found["reason"]) == (words, True, "")
+    assert found["ci_low"] < rate < found["ci_high"]
+    assert found["probe_f1"] == pytest.approx((0.9 + 0.8 + 0.5) / 4)
+    assert found["num_splits"] == pytest.approx(1 / 4)
+    assert found["main_latent_recall"] == pytest.approx(2.6 / 4)
+    assert [found[f"top_latent_{name}"] for name in ("f1", "precision", "recall")] == pytest.approx([0.6, 0.3, 0.75])
+
+
+def test_a_lower_bar_lets_more_letters_in():
+    found = summary_row(LETTER_ROWS, VERDICTS, LATENTS, RateSettings(min_probe_f1=0.0))
+    assert found["absorption_rate"] == pytest.approx((0.3 + 0 + 2 / 25) / 3)
+    assert found["num_words"] == 55
+
+
+def test_no_letter_is_evaluable_by_a_higher_bar():
+    found = summary_row(LETTER_ROWS, VERDICTS, LATENTS, RateSettings(min_probe_f1=0.99))
+    assert (found["absorption_rate"], found["ci_low"], found["evaluable"]) == (None, None, False)
+    assert found["reason"] == "no evaluable letter"
+
+
+MODULE = Mock(spec=LightningModule)
+
+
+def as_rank(rank):
+    return Mock(spec=Trainer, is_global_zero=rank == 0, global_rank=rank, strategy=Mock())
+
+
+def frame(*rows):
+    return pd.DataFrame({"sae": ["s"] * len(rows), "row": list(rows), "value": [row * 0.1 for row in rows]})
+
+
+def write(writer, rank, batch, table):
+    writer.write_on_batch_end(as_rank(rank), MODULE, table, None, None, batch, 0)
+
+
+def test_the_writer_merges_what_several_processes_wrote(tmp_path):
+    writers = [PredictionTableWriter(tmp_path / "deep" / "words.parquet") for _ in range(2)]
+    for rank, writer in enumerate(writers):
+        writer.on_predict_start(as_rank(rank), MODULE)
+    write(writers[0], 0, 0, frame(7, 3))
+    write(writers[1], 1, 0, frame(5))
+    write(writers[1], 1, 1, frame(1, 9))
+    write(writers[0], 0, 1, frame())
+    for rank in (1, 0):
+        writers[rank].on_predict_end(as_rank(rank), MODULE)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "deep" / "words.parquet"), frame(1, 3, 5, 7, 9))
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["words.parquet"]
+
+
+def test_shards_of_an_earlier_run_are_dropped(tmp_path):
+    killed = PredictionTableWriter(tmp_path / "words.parquet")
+    killed.on_predict_start(as_rank(0), MODULE)
+    write(killed, 0, 5, frame(77))
+    writer = PredictionTableWriter(tmp_path / "words.parquet")
+    writer.on_predict_start(as_rank(0), MODULE)
+    write(writer, 0, 0, frame(2))
+    writer.on_predict_end(as_rank(0), MODULE)
+    assert pd.read_parquet(writer.path)["row"].tolist() == [2]
+
+
+def test_without_predictions_there_is_an_empty_table(tmp_path):
+    writer = PredictionTableWriter(tmp_path / "words.parquet", columns={"sae": "str", "row": "int64"})
+    writer.on_predict_start(as_rank(0), MODULE)
+    writer.on_predict_end(as_rank(0), MODULE)
+    table = pd.read_parquet(writer.path)
+    assert (len(table), list(table.columns), str(table["row"].dtype)) == (0, ["sae", "row"], "int64")
+
+
+def test_a_table_that_cannot_be_written_raises_and_leaves_the_old_one(tmp_path, monkeypatch):
+    write_table(frame(1), tmp_path / "t.parquet")
+
+    def full(_, path, **__):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    with pytest.raises(OutputFolderError, match="No space left on device"):
+        write_table(frame(2), tmp_path / "t.parquet")
+    assert [file.name for file in tmp_path.iterdir()] == ["t.parquet"]
+    monkeypatch.undo()
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), frame(1))
+
+
+def test_a_failed_write_ends_the_pass(gpt2, saes, inputs, words, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    evaluator = AbsorptionEvaluator(gpt2, saes, inputs, RULE)
+    with pytest.raises(OutputFolderError, match="No space left on device"):
+        predict(evaluator, words, tmp_path / "words.parquet")
+    assert list(tmp_path.iterdir()) == []

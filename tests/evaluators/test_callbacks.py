@@ -1,0 +1,114 @@
+"""The evaluator callbacks beside the stages of a study with the same settings."""
+
+import pickle
+
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
+
+from absorb_pl.data import ActivationDataModule
+from absorb_pl.errors import AbsorbError
+from absorb_pl.evaluators import AbsorptionEvaluation, KSparseEvaluation, LatentEvaluation
+from absorb_pl.probes import KSparseProbe, LinearProbe
+
+HOOK = "blocks.3.hook_resid_pre"
+SAE = "tests/golden/gpt2-micro/sae_topk_B"
+
+
+@pytest.fixture(scope="module")
+def tested(study, gpt2, golden, tmp_path_factory):
+    """The callbacks after a test of the study's own linear probe on the study's split."""
+    config, result = study
+    folder = tmp_path_factory.mktemp("test")
+    data = ActivationDataModule(
+        gpt2, HOOK, config.task, config.cache_dir, val_fraction=0.0, split_seed=config.seed, batch_size=20
+    )
+    probe = LinearProbe(48, 26)
+    state = load_file(result.run_dir / "probes" / f"{HOOK}.safetensors")
+    with torch.no_grad():
+        probe.weights.copy_(state["weight"])
+        probe.biases.copy_(state["bias"])
+    sae, epochs = str(golden / "gpt2-micro" / "sae_topk_B"), config.k_sparse.max_epochs
+    callbacks = {
+        "latents": LatentEvaluation(sae),
+        "k_sparse": KSparseEvaluation(sae, max_epochs=epochs),
+        "absorption": AbsorptionEvaluation(sae, rule=config.rule, rates=config.rates, max_epochs=epochs),
+    }
+    torch.manual_seed(1234)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        inference_mode=False,
+        logger=CSVLogger(folder),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks.values()),
+    )
+    figures = trainer.test(probe, datamodule=data, verbose=False)[0]
+    return callbacks, figures, trainer
+
+
+def of_study(study, name):
+    table = study[1].tables[name]
+    return table[table["sae"] == SAE].reset_index(drop=True)
+
+
+@pytest.mark.parametrize(
+    ("callback", "table"),
+    [
+        ("latents", "latents"),
+        ("k_sparse", "k_sparse"),
+        ("absorption", "k_sparse"),
+        ("absorption", "latents"),
+        ("absorption", "letters"),
+        ("absorption", "words"),
+    ],
+)
+def test_tables_are_those_of_the_study(study, tested, callback, table):
+    found, expected = tested[0][callback].tables[table], of_study(study, table)
+    columns = [name for name in found.columns if name not in ("sae", "hook_name")]
+    assert len(expected) > 0
+    assert set(expected.columns) - set(columns) <= {"sae", "hook_name"}
+    plain = [
+        frame[columns].map(lambda value: list(value) if hasattr(value, "tolist") else value)
+        for frame in (found.sort_values("row", ignore_index=True) if "row" in found else found, expected)
+    ]
+    pd.testing.assert_frame_equal(*plain, check_dtype=False, rtol=1e-6, atol=1e-7)
+
+
+def test_logged_figures_are_those_of_the_summary(study, tested):
+    figures, summary = tested[1], of_study(study, "summary").iloc[0]
+    for name in ("absorption_rate", "ci_low", "ci_high", "num_words"):
+        assert figures[f"test/absorption/{name}"] == pytest.approx(float(summary[name]), rel=1e-5)
+    for name in ("num_splits", "l0", "explained_variance", "dead_fraction"):
+        assert figures[f"test/k_sparse/{name}"] == pytest.approx(float(summary[name]), rel=1e-5)
+    for name in ("f1", "precision", "recall"):
+        assert figures[f"test/latents/top_{name}"] == pytest.approx(float(summary[f"top_latent_{name}"]), rel=1e-5)
+
+
+def test_tables_are_written_beside_the_log(tested):
+    callbacks, _, trainer = tested
+    folder = trainer.log_dir + "/tables"
+    for name in ("latents", "letters", "words", "k_sparse"):
+        assert len(pd.read_parquet(f"{folder}/{name}.parquet")) == len(callbacks["absorption"].tables[name])
+
+
+def test_other_modules_are_refused(study, gpt2, golden, tmp_path):
+    sae = str(golden / "gpt2-micro" / "sae_topk_B")
+    data = ActivationDataModule(gpt2, HOOK, study[0].task, study[0].cache_dir)
+    probe = KSparseProbe(sae, 26, ks=[1])
+    probe.solved.fill_(True)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[LatentEvaluation(sae)],
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(AbsorbError, match=r"LatentEvaluation with KSparseProbe.*expected a LinearProbe") as raised:
+        trainer.test(probe, datamodule=data, verbose=False)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
