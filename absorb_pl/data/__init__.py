@@ -17,6 +17,7 @@ from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
 from absorb_pl.data.prompt_datamodule import PromptBatches, PromptDataModule, prompt_data_of
 from absorb_pl.data.residuals import read_residuals
 from absorb_pl.data.run_folder import RunFolder
+from absorb_pl.data.shares import Share
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.stage import Stage, TrainerFactory, UnitStage
 
@@ -28,6 +29,7 @@ __all__ = [
     "PromptBatches",
     "PromptDataModule",
     "RunFolder",
+    "Share",
     "Stage",
     "StorageDtype",
     "TrainerFactory",

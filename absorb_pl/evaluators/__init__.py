@@ -2,6 +2,7 @@
 
 from absorb_pl.evaluators.ablation import (
     ABLATION_COLUMNS,
+    ESTIMATES,
     AblationEvaluation,
     AblationEvaluator,
     AblationSettings,
@@ -29,10 +30,13 @@ from absorb_pl.evaluators.probing_stages import (
 from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summary_row
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.sources import SaeSource
+from absorb_pl.evaluators.spelling_sweep import SWEEP_COLUMNS, SpellingSetting, SpellingSweep, SpellingSweepData
 from absorb_pl.evaluators.writers import PredictionTableWriter, write_table
 
 __all__ = [
     "ABLATION_COLUMNS",
+    "ESTIMATES",
+    "SWEEP_COLUMNS",
     "AblationEvaluation",
     "AblationEvaluator",
     "AblationSettings",
@@ -58,6 +62,9 @@ __all__ = [
     "SaeProbingStage",
     "SaeSource",
     "SampledAbsorptionResults",
+    "SpellingSetting",
+    "SpellingSweep",
+    "SpellingSweepData",
     "SplitSettings",
     "agreement_table",
     "evaluate_sae",

@@ -1,17 +1,25 @@
 """Reports: a study's tables, figures, TensorBoard events and terminal table."""
 
+from absorb_pl.reports.ablation_figures import ablation_figure
 from absorb_pl.reports.figures import draw_figures, save_figures
+from absorb_pl.reports.predictions import AblationReport, PredictionReport, SpellingReport
 from absorb_pl.reports.report import report_study
+from absorb_pl.reports.sweep_figures import spelling_figure
 from absorb_pl.reports.tables import study_tables
 from absorb_pl.reports.tensorboard import log_study
 from absorb_pl.reports.terminal import print_summary, summary_table
 
 __all__ = [
+    "AblationReport",
+    "PredictionReport",
+    "SpellingReport",
+    "ablation_figure",
     "draw_figures",
     "log_study",
     "print_summary",
     "report_study",
     "save_figures",
+    "spelling_figure",
     "study_tables",
     "summary_table",
 ]

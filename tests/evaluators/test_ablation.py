@@ -21,9 +21,6 @@ from absorb_pl.evaluators import (
     AblationEvaluation,
     AblationEvaluator,
     AblationSettings,
-    AbsorptionEvaluator,
-    AbsorptionInputs,
-    FeatureAbsorptionCalculator,
     PredictionTableWriter,
     agreement_table,
 )
@@ -232,39 +229,3 @@ def test_evaluation_runs_on_the_test_of_a_linear_probe(micro, tmp_path):
         assert float(logged[f"test/ablation/{name}"]) == pytest.approx(summary[name])
     written = pd.read_parquet(tmp_path / "tables" / "ablations.parquet")
     assert written["row"].isin(rows[2]).all()
-
-
-def test_absorption_verdicts_are_those_of_the_calculator(micro):
-    """Both evaluators share their prompts, metric and prefix; the calculator has code of its own."""
-    task, data = micro.data.task, micro.data
-    label = "o"
-    rows = [row for row, number in enumerate(data.labels.tolist()) if task.classes[number] == label][:8]
-    inputs = AbsorptionInputs(
-        letters=pd.DataFrame({"sae": ["standard_A"], "label": [label], "main_latents": [[0, 1]]}),
-        candidates=pd.DataFrame({"sae": "standard_A", "row": rows, "label": label}),
-        probe_weights={micro.hooks["standard_A"]: micro.probe},
-    )
-    evaluator = AbsorptionEvaluator(micro.model, {"standard_A": micro.saes["standard_A"]}, inputs)
-    found = evaluator.tabulate_words(data, torch.tensor(rows)).sort_values("row", ignore_index=True)
-    calculator = FeatureAbsorptionCalculator(
-        micro.model,
-        list(task.words),
-        max_icl_examples=task.max_icl_examples,
-        base_template=task.template,
-        answer_formatter=task.answer_formatter,
-        seed=TASK.seed,
-    )
-    expected = calculator.calculate_absorption_sampled(
-        micro.saes["standard_A"],
-        [task.words[row] for row in rows],
-        micro.probe[task.classes.index(label)],
-        word_metric(micro, rows[0]),
-        [0, 1],
-        filter_prompts=False,
-        show_progress=False,
-    ).sample_results
-    assert found["word"].tolist() == [result.word for result in expected]
-    assert found["is_absorption"].tolist() == [result.is_absorption for result in expected]
-    assert found["top_score"].tolist() == pytest.approx(
-        [result.top_ablation_feature_scores[0].ablation_score for result in expected], rel=1e-4, abs=1e-6
-    )
