@@ -158,7 +158,7 @@ def run_study(config: StudyConfig) -> StudyResult:
 
     with run.stage("absorption") as facts:
         absorption = AbsorptionStage(
-            cache_dir, words, saes, probes, probing, config.rule, config.run_batch_size, config.saes_per_pass
+            cache_dir, run.path, words, saes, probes, probing, config.rule, config.run_batch_size, config.saes_per_pass
         )
         facts["made"] = absorption.run(names, _trainers(config, "absorption"))
 

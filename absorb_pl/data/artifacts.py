@@ -8,6 +8,7 @@ whole, so a killed process leaves nothing that could be mistaken for a finished 
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,36 +60,48 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def temporary_path(path: Path) -> Path:
-    """The name under which an artifact is built before it is whole."""
-    return path.with_name(f".{path.name}.part")
+def this_process() -> str:
+    """Name of this process, by which what it has under way is told from others' work."""
+    return f"{platform.node()}-{os.getpid()}"
 
 
-def begin_artifact(path: Path) -> Path:
-    """Make an empty temporary folder for the artifact at `path`, dropping what an interrupted run left there.
+def temporary_path(path: Path, owner: str) -> Path:
+    """The name under which `owner` builds the artifact at `path` before it is whole."""
+    return path.with_name(f".{path.name}.{owner}.part")
+
+
+def begin_artifact(path: Path, owner: str) -> Path:
+    """Make an empty temporary folder for the artifact at `path`, and drop what killed runs of it left on this machine.
+
+    Args:
+        path: Final folder.
+        owner: Name of the process that will finish it, from `this_process`.
 
     Raises:
         OutputFolderError: The folder cannot be written.
     """
-    part = temporary_path(path)
+    part = temporary_path(path, owner)
     with writing_to(path.parent):
-        shutil.rmtree(part, ignore_errors=True)
+        for left in path.parent.glob(f".{path.name}.{platform.node()}-*.part"):
+            if left == part or not _is_running(left.name.split("-")[-1].removesuffix(".part")):
+                shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
     return part
 
 
-def finish_artifact(path: Path, identity: Identity, facts: Mapping[str, Any] | None = None) -> None:
-    """Write the manifest into the temporary folder of `path` and rename it to `path`.
+def finish_artifact(path: Path, owner: str, identity: Identity, facts: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest into the owner's temporary folder and rename it to `path`.
 
     Args:
-        path: Final folder; an artifact already there is replaced.
+        path: Final folder; an artifact that another process finished there meanwhile stays.
+        owner: Name of the process that began it.
         identity: What determines the content.
         facts: Further figures worth keeping (seconds, rows, …); they take no part in the identity.
 
     Raises:
         OutputFolderError: The folder cannot be written.
     """
-    part = temporary_path(path)
+    part = temporary_path(path, owner)
     with writing_to(path.parent):
         files = {
             file.relative_to(part).as_posix(): {"bytes": file.stat().st_size, "blake2b": checksum(file)}
@@ -100,9 +113,22 @@ def finish_artifact(path: Path, identity: Identity, facts: Mapping[str, Any] | N
             json.dump(manifest, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
-        if path.exists():
-            shutil.rmtree(path)
-        part.rename(path)
+        try:
+            part.rename(path)
+        except OSError:
+            if not (path / MANIFEST).is_file():
+                raise
+            shutil.rmtree(part)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager
@@ -119,11 +145,12 @@ def write_artifact(path: Path, identity: Identity, facts: Mapping[str, Any] | No
         >>> open_artifact(root / "absent", {"seed": 1}) is None
         True
     """
-    part = begin_artifact(path)
+    owner = this_process()
+    part = begin_artifact(path, owner)
     try:
         with writing_to(path.parent):
             yield part
-        finish_artifact(path, identity, facts)
+        finish_artifact(path, owner, identity, facts)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -19,7 +19,7 @@ from absorb_pl.data.activation_cache import (
     check_finite,
     write_rows,
 )
-from absorb_pl.data.artifacts import begin_artifact, finish_artifact, temporary_path, writing_to
+from absorb_pl.data.artifacts import begin_artifact, finish_artifact, temporary_path, this_process, writing_to
 from absorb_pl.data.prompt_datamodule import prompt_data_of
 from absorb_pl.data.residuals import read_residuals
 from absorb_pl.errors import CacheCorruptedError
@@ -77,6 +77,7 @@ class ActivationCacheWriter(BasePredictionWriter):
         self._identities: dict[str, dict[str, object]] = {}
         self._widths: dict[str, int] = {}
         self._rows_written = 0
+        self._owner = this_process()
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,9 +88,10 @@ class ActivationCacheWriter(BasePredictionWriter):
             hook: activation_identity(collector.language_model, prompts, hook, self.dtype)
             for hook in collector.hook_names
         }
+        self._owner = trainer.strategy.broadcast(this_process())
         if trainer.is_global_zero:
             for identity in self._identities.values():
-                begin_artifact(activation_path(self.cache_dir, identity))
+                begin_artifact(activation_path(self.cache_dir, identity), self._owner)
         trainer.strategy.barrier()
 
     @override
@@ -113,7 +115,7 @@ class ActivationCacheWriter(BasePredictionWriter):
             check_finite(stored, index, hook, self.dtype)
             self._widths[hook] = stored.shape[-1]
             with writing_to(self.cache_dir):
-                write_rows(temporary_path(activation_path(self.cache_dir, identity)), stored, index)
+                write_rows(temporary_path(activation_path(self.cache_dir, identity), self._owner), stored, index)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,11 +132,11 @@ class ActivationCacheWriter(BasePredictionWriter):
                         remedy="Predict on all batches: drop `limit_predict_batches`.",
                     )
                 facts = {"rows": identity["rows"], "width": self._widths[hook], "dtype": self.dtype}
-                finish_artifact(activation_path(self.cache_dir, identity), identity, facts)
+                finish_artifact(activation_path(self.cache_dir, identity), self._owner, identity, facts)
         trainer.strategy.barrier()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop the rows of a pass that failed."""
         for identity in self._identities.values():
-            shutil.rmtree(temporary_path(activation_path(self.cache_dir, identity)), ignore_errors=True)
+            shutil.rmtree(temporary_path(activation_path(self.cache_dir, identity), self._owner), ignore_errors=True)

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from typing_extensions import override
 
-from absorb_pl.data import PromptDataModule, Stage, TrainerFactory, identity_key, write_artifact
+from absorb_pl.data import PromptDataModule, Stage, TrainerFactory, write_artifact
 from absorb_pl.evaluators.absorption import WORD_COLUMNS, AbsorptionEvaluator, AbsorptionInputs, PaperRule
 from absorb_pl.evaluators.probing_stages import LinearProbeStage, SaeProbingStage
 from absorb_pl.evaluators.sources import SaeSource
@@ -25,6 +25,7 @@ class AbsorptionStage(Stage):
 
     Args:
         cache_dir: Root of the cache.
+        run_dir: The run's folder, where a pass under way keeps its table.
         words: The prompts.
         saes: The SAEs by name.
         probes: The finished stage of the linear probes.
@@ -39,6 +40,7 @@ class AbsorptionStage(Stage):
     def __init__(
         self,
         cache_dir: Path,
+        run_dir: Path,
         words: PromptDataModule,
         saes: Mapping[str, SaeSource],
         probes: LinearProbeStage,
@@ -48,6 +50,7 @@ class AbsorptionStage(Stage):
         saes_per_pass: int,
     ) -> None:
         super().__init__(cache_dir)
+        self.run_dir = run_dir
         self.words, self.saes, self.probes, self.probing, self.rule = words, saes, probes, probing, rule
         self.run_batch_size, self.saes_per_pass = run_batch_size, saes_per_pass
 
@@ -76,8 +79,7 @@ class AbsorptionStage(Stage):
                 hook: self.probes.weights(hook)[0] for hook in {self.saes[unit].hook_name for unit in units}
             },
         )
-        key = identity_key({unit: self.identity(unit) for unit in units})
-        writer = PredictionTableWriter(self.cache_dir / self.name / f"{key}.parquet", columns=WORD_COLUMNS)
+        writer = PredictionTableWriter(self.run_dir / ".words.parquet", columns=WORD_COLUMNS)
         trainer = make_trainer([writer])
         evaluator = AbsorptionEvaluator(
             self.words.language_model,

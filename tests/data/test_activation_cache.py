@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import platform
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -213,14 +216,19 @@ def test_short_writes_are_carried_on(ragged, trainer_of, tmp_path, monkeypatch):
 def test_leftovers_of_a_killed_run_are_not_taken_for_whole(stored, ragged, trainer_of):
     root, folder, identity = stored
     rows = open_activations(root, identity).rows()
-    part = folder.with_name(f".{folder.name}.part")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    part = folder.with_name(f".{folder.name}.{platform.node()}-{dead.pid}.part")
     folder.rename(part)
+    running = folder.with_name(f".{folder.name}.{platform.node()}-{os.getppid()}.part")
+    running.mkdir()
     (part / "manifest.json").unlink()
     flip_a_bit(part / "00000.bin")
     assert open_activations(root, identity) is None
     remade = ensure_activations(ragged, [HOOK], root, "float32", trainer_of)[HOOK]
     assert torch.equal(remade.rows(), rows)
     assert not part.exists()
+    assert running.exists()  # another process may be at work on the same rows
 
 
 def test_a_pass_over_some_of_the_batches_is_not_published(ragged, trainer_of, tmp_path):
