@@ -146,42 +146,27 @@ def test_spelling_config_writes_table_figure_and_events(golden, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["ablation", "spelling"])
-def test_two_processes_give_the_tables_of_one(golden, tmp_path, command):
-    micro = golden / "gpt2-micro"
-    settings = {
-        "ablation": [
-            f"--model.init_args.saes=[{micro / 'sae_standard_A'}, {micro / 'sae_topk_B'}]",
-            "--model.init_args.probes=null",
-            f"--data.init_args.model={micro}",
-            "--data.init_args.rows=[1, 5, 9, 14, 20]",
-            "--data.init_args.batch_size=2",
-        ],
-        "spelling": [
+def test_two_processes_give_the_table_of_one(golden, tmp_path):
+    def words(folder):
+        return [
+            "predict",
+            f"--config={CONFIGS / 'predict_spelling.yaml'}",
+            f"--model.init_args.model={golden / 'gpt2-micro'}",
             "--model.init_args.num_words=5",
             "--data.init_args.word_lengths=[4, 6]",
             "--data.init_args.num_icl_examples=[0, 3]",
-        ],
-    }[command]
-    tables = []
-    for processes, strategy in ((1, "auto"), (2, "ddp")):
-        folder = tmp_path / str(processes)
-        words = [
-            Path(sys.executable).with_name("absorb-pl"),
-            "predict",
-            f"--config={CONFIGS / f'predict_{command}.yaml'}",
-            f"--model.init_args.model={micro}",
-            *settings,
             "--trainer.accelerator=cpu",
-            f"--trainer.devices={processes}",
-            f"--trainer.strategy={strategy}",
             "--trainer.enable_progress_bar=false",
             f"--trainer.logger.init_args.save_dir={folder}",
-            f"--trainer.callbacks.path={folder / 'table.parquet'}",
+            f"--trainer.callbacks.path={folder / 'sweep.parquet'}",
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert len(list(folder.glob("*.png"))) == 1
-        tables.append(pd.read_parquet(folder / "table.parquet"))
-    pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=True)
+
+    main(words(tmp_path / "one"))
+    program = Path(sys.executable).with_name("absorb-pl")
+    two = [program, *words(tmp_path / "two"), "--trainer.devices=2", "--trainer.strategy=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "two" / "accuracy.png").is_file()
+    found, expected = (pd.read_parquet(tmp_path / name / "sweep.parquet") for name in ("two", "one"))
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-6)
