@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -116,7 +117,7 @@ def letters_figure(letters: pd.DataFrame, summary: pd.DataFrame) -> Figure:
 
 
 def f1_vs_k_figure(k_sparse: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """Mean F1 of the k-sparse probes against k, one line an SAE."""
+    """Mean F1 of the k-sparse probes against k, one line an SAE, from the sparsest (dark) to the densest (bright)."""
     layers = sorted(summary["layer"].unique())
     figure = Figure(figsize=(5.6 * len(layers), 3.8), layout="constrained")
     axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
@@ -124,9 +125,9 @@ def f1_vs_k_figure(k_sparse: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     for axis, layer in zip(axes, layers, strict=True):
         here = summary[summary["layer"] == layer].drop_duplicates("sae").sort_values("l0")
         for number, row in enumerate(here.to_dict("records")):
-            shade = 0.25 + 0.7 * number / max(1, len(here) - 1)
+            colour = colormaps["viridis"](0.9 * number / max(1, len(here) - 1))
             curve = mean_f1.loc[row["sae"]]
-            axis.plot(curve.index, curve, marker=".", color=_shade(shade), label=_short(row["sae"]))
+            axis.plot(curve.index, curve, marker=".", color=colour, label=_short(row["sae"]))
         axis.axhline(here["probe_f1"].iloc[0], color="grey", linestyle="--", label="linear probe")
         axis.set(title=f"k-sparse probes, layer {layer}", xlabel="k", xscale="log", ylim=(0, 1.04))
         axis.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
@@ -143,9 +144,9 @@ def _scatter(axis: Axes, summary: pd.DataFrame, x: str, y: str, interval: tuple[
         style: dict[str, Any] = {"color": colours[row["architecture"]], "marker": markers[row["d_sae"]]}
         if interval is not None:
             reach = [[row[y] - row[interval[0]]], [row[interval[1]] - row[y]]]
-            axis.errorbar(row[x] + offset, row[y], yerr=reach, capsize=2, alpha=0.85, **style)
+            axis.errorbar(row[x] + offset, row[y], yerr=reach, capsize=2, alpha=0.85, clip_on=False, **style)
         else:
-            axis.plot(row[x] + offset, row[y], linestyle="none", alpha=0.85, **style)
+            axis.plot(row[x] + offset, row[y], linestyle="none", alpha=0.85, clip_on=False, **style)
     if x == "layer":
         axis.set_xticks(sorted(summary["layer"].unique()))
     axis.set_xlabel(_axis_name(x))
@@ -192,7 +193,3 @@ def _axis_name(column: str) -> str:
 
 def _short(sae: str) -> str:
     return sae.split("/", 1)[-1]
-
-
-def _shade(level: float) -> tuple[float, float, float]:
-    return (0.0, 0.45 * (1 - level) + 0.1, 1.0 - level * 0.75)
