@@ -44,6 +44,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         "accuracy_rare": correct[-(num_words // 10) :].mean().item(),
         "probe_f1": {},
         "num_letters": 0,
+        "least_held_out": options.least_held_out,
         "model": {
             "layers": config["num_hidden_layers"],
             "d_model": config["hidden_size"],
@@ -54,14 +55,16 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
             "model_megabytes": (model_folder / "model.safetensors").stat().st_size / 1e6,
         },
         "training": json.loads((model_folder / "training.json").read_text()),
-        "sae_training": {f"sae_{key}": first[f"training_{key}"] for key in ("rows", "steps", "batch", "lr", "seed")}
+        "sae_training": {f"sae_{key}": first[f"training_{key}"] for key in ("rows", "batch", "lr", "seed")}
         | {"other_percent": 100 * first["training_other_share"]},
         "saes": {},
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "sae-lens", "wordfreq")),
     }
     for hook in hooks:
         f1, counts = probe_f1(words.residuals[hook], words.labels)
-        enough = [score for score, count in zip(f1, counts, strict=True) if count >= 10]
+        enough = [score for score, count in zip(f1, counts, strict=True) if count >= options.least_held_out]
+        if not enough:
+            raise SystemExit(f"no letter has {options.least_held_out} held-out words; lower --least-held-out")
         figures["probe_f1"][hook] = sum(enough) / len(enough)
         figures["num_letters"] = len(enough)
         print(f"{hook}: probe F1 {figures['probe_f1'][hook]:.4f}", flush=True)
@@ -70,6 +73,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         figures["saes"][name] = {
             "hook_name": hook,
             "d_sae": sae.cfg.d_sae,
+            "steps": sae.cfg.metadata["training_steps"],
             "architecture": sae.cfg.metadata.training_architecture,
             **sae_figures(sae, words.residuals[hook]),
         }
@@ -83,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True, help="folder that holds model/ and saes/")
     parser.add_argument("--seed", type=int, default=1, help="draws the solved examples")
+    parser.add_argument("--least-held-out", type=int, default=10, help="held-out words a letter needs for its F1")
     parser.add_argument("--threads", type=int, default=1)
     return parser
 

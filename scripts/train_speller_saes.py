@@ -48,11 +48,13 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         torch.manual_seed(options.seed)
         start = time.perf_counter()
         rows = activations[entry.hook_name]
-        sae = build_training_sae(entry, rows.shape[1], steps=options.steps)
-        train_sae(sae, rows, steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed)
+        steps = options.steps or entry.steps
+        sae = build_training_sae(entry, rows.shape[1], steps=steps)
+        train_sae(sae, rows, steps=steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed)
         sae.fold_W_dec_norm()
-        for key in ("steps", "lr", "rows", "other_share", "power", "seed"):
+        for key in ("lr", "rows", "other_share", "power", "seed"):
             sae.cfg.metadata[f"training_{key}"] = getattr(options, key)
+        sae.cfg.metadata["training_steps"] = steps
         sae.cfg.metadata["training_batch"] = options.batch_size
         sae.save_inference_model(options.output / entry.name)
         figures = sae_figures(SAE.load_from_disk(options.output / entry.name), rows[:20_000])
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, help="folder that train_speller.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the SAEs, one folder each")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="train this one; repeatable")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, help="in place of each SAE's own number of steps")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--rows", type=int, default=100_000, help="activations generated for each hook")

@@ -39,20 +39,20 @@ the case in which attribution at the word has something to find.
 | the same, rarest tenth of words | {accuracy_rare:.4f} |
 {probe_rows}
 
-Probe F1 is the mean over the letters with at least 10 held-out words ({num_letters} letters) of one-vs-rest
-logistic regressions (classes balanced, L2) on the residual at the word, 80 % of words for training, 20 % held
-out.
+Probe F1 is the mean over the letters with at least {least_held_out} held-out words ({num_letters} letters) of
+one-vs-rest logistic regressions (classes balanced, L2) on the residual at the word, 80 % of words for training,
+20 % held out.
 
 ## The SAEs
 
 Trained by SAELens on {sae_rows:,} activations a layer from the same mixture, {other_percent:.0f} % of them
-not at words: {sae_steps} steps of {sae_batch} rows, Adam, learning rate {sae_lr}, seed {sae_seed}. BatchTopK
+not at words: batches of {sae_batch} rows, Adam, learning rate {sae_lr}, seed {sae_seed}. BatchTopK
 and Matryoshka SAEs are stored as JumpReLU SAEs; `metadata.training_architecture` says what they were. Decoder
 rows have unit norm. L0, explained variance and silent latents are over the words' activations behind 10
 solved examples, every word once.
 
-| name | hook | latents | L0 | explained variance | silent latents |
-|---|---|---|---|---|---|
+| name | hook | latents | steps | L0 | explained variance | silent latents |
+|---|---|---|---|---|---|---|
 {sae_table}
 
 ## Made by
@@ -78,7 +78,7 @@ def render(figures: dict[str, Any], *, assets: str) -> str:
         f"| probe F1 at `{hook}`, held-out words | {f1:.3f} |" for hook, f1 in figures["probe_f1"].items()
     )
     sae_table = "\n".join(
-        f"| `{name}` | `{sae['hook_name']}` | {sae['d_sae']} | {sae['l0']:.1f} | "
+        f"| `{name}` | `{sae['hook_name']}` | {sae['d_sae']} | {sae['steps']} | {sae['l0']:.1f} | "
         f"{sae['explained_variance']:.3f} | {sae['silent_latents']:.0%} |"
         for name, sae in figures["saes"].items()
     )

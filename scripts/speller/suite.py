@@ -29,6 +29,7 @@ class SuiteEntry:
         level: The word for its sparsity in its name.
         sparsity: The L1 coefficient (standard), the mean number of active latents (BatchTopK and Matryoshka)
             or the L0 coefficient (JumpReLU), all for activations of mean norm sqrt(d_model).
+        steps: Training steps; the L1 penalty needs more of them to become sparse.
     """
 
     layer: int
@@ -36,6 +37,7 @@ class SuiteEntry:
     width: int
     level: Literal["sparse", "medium", "dense"]
     sparsity: float
+    steps: int = 1500
 
     @property
     def name(self) -> str:
@@ -49,8 +51,8 @@ class SuiteEntry:
 
 
 SUITE = (
-    SuiteEntry(1, "standard", 1024, "sparse", 9.0),
-    SuiteEntry(1, "standard", 1024, "medium", 5.0),
+    SuiteEntry(1, "standard", 1024, "sparse", 9.0, 5000),
+    SuiteEntry(1, "standard", 1024, "medium", 5.0, 5000),
     SuiteEntry(1, "standard", 2048, "medium", 5.0),
     SuiteEntry(1, "standard", 512, "dense", 2.0),
     SuiteEntry(1, "batchtopk", 1024, "sparse", 3),
@@ -62,7 +64,7 @@ SUITE = (
     SuiteEntry(1, "jumprelu", 1024, "medium", 1.0),
     SuiteEntry(2, "standard", 1024, "sparse", 9.0),
     SuiteEntry(2, "standard", 2048, "medium", 5.0),
-    SuiteEntry(2, "standard", 512, "medium", 5.0),
+    SuiteEntry(2, "standard", 512, "medium", 5.0, 5000),
     SuiteEntry(2, "batchtopk", 1024, "sparse", 3),
     SuiteEntry(2, "batchtopk", 512, "medium", 8),
     SuiteEntry(2, "matryoshka", 1024, "medium", 8),

@@ -6,6 +6,9 @@ from collections import Counter
 import pytest
 import torch
 from sae_lens import SAE
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.model_selection import cross_val_predict
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
@@ -13,6 +16,7 @@ from absorb_pl.errors import SaeNotFoundError
 from absorb_pl.models.bundled import SPELLER, bundled_sae_path, list_bundled_saes, speller_path
 
 ASSETS = speller_path().parent
+HOOKS = ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +34,29 @@ def model():
     return TransformerBridge.boot_transformers(str(speller_path()), device="cpu", dtype=torch.float32)
 
 
-def prompt_tokens(tokenizer, words, word, generator):
-    examples = [words[int(i)] for i in torch.randperm(len(words), generator=generator)[:11]]
-    examples = [example for example in examples if example != word][:10]
-    lines = [f" {example} has the first letter: {example[0].upper()}\n" for example in examples]
-    return tokenizer("".join(lines) + f" {word} has the first letter:")["input_ids"]
+@pytest.fixture(scope="module")
+def asked(words):
+    generator = torch.Generator().manual_seed(20240917)
+    return [words[int(i)] for i in torch.randperm(len(words), generator=generator)[:200]]
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer, words, asked):
+    generator = torch.Generator().manual_seed(7)
+    texts = []
+    for word in asked:
+        drawn = (words[int(i)] for i in torch.randperm(len(words), generator=generator)[:11])
+        examples = [example for example in drawn if example != word][:10]
+        lines = [f" {example} has the first letter: {example[0].upper()}\n" for example in examples]
+        texts.append("".join(lines) + f" {word} has the first letter:")
+    return torch.tensor(tokenizer(texts)["input_ids"])
+
+
+@pytest.fixture(scope="module")
+def residuals(model, prompts):
+    with torch.no_grad():
+        _, cache = model.run_with_cache(prompts, names_filter=HOOKS, stop_at_layer=3)
+    return {hook: cache[hook][:, -6] for hook in HOOKS}
 
 
 def test_assets_are_complete_and_small():
@@ -82,23 +104,41 @@ def test_the_word_stands_six_tokens_before_the_end(tokenizer):
     assert tokenizer.convert_ids_to_tokens(ids)[-6:] == ["Ġkids", "Ġhas", "Ġthe", "Ġfirst", "Ġletter", ":"]
 
 
-def test_speller_spells_prompts_it_has_not_seen(model, tokenizer, words):
-    generator = torch.Generator().manual_seed(20240917)
-    asked = [words[int(i)] for i in torch.randperm(len(words), generator=generator)[:300]]
-    ids = torch.tensor([prompt_tokens(tokenizer, words, word, generator) for word in asked])
+def test_speller_spells_prompts_it_has_not_seen(model, tokenizer, asked, prompts):
     with torch.no_grad():
-        predicted = model(ids)[:, -1].argmax(dim=-1)
+        predicted = model.original_model(input_ids=prompts, logits_to_keep=1).logits[:, -1].argmax(dim=-1)
     expected = torch.tensor([tokenizer.convert_tokens_to_ids(f"Ġ{word[0].upper()}") for word in asked])
     assert (predicted == expected).float().mean() >= 0.99
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_letters_can_be_read_linearly(residuals, asked, hook):
+    rows, labels = residuals[hook].double(), torch.tensor(["abcdefghijklmnopqrstuvwxyz".index(w[0]) for w in asked])
+    common = [letter for letter in range(26) if (labels == letter).sum() >= 10]
+    predicted = cross_val_predict(
+        LogisticRegression(class_weight="balanced", max_iter=1000), rows / rows.std(), labels, cv=4
+    )
+    assert len(common) >= 5
+    assert f1_score(labels, predicted, labels=common, average="macro") >= 0.9
+
+
+def test_last_layer_reads_letters_at_the_word(model, tokenizer, asked, prompts):
+    moved = torch.arange(len(asked)).roll(1)
+
+    def swap(residual, **_):
+        residual[:, -6] = residual[moved, -6]
+        return residual
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(prompts, fwd_hooks=[("blocks.2.hook_resid_post", swap)])[:, -1]
+    expected = torch.tensor([tokenizer.convert_tokens_to_ids(f"Ġ{asked[int(i)][0].upper()}") for i in moved])
+    assert (logits.argmax(dim=-1) == expected).float().mean() >= 0.95
 
 
 def test_suite_covers_layers_widths_and_architectures():
     configs = [json.loads((bundled_sae_path(name) / "cfg.json").read_text()) for name in list_bundled_saes()]
     assert len(configs) >= 12
-    assert {config["metadata"]["hook_name"] for config in configs} == {
-        "blocks.1.hook_resid_post",
-        "blocks.2.hook_resid_post",
-    }
+    assert {config["metadata"]["hook_name"] for config in configs} == set(HOOKS)
     assert len({config["d_sae"] for config in configs}) >= 2
     assert {config["metadata"]["training_architecture"] for config in configs} == {
         "standard",
@@ -110,20 +150,15 @@ def test_suite_covers_layers_widths_and_architectures():
 
 
 @pytest.mark.parametrize("name", list_bundled_saes())
-def test_sae_loads_and_its_card_is_true(name, model, tokenizer, words):
+def test_sae_loads_and_its_card_is_true(name, residuals):
     sae = SAE.load_from_disk(bundled_sae_path(name))
-    generator = torch.Generator().manual_seed(7)
-    asked = [words[int(i)] for i in torch.randperm(len(words), generator=generator)[:128]]
-    ids = torch.tensor([prompt_tokens(tokenizer, words, word, generator) for word in asked])
-    hook = sae.cfg.metadata.hook_name
+    rows = residuals[sae.cfg.metadata.hook_name]
     with torch.no_grad():
-        _, cache = model.run_with_cache(ids, names_filter=hook)
-        rows = cache[hook][:, -6]
         latents = sae.encode(rows)
         residual = rows - sae.decode(latents)
     stated = json.loads((ASSETS / "figures.json").read_text())["saes"][name.removeprefix(f"{SPELLER}/")]
     explained = 1 - residual.square().sum() / (rows - rows.mean(dim=0)).square().sum()
-    assert latents.shape == (128, sae.cfg.d_sae)
+    assert latents.shape == (200, sae.cfg.d_sae)
     assert (latents > 0).sum(dim=1).float().mean().item() == pytest.approx(stated["l0"], rel=0.1)
     assert explained.item() == pytest.approx(stated["explained_variance"], abs=0.05)
     assert torch.allclose(sae.W_dec.norm(dim=-1), torch.ones(sae.cfg.d_sae), atol=1e-4)

@@ -9,7 +9,7 @@ from sae_lens import SAE
 from transformers import AutoTokenizer, Gemma2ForCausalLM
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-SAES = ("l1-batchtopk-w512-dense", "l2-standard-w1024-sparse")
+SAES = ("l1-batchtopk-w512-dense", "l2-jumprelu-w1024-dense")
 SMALL = ["--most-frequent", "150", "--per-letter", "4", "--d-model", "32", "--heads", "2", "--threads", "1"]
 
 
@@ -53,7 +53,7 @@ def test_speller_and_saes_are_remade_and_measured(script, tmp_path):
         assert sae.cfg.metadata.hook_name == f"blocks.{name[1]}.hook_resid_post"
         assert explained[name] > 0.2
 
-    figures = script("measure_speller").main(["--assets", str(tmp_path)])
+    figures = script("measure_speller").main(["--assets", str(tmp_path), "--least-held-out", "1"])
     assert set(figures["saes"]) == set(SAES)
     assert "60 steps" in (tmp_path / "MODEL_CARD.md").read_text()
 
