@@ -47,9 +47,19 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         try:
             _run_study(words[1:]) if command == "study" else _run_trainer(None if args is None else words)
-        except AbsorbError as error:
-            sys.stderr.write(f"absorb-pl {command}: {type(error).__name__}: {error}\n")
-            raise SystemExit(1) from error
+        except ValueError as error:
+            named = _named_error(error)
+            if named is None:
+                raise
+            sys.stderr.write(f"absorb-pl {command}: {type(named).__name__}: {named}\n")
+            raise SystemExit(1) from named
+
+
+def _named_error(error: BaseException | None) -> AbsorbError | None:
+    """The named error behind an error: the parser wraps what classes raise while they are made."""
+    while error is not None and not isinstance(error, AbsorbError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _run_study(words: list[str]) -> None:
@@ -78,5 +88,6 @@ def _run_trainer(words: list[str] | None) -> None:
         subclass_mode_data=True,
         seed_everything_default=42,
         auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},  # without a logger all runs share a folder
         args=words,
     )
