@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.data import ActivationCache, PromptDataModule, UnitStage, stratified_split, write_artifact
+from absorb_pl.errors import LabelError
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.functional import DEFAULT_KS
@@ -35,6 +36,9 @@ class ProbeData:
         identities: Identity of the cached rows of each hook.
         test_fraction: Share of each class's words held out.
         seed: Seed of the split and of training.
+
+    Raises:
+        LabelError: The split leaves no words for training or none for evaluation.
     """
 
     words: PromptDataModule
@@ -42,6 +46,17 @@ class ProbeData:
     identities: Mapping[str, dict[str, Any]]
     test_fraction: float
     seed: int
+
+    def __post_init__(self) -> None:
+        parts = stratified_split(self.words.labels, (1 - self.test_fraction, self.test_fraction), self.seed)
+        if not all(len(part) for part in parts):
+            raise LabelError(
+                "test_fraction",
+                self.test_fraction,
+                expected=f"a share that leaves some of the {len(self.words.labels)} words for training and some for "
+                "evaluation",
+                remedy="Take more words (`task.max_words`), or another share.",
+            )
 
     def identity(self, hook: str) -> dict[str, Any]:
         """What determines the labelled, split rows of a hook."""
