@@ -1,0 +1,62 @@
+"""Runs studies that kill themselves: `python tests/kill_study.py CONFIG FOLDER` from the repository's root.
+
+For each stage a process of its own starts a study below `FOLDER/<stage>` and dies by SIGKILL when part of the stage's
+work is done. Prints the stages that died so.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absorb_pl.cli import main
+from absorb_pl.data import collector
+from absorb_pl.evaluators import absorption_stage, probing_stages, writers
+from absorb_pl.reports import report
+
+
+def kill_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that the process dies when it is called for the nth time."""
+    calls = 0
+
+    def wrapped(*args: Any, **settings: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **settings)
+
+    return wrapped
+
+
+# Where each stage dies: a module or class, one of its functions, and which call of it.
+DEATHS = {
+    "activations": (collector, "write_rows", 4),
+    "activations_unnamed": (collector, "finish_artifact", 2),
+    "linear_probes": (probing_stages, "fit_probe", 2),
+    "sae_probing": (probing_stages, "evaluate_sae", 2),
+    "sae_probing_half_written": (probing_stages, "save_file", 2),
+    "absorption": (absorption_stage, "write_artifact", 2),
+    "absorption_words": (writers, "write_table", 1),
+    "report": (report, "write_table", 4),
+    "report_figures": (report, "save_figures", 1),
+}
+
+
+def run_until_death(config: str, folder: str, stage: str) -> int:
+    """Start a study in a process of its own; returns the signal that ended it, 0 for none."""
+    child = os.fork()
+    if child == 0:
+        module, name, number = DEATHS[stage]
+        setattr(module, name, kill_at_call(number, getattr(module, name)))
+        main(["study", f"--config={config}", f"--run_dir={folder}/{stage}/run", f"--cache_dir={folder}/{stage}/cache"])
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return status & 0x7F
+
+
+if __name__ == "__main__":
+    for name in DEATHS:
+        if run_until_death(*sys.argv[1:], name) == signal.SIGKILL:
+            sys.stdout.write(f"{name}\n")

@@ -1,0 +1,188 @@
+"""What figures, terminal and events show, read back from them."""
+
+import io
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from absorb_pl.errors import OutputFolderError
+from absorb_pl.reports import draw_figures, log_study, print_summary, save_figures
+from absorb_pl.reports.figures import (
+    absorption_figure,
+    f1_vs_k_figure,
+    letters_figure,
+    splits_figure,
+    top_latent_figure,
+)
+
+SUMMARY = pd.DataFrame(
+    {
+        "sae": ["rel/wide", "rel/narrow", "rel/deep"],
+        "hook_name": ["blocks.1.hook_resid_post"] * 2 + ["blocks.5.hook_resid_post"],
+        "layer": [1, 1, 5],
+        "architecture": ["topk", "standard", "topk"],
+        "d_sae": [1024, 256, 1024],
+        "l0": [10.0, 40.0, 25.0],
+        "explained_variance": [0.9, 0.8, 0.7],
+        "rule": "paper",
+        "probe_f1": [0.95, 0.95, 0.85],
+        "probe_precision": [0.9, 0.9, 0.8],
+        "probe_recall": [0.99, 0.99, 0.9],
+        "top_latent_f1": [0.5, 0.6, 0.4],
+        "top_latent_precision": [0.7, 0.8, 0.6],
+        "top_latent_recall": [0.3, 0.4, 0.2],
+        "main_latent_recall": [0.8, 0.9, 0.7],
+        "num_splits": [0.5, 0.25, 0.75],
+        "absorption_rate": [0.3, 0.1, np.nan],
+        "ci_low": [0.2, 0.05, np.nan],
+        "ci_high": [0.45, 0.2, np.nan],
+        "evaluable": [True, True, False],
+        "reason": ["", "", "no evaluable letter"],
+        "num_words": [100, 90, 0],
+    }
+)
+LETTERS = pd.DataFrame(
+    [
+        {"sae": sae, "label": label, "rule": "paper", "absorption_rate": rate}
+        for sae, rates in (("rel/wide", (0.4, 0.2)), ("rel/narrow", (0.2, 0.0)), ("rel/deep", (None, None)))
+        for label, rate in zip("ab", rates, strict=True)
+    ]
+)
+K_SPARSE = pd.DataFrame(
+    [
+        {"sae": sae, "label": label, "k": k, "f1": base + k / 100 + (label == "b") / 10}
+        for sae, base in (("rel/wide", 0.5), ("rel/narrow", 0.6), ("rel/deep", 0.4))
+        for label in "ab"
+        for k in (1, 2, 20)
+    ]
+)
+TRAINING = pd.DataFrame(
+    {"probe": "linear_probe", "name": "blocks.1.hook_resid_post", "epoch": [0, 1], "train/loss": [1.5, 0.5]}
+)
+TABLES = {"summary": SUMMARY, "letters": LETTERS, "k_sparse": K_SPARSE, "training": TRAINING}
+
+
+def points(axis):
+    """What is plotted with single markers."""
+    return [
+        (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
+        for line in axis.get_lines()
+        if len(line.get_xdata()) == 1
+    ]
+
+
+def test_top_latents_against_l0():
+    axes = top_latent_figure(SUMMARY, "l0").axes
+    assert [axis.get_title() for axis in axes] == ["F1", "Precision", "Recall"]
+    for axis, metric in zip(axes, ("f1", "precision", "recall"), strict=True):
+        assert points(axis) == list(zip(SUMMARY["l0"], SUMMARY[f"top_latent_{metric}"], strict=True))
+        lines = {line.get_ydata()[0] for line in axis.get_lines() if line.get_linestyle() == "--"}
+        assert lines == set(SUMMARY[f"probe_{metric}"])
+        assert axis.get_xlabel() == "L0"
+
+
+def test_top_latents_against_layers():
+    axis = top_latent_figure(SUMMARY, "layer").axes[0]
+    found = points(axis)
+    assert [y for _, y in found] == SUMMARY["top_latent_f1"].tolist()
+    # SAEs of a layer stand side by side, each nearer to its own layer than to any other.
+    assert [round(x) for x, _ in found] == [1, 1, 5]
+    assert len({x for x, _ in found}) == 3
+    probe = next(line for line in axis.get_lines() if line.get_linestyle() == "--")
+    assert probe.get_xydata().tolist() == [[1, 0.95], [5, 0.85]]
+
+
+def test_splits():
+    assert points(splits_figure(SUMMARY).axes[0]) == list(zip(SUMMARY["l0"], SUMMARY["num_splits"], strict=True))
+
+
+def test_absorption_leaves_out_what_cannot_be_evaluated():
+    (axis,) = absorption_figure(SUMMARY, "l0").axes
+    assert [bar.lines[0].get_xydata().tolist() for bar in axis.containers] == [[[10, 0.3]], [[40, 0.1]]]
+    bars = [segment for bar in axis.collections for segment in bar.get_segments()]
+    assert np.allclose(bars, [[[10, 0.2], [10, 0.45]], [[40, 0.05], [40, 0.2]]])
+    assert "paper" in axis.get_title()
+
+
+def test_each_rule_has_its_panel():
+    both = pd.concat([SUMMARY, SUMMARY.assign(rule="saebench-0.6.0")], ignore_index=True)
+    titles = [axis.get_title() for axis in absorption_figure(both, "layer").axes]
+    assert [title.split("rule ")[1] for title in titles] == ["paper)", "saebench-0.6.0)"]
+
+
+def test_letters():
+    bars, heat, _ = letters_figure(LETTERS, SUMMARY).axes
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([0.3, 0.1])
+    image = heat.images[0].get_array()
+    assert [label.get_text() for label in heat.get_yticklabels()] == ["wide", "narrow", "deep"]
+    assert [label.get_text() for label in heat.get_xticklabels()] == ["a", "b"]
+    assert image[:2].tolist() == [[0.4, 0.2], [0.2, 0.0]]
+    assert np.ma.getmaskarray(image)[2].all() or np.isnan(np.asarray(image)[2]).all()
+
+
+def test_f1_against_k():
+    axes = f1_vs_k_figure(K_SPARSE, SUMMARY).axes
+    assert [axis.get_title() for axis in axes] == ["k-sparse probes, layer 1", "k-sparse probes, layer 5"]
+    curves = {line.get_label(): line.get_xydata().tolist() for line in axes[0].get_lines()}
+    assert list(curves) == ["wide", "narrow", "linear probe"]
+    assert np.allclose(curves["wide"], [[1, 0.56], [2, 0.57], [20, 0.75]])
+    assert curves["linear probe"][0][1] == 0.95
+
+
+def test_figures_are_saved_under_their_names(tmp_path):
+    figures = draw_figures(TABLES)
+    save_figures(figures, tmp_path / "figures")
+    for name in figures:
+        image = matplotlib.image.imread(tmp_path / "figures" / f"{name}.png")
+        assert min(image.shape[:2]) > 300
+        assert image[..., :3].std() > 0.02
+    assert sorted(figures) == sorted(path.stem for path in (tmp_path / "figures").iterdir())
+
+
+def test_figures_of_one_sae_and_of_none_evaluable():
+    one = SUMMARY.iloc[[2]].reset_index(drop=True)
+    figures = draw_figures({**TABLES, "summary": one, "letters": LETTERS[LETTERS["sae"] == "rel/deep"]})
+    assert points(figures["absorption_vs_l0"].axes[0]) == []
+    assert len(figures) == 7
+
+
+def test_reports_below_a_file_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputFolderError, match="Not a directory"):
+        save_figures({}, tmp_path / "file" / "figures")
+    with pytest.raises(OutputFolderError, match="output folder"):
+        log_study(tmp_path / "file", TABLES, {})
+
+
+def test_events_are_written_anew(tmp_path):
+    for _ in range(2):
+        log_study(tmp_path, TABLES, {})
+    files = [path.relative_to(tmp_path).parent.as_posix() for path in tmp_path.rglob("events.*")]
+    assert files.count("tensorboard/linear_probe/blocks.1.hook_resid_post") == 1
+    assert {f"tensorboard/saes/rel-{name}-paper" for name in ("wide", "narrow", "deep")} <= set(files)
+
+
+def test_the_terminal_table_holds_every_figure():
+    stream = io.StringIO()
+    print_summary(SUMMARY, Console(file=stream, width=40))
+    lines = stream.getvalue().splitlines()
+    wide, narrow, deep = (next(line for line in lines if f"rel/{name}" in line) for name in ("wide", "narrow", "deep"))
+    cells = [cell.strip() for cell in wide.strip("│┃ ").split("│")]
+    assert cells == [
+        *("rel/wide", "1", "1024", "10.0", "0.900", "0.950", "0.70 / 0.30", "0.50"),
+        *("30.0% [20.0%, 45.0%]", "100"),
+    ]
+    assert "10.0% [ 5.0%, 20.0%]" in narrow
+    assert "not evaluable: no evaluable letter" in deep
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_two_rules_are_told_apart_on_the_terminal():
+    stream = io.StringIO()
+    both = pd.concat([SUMMARY, SUMMARY.assign(rule="other")], ignore_index=True)
+    print_summary(both, Console(file=stream, width=40))
+    assert "rel/wide (paper)" in stream.getvalue()
+    assert "rel/wide (other)" in stream.getvalue()
