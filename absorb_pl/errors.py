@@ -29,9 +29,7 @@ class AbsorbError(ValueError):
         return (_rebuild, (type(self), self.argument, self.value, self.expected, self.remedy))
 
 
-def _rebuild(
-    kind: type[AbsorbError], argument: str, value: object, expected: str, remedy: str
-) -> AbsorbError:
+def _rebuild(kind: type[AbsorbError], argument: str, value: object, expected: str, remedy: str) -> AbsorbError:
     return kind(argument, value, expected=expected, remedy=remedy)
 
 

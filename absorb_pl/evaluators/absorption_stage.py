@@ -10,6 +10,7 @@ import torch
 from typing_extensions import override
 
 from absorb_pl.data import PromptDataModule, Stage, TrainerFactory, write_artifact
+from absorb_pl.errors import CacheCorruptedError
 from absorb_pl.evaluators.absorption import WORD_COLUMNS, AbsorptionEvaluator, AbsorptionInputs, PaperRule
 from absorb_pl.evaluators.probing_stages import LinearProbeStage, SaeProbingStage
 from absorb_pl.evaluators.sources import SaeSource
@@ -92,7 +93,20 @@ class AbsorptionStage(Stage):
         if trainer.is_global_zero:
             table = pd.read_parquet(writer.path)
             for unit in units:
+                check_complete(unit, table, found[unit].candidates)
                 with write_artifact(self.path(unit), self.identity(unit)) as folder:
                     table[table["sae"] == unit].to_parquet(folder / "words.parquet", index=False)
             writer.path.unlink()
         trainer.strategy.barrier()
+
+
+def check_complete(unit: str, words: pd.DataFrame, candidates: pd.DataFrame) -> None:
+    """Raise unless every candidate word of an SAE was judged once."""
+    judged = sorted(words.loc[words["sae"] == unit, "row"])
+    if judged != sorted(candidates["row"]):
+        raise CacheCorruptedError(
+            unit,
+            f"{len(judged)} judged words",
+            expected=f"one verdict on each of its {len(candidates)} candidate words",
+            remedy="Run again; give studies that run at the same time run folders of their own.",
+        )

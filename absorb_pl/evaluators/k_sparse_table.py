@@ -26,15 +26,15 @@ def k_sparse_table(
         class_names: Names of the classes.
 
     Returns:
-        One row a class and k: `label, k, f1, precision, recall, auroc, best_f1, best_f1_bias, latents`. Classes
+        One row a class and k: `label, k, f1, precision, recall, auroc, best_f1, best_f1_threshold, latents`. Classes
         that do not occur among the words are left out.
     """
     columns, targets = logits.flatten(1), y.repeat(1, len(ks))
     scores = binary_metrics(columns, targets)
-    bias, best_f1 = optimal_f1_threshold(columns, targets)
+    threshold, best_f1 = optimal_f1_threshold(columns, targets)
     shape = (len(ks), len(class_names))
     grids = {name: getattr(scores, name).view(shape) for name in _METRICS}
-    grids |= {"best_f1": best_f1.view(shape), "best_f1_bias": bias.view(shape)}
+    grids |= {"best_f1": best_f1.view(shape), "best_f1_threshold": threshold.view(shape)}
     occurs = y.any(dim=0).tolist()
     return pd.DataFrame(
         [

@@ -107,7 +107,7 @@ def test_best_f1_and_its_threshold_are_those_of_scikit_learn(golden):
         precision, recall, _ = precision_recall_curve(targets, scores)
         best = (2 * precision * recall / (precision + recall).clip(1e-12)).max()
         assert row["best_f1"] == pytest.approx(best, abs=1e-6)
-        assert f1_score(targets, scores >= row["best_f1_bias"]) == pytest.approx(best, abs=1e-6)
+        assert f1_score(targets, scores >= row["best_f1_threshold"]) == pytest.approx(best, abs=1e-6)
 
 
 class TestEvaluateSae:
