@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from rich.progress import track
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from absorb_pl.attribution import word_integrated_gradients
 from absorb_pl.data import read_residuals
@@ -159,7 +159,7 @@ class FeatureAbsorptionCalculator:
             rows = sorted(random.Random(self.seed).sample(rows, max_ablation_samples))
         results: list[AbsorptionResult] = []
         words_a_run = max(1, self.ig_batch_size // self.ig_interpolation_steps)
-        for start in tqdm(range(0, len(rows), words_a_run), disable=not show_progress):
+        for start in track(range(0, len(rows), words_a_run), "Words", disable=not show_progress):
             part = rows[start : start + words_a_run]
             results += self._judge(sae, prompts, tokens, part, probe_dir, metric_fn, main_feature_ids)
         return SampledAbsorptionResults(portion, main_feature_ids, results)
