@@ -1,0 +1,63 @@
+"""The benchmarks, at their smallest: both ways come to the same figures and the ratios are written down."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+COMPARISONS = {"bench_attribution": 6, "bench_cache": 3, "bench_probing": 4}
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_both_ways_agree_and_the_ratios_are_written(script, tmp_path, name):
+    file = tmp_path / "figures" / f"{name}.json"
+    script(name).main(["--quick", "--device", "cpu", "--json", str(file)])
+    written = json.loads(file.read_text())
+    assert written["machine"]["matmul_gflops"] > 0
+    assert len(written["comparisons"]) == COMPARISONS[name]
+    for comparison in written["comparisons"]:
+        assert comparison["largest_difference"] < 1e-4
+        [plain], [this] = comparison["plain_seconds"], comparison["this_seconds"]
+        assert comparison["ratio"] == pytest.approx(plain / this)
+
+
+def test_ways_take_turns_and_must_agree(script):
+    benchmarking = script("benchmarking")
+    turns = []
+
+    def way(name, factor):
+        def run(count):
+            turns.append((name, count))
+            return factor * torch.arange(count + 1.0)
+
+        return run
+
+    plain = benchmarking.Way("plain", way("plain", 1.0), 2)
+    this = benchmarking.Way("this", way("this", 1.0), 4)
+    found = benchmarking.compare("shape", "what", "item", plain, this, repeats=2, device="cpu")
+    assert turns == [("plain", 1), ("this", 1), *[("plain", 2), ("this", 4)] * 2, ("this", 4)]
+    assert found.largest_difference == 0
+    other = benchmarking.Way("this", way("this", 1.01), 4)
+    with pytest.raises(SystemExit, match=r"differ by 1\.0e-02"):
+        benchmarking.compare("shape", "what", "item", plain, other, repeats=1, device="cpu")
+
+
+def test_operations_are_counted(script):
+    benchmarking = script("benchmarking")
+    square = torch.rand(8, 8)
+    way = benchmarking.Way("product", lambda count: torch.rand(count, 8) @ square * 0 + 1, 5)
+    assert benchmarking.compare("shape", "what", "row", way, way, repeats=1, device="cpu").flops_per_item == 2 * 8 * 8
+
+
+def test_peak_memory_never_falls(script):
+    first, second = script("bench_attribution").memory_growth("speller", "cpu", portion=1, multiples=(1, 3))
+    assert 0 <= first <= second < 100
