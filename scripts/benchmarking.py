@@ -1,7 +1,8 @@
 """Time two ways to the same figures side by side, and write down what came out.
 
 The ways take turns within one process (plain, this, plain, this, …), so that both meet the same load of the machine,
-and each turn is divided by the number of items it did. Only the ratios travel from one machine to another.
+and each turn is divided by the number of items it did. Only the ratios travel from one machine to another; that of
+processor time holds on a busy machine too.
 """
 
 import argparse
@@ -54,6 +55,7 @@ class Comparison:
         plain_seconds: Seconds an item of the plain way, by turn.
         this_seconds: The same of this code.
         ratio: Median of the plain way's seconds over median of this code's.
+        processor_ratio: The same of processor time, all threads of this process together.
         largest_difference: Between the figures of the two, as a share of the largest figure.
         flops_per_item: Floating-point operations in matrix products of this code's way, an item.
         matmul_share: These operations a second, as a share of the machine's rate in a large matrix product.
@@ -67,6 +69,7 @@ class Comparison:
     plain_seconds: list[float]
     this_seconds: list[float]
     ratio: float
+    processor_ratio: float
     largest_difference: float
     flops_per_item: float
     matmul_share: float
@@ -92,7 +95,17 @@ class Report:
         """Print the machine, the comparisons and the measurements."""
         console = Console(width=max(Console().width, WIDTH))
         console.print(f"{self.name}: " + ", ".join(f"{key} {value}" for key, value in self.machine.items()))
-        headers = ("shape", "what", "plain way", "plain ms", "this ms", "times faster", "difference", "of matmul rate")
+        headers = (
+            "shape",
+            "what",
+            "plain way",
+            "plain ms",
+            "this ms",
+            "times faster",
+            "in CPU time",
+            "difference",
+            "of matmul rate",
+        )
         rows = [
             (
                 comparison.shape,
@@ -101,6 +114,7 @@ class Report:
                 f"{1e3 * statistics.median(comparison.plain_seconds):.4g}",
                 f"{1e3 * statistics.median(comparison.this_seconds):.4g}",
                 f"{comparison.ratio:.1f}",
+                f"{comparison.processor_ratio:.1f}",
                 f"{comparison.largest_difference:.0e}",
                 f"{comparison.matmul_share:.0%}" if comparison.flops_per_item else "",
             )
@@ -200,14 +214,16 @@ def compare(
     this.run(1)
     rate = matmul_rate(device)
     seconds: dict[str, list[float]] = {plain.name: [], this.name: []}
+    processor: dict[str, list[float]] = {plain.name: [], this.name: []}
     figures: dict[str, Tensor] = {}
     for _ in range(repeats):
         for way in (plain, this):
             _wait(device)
-            start = time.perf_counter()
+            start, processor_start = time.perf_counter(), time.process_time()
             figures[way.name] = way.run(way.items)
             _wait(device)
             seconds[way.name].append((time.perf_counter() - start) / way.items)
+            processor[way.name].append((time.process_time() - processor_start) / way.items)
     both = min(plain.items, this.items)
     ours, theirs = figures[this.name][:both], figures[plain.name][:both]
     if figures_of is not None:
@@ -228,6 +244,7 @@ def compare(
         plain_seconds=seconds[plain.name],
         this_seconds=seconds[this.name],
         ratio=statistics.median(seconds[plain.name]) / typical,
+        processor_ratio=statistics.median(processor[plain.name]) / statistics.median(processor[this.name]),
         largest_difference=difference,
         flops_per_item=flops,
         matmul_share=flops / typical / rate,
