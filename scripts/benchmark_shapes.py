@@ -57,7 +57,7 @@ SHAPES = {
     "gemma2-2b-slice": Shape(
         "blocks.1.hook_resid_post",
         latents=16_384,
-        words=8,
+        words=4,
         plain_words=1,
         config=Gemma2Config(vocab_size=8192, num_hidden_layers=4, pad_token_id=0, bos_token_id=1, eos_token_id=2),
     ),

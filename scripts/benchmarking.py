@@ -235,7 +235,7 @@ def compare(
         this.run(this.items)
     flops = counter.get_total_flops() / this.items
     typical = statistics.median(seconds[this.name])
-    return Comparison(
+    comparison = Comparison(
         shape=shape,
         what=what,
         item=item,
@@ -249,6 +249,8 @@ def compare(
         flops_per_item=flops,
         matmul_share=flops / typical / rate,
     )
+    print(f"{shape}, {what}: {comparison.ratio:.1f} times faster than {plain.name}", flush=True)
+    return comparison
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
