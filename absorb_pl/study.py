@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
@@ -16,9 +18,10 @@ from absorb_pl.data import (
     RunFolder,
     StorageDtype,
     TrainerFactory,
-    activation_identity,
+    activation_identities,
     ensure_activations,
 )
+from absorb_pl.errors import AbsorbError, require_at_least
 from absorb_pl.evaluators import (
     AbsorptionStage,
     KSparseSettings,
@@ -36,13 +39,15 @@ from absorb_pl.probes import quiet_lightning
 from absorb_pl.reports import report_study, study_tables
 from absorb_pl.words import TaskConfig
 
+_SHARED_SETTINGS = ("linear_probe", "k_sparse", "splits", "rule", "rates")
+
 
 @dataclass(frozen=True)
 class TrainerSettings:
     """Where a study runs; the words of `lightning.Trainer`.
 
     Attributes:
-        accelerator: `auto`, `cpu`, `gpu`, …
+        accelerator: `cpu`, `gpu`, or `auto` for a CUDA GPU where there is one.
         devices: Number of devices.
         strategy: `auto`, `ddp`, …
         progress_bar: Whether stages show progress bars.
@@ -100,6 +105,14 @@ class StudyConfig:
     rates: RateSettings = field(default_factory=RateSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
+    def __post_init__(self) -> None:
+        require_at_least(
+            1,
+            prompt_batch_size=self.prompt_batch_size,
+            run_batch_size=self.run_batch_size,
+            saes_per_pass=self.saes_per_pass,
+        )
+
 
 @dataclass(frozen=True)
 class StudyResult:
@@ -132,6 +145,7 @@ def run_study(config: StudyConfig) -> StudyResult:
         AbsorbError: One of the named errors of `absorb_pl.errors`; nothing half-written is left behind.
     """
     cache_dir, writes = Path(config.cache_dir), getattr(rank_zero_only, "rank", 0) == 0
+    _trainers(config, "check")([])
     run = RunFolder(Path(config.run_dir), dataclasses.asdict(config), writes=writes)
 
     with run.stage("load"):
@@ -140,7 +154,7 @@ def run_study(config: StudyConfig) -> StudyResult:
         saes = {name: SaeSource.check(name, model, config.sae_dtype) for name in names}
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
         hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
-        identities = {hook: activation_identity(model, words.prompts, hook, config.activation_dtype) for hook in hooks}
+        identities = activation_identities(model, words.prompts, hooks, config.activation_dtype)
     run.claim(_common(identities[hooks[0]], config), {name: sae.identity for name, sae in saes.items()})
 
     with run.stage("activations"):
@@ -176,7 +190,8 @@ def _common(identity: dict[str, Any], config: StudyConfig) -> dict[str, Any]:
         **shared,
         "test_fraction": config.test_fraction,
         "seed": config.seed,
-        **{name: dataclasses.asdict(getattr(config, name)) for name in ("linear_probe", "k_sparse", "splits", "rule")},
+        "sae_dtype": config.sae_dtype,
+        **{name: dataclasses.asdict(getattr(config, name)) for name in _SHARED_SETTINGS},
     }
 
 
@@ -197,9 +212,21 @@ def _trainers(config: StudyConfig, stage: str) -> TrainerFactory:
     """Make the Trainers of a stage; they run on the devices of the configuration."""
     settings = config.trainer
 
+    accelerator = settings.accelerator
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"  # Apple's GPUs have no float64
+
     def make(callbacks: list[Callback]) -> Trainer:
+        try:
+            return trainer(callbacks)
+        except (MisconfigurationException, ValueError) as error:
+            raise AbsorbError(
+                "trainer", dataclasses.asdict(settings), expected="devices that this machine has", remedy=str(error)
+            ) from error
+
+    def trainer(callbacks: list[Callback]) -> Trainer:
         return Trainer(
-            accelerator=settings.accelerator,
+            accelerator=accelerator,
             devices=settings.devices,
             strategy=settings.strategy,
             callbacks=[*callbacks, _StageBar(stage)] if settings.progress_bar else callbacks,

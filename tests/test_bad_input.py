@@ -151,7 +151,7 @@ def test_no_words_to_hold_out(run):
     assert "max_words" in message
 
 
-def test_letters_without_words_are_left_out(study, tmp_path):
+def test_letters_without_words_say_so(study, tmp_path):
     main(
         [
             "study",
@@ -164,8 +164,12 @@ def test_letters_without_words_are_left_out(study, tmp_path):
     )
     tables = {path.stem: pd.read_parquet(path) for path in (tmp_path / "run" / "tables").iterdir()}
     full = {path.stem: pd.read_parquet(path) for path in (study[1].run_dir / "tables").iterdir()}
-    assert 3 < len(tables["letters"]) < full["letters"]["label"].nunique()
-    letters = tables["letters"].drop(columns=["absorption_rate", "ci_low", "ci_high"])
+    absent = tables["letters"]["reason"] == "no held-out words"
+    assert len(tables["letters"]) == full["letters"]["label"].nunique() == 26
+    assert 3 < (~absent).sum() < 26
+    assert not tables["letters"][absent]["evaluable"].any()
+    assert (tables["letters"][absent][["num_words", "num_probe_true_positives", "num_absorbed"]] == 0).all(axis=None)
+    letters = tables["letters"][~absent].drop(columns=["absorption_rate", "ci_low", "ci_high"])
     for table in (letters, tables["k_sparse"], tables["latents"], tables["candidates"], tables["words"]):
         assert not table.isna().any().any()
     assert tables["letters"][tables["letters"]["evaluable"]]["absorption_rate"].notna().all()

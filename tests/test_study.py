@@ -134,14 +134,16 @@ def test_tables_hold_each_thing_once(study, gpt2):
     present = [words.task.classes[label] for label in words.labels[held_out].unique().tolist()]
     for sae in SAES:
         letters = tables["letters"][tables["letters"]["sae"] == sae]
-        assert sorted(letters["label"]) == sorted(present)
+        assert sorted(letters["label"]) == sorted(words.task.classes)
+        assert sorted(letters[letters["reason"] != "no held-out words"]["label"]) == sorted(present)
         assert letters["num_words"].sum() == len(held_out)
-    # q, x and y have one word each or so little that none is held out; they are left out, not missing values.
+    # q, x and y have one word each or so few that none is held out; the table of letters says so.
     absent = set(words.task.classes) - set(present)
     assert absent
-    for name in ("letters", "latents", "k_sparse"):
+    for name in ("latents", "k_sparse"):
         assert not set(tables[name]["label"]) & absent
-    assert not tables["letters"].drop(columns=["absorption_rate", "ci_low", "ci_high"]).isna().any().any()
+    evaluated = tables["letters"][~tables["letters"]["label"].isin(absent)]
+    assert not evaluated.drop(columns=["absorption_rate", "ci_low", "ci_high"]).isna().any().any()
 
 
 def test_words_are_the_candidates_with_verdicts(study):
@@ -175,7 +177,7 @@ def test_rates_follow_from_the_words(study):
                 rates.append(absorbed / letter["sample_portion"] / letter["num_probe_true_positives"])
                 assert letter["absorption_rate"] == pytest.approx(rates[-1])
             else:
-                assert letter["reason"] == "no probe true positives"
+                assert letter["reason"] in ("no probe true positives", "no held-out words")
         assert row["absorption_rate"] == pytest.approx(sum(rates) / len(rates))
         assert row["num_words"] == letters[letters["evaluable"]]["num_probe_true_positives"].sum()
         assert row["ci_low"] <= row["absorption_rate"] <= row["ci_high"]
@@ -279,7 +281,7 @@ def test_a_bar_that_no_letter_reaches_is_said_and_drawn(study, study_config, tmp
     assert summary["absorption_rate"].isna().all()
     assert not summary["evaluable"].any()
     assert set(summary["reason"]) == {"no evaluable letter"}
-    reasons = set(result.tables["letters"]["reason"]) - {"no probe true positives"}
+    reasons = set(result.tables["letters"]["reason"]) - {"no probe true positives", "no held-out words"}
     assert reasons
     assert all(reason.endswith(" is below 1.1") for reason in reasons)
     assert sorted(path.stem for path in (result.run_dir / "figures").iterdir()) == FIGURES

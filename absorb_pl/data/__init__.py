@@ -3,7 +3,7 @@
 from absorb_pl.data.activation_cache import (
     ActivationCache,
     StorageDtype,
-    activation_identity,
+    activation_identities,
     open_activations,
 )
 from absorb_pl.data.activation_datamodule import ActivationDataModule, ensure_activations
@@ -34,7 +34,7 @@ __all__ = [
     "StorageDtype",
     "TrainerFactory",
     "UnitStage",
-    "activation_identity",
+    "activation_identities",
     "ensure_activations",
     "identity_key",
     "open_activations",

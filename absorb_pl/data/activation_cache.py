@@ -5,6 +5,8 @@ straight to their place, so nothing has to be merged and nothing is held in memo
 """
 
 import os
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,26 +79,29 @@ class ActivationCache:
         return out
 
 
-def activation_identity(
-    model: Any, prompts: TokenizedPrompts, hook_name: str, dtype: StorageDtype
-) -> dict[str, object]:
-    """Everything that determines the cached rows of one hook.
+def activation_identities(
+    model: Any, prompts: TokenizedPrompts, hook_names: Sequence[str], dtype: StorageDtype
+) -> dict[str, dict[str, object]]:
+    """Everything that determines the cached rows of each hook.
 
     Args:
         model: The language model; its weights and configuration are hashed.
         prompts: Token ids and word positions; hashed.
-        hook_name: TransformerLens hook name.
+        hook_names: TransformerLens hook names.
         dtype: Storage dtype.
+
+    Returns:
+        One identity a hook.
     """
-    return {
+    shared = {
         "model": model_identity(model),
         "tokenizer": tokenizer_identity(model.tokenizer),
         "prompts": prompts_identity(prompts),
         "rows": len(prompts),
-        "hook_name": hook_name,
         "dtype": dtype,
-        "format": 1,
+        "made_with": {name: version(name) for name in ("absorb-pl", "torch", "transformers", "sae-lens")},
     }
+    return {hook: {**shared, "hook_name": hook} for hook in hook_names}
 
 
 def activation_path(cache_dir: Path, identity: Identity) -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from typing_extensions import override
@@ -13,7 +14,7 @@ from typing_extensions import override
 from absorb_pl.data.activation_cache import (
     ActivationCache,
     StorageDtype,
-    activation_identity,
+    activation_identities,
     open_activations,
 )
 from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
@@ -43,7 +44,7 @@ def ensure_activations(
         HookNotFoundError: The model has no such hook.
         CacheCorruptedError: A shard is missing, cut short or altered.
     """
-    identities = {hook: activation_identity(data.language_model, data.prompts, hook, dtype) for hook in hook_names}
+    identities = activation_identities(data.language_model, data.prompts, hook_names, dtype)
     caches = {hook: open_activations(cache_dir, identity) for hook, identity in identities.items()}
     missing = [hook for hook, cache in caches.items() if cache is None]
     if missing:
@@ -131,7 +132,7 @@ class ActivationDataModule(LightningDataModule):
         """The cached rows; built first where they are missing."""
         if self._cache is None:
             found = ensure_activations(
-                self.prompt_data, [self.hook_name], self.cache_dir, self.dtype, _single_device_trainer
+                self.prompt_data, [self.hook_name], self.cache_dir, self.dtype, self._one_device_trainer
             )
             self._cache = found[self.hook_name]
         return self._cache
@@ -166,13 +167,14 @@ class ActivationDataModule(LightningDataModule):
         order = RandomSampler(batches) if shuffle else SequentialSampler(batches)
         return DataLoader(batches, sampler=BatchSampler(order, self.batch_size, False), batch_size=None)
 
-
-def _single_device_trainer(callbacks: list[Callback]) -> Trainer:
-    return Trainer(
-        accelerator="auto",
-        devices=1,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
+    def _one_device_trainer(self, callbacks: list[Callback]) -> Trainer:
+        """The Trainer that builds the cache, on one device of the kind that the outer Trainer runs on."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        return Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            strategy=SingleDeviceStrategy(device),
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )

@@ -14,7 +14,7 @@ from typing_extensions import override
 from absorb_pl.data.activation_cache import (
     STORAGE_DTYPES,
     StorageDtype,
-    activation_identity,
+    activation_identities,
     activation_path,
     check_finite,
     write_rows,
@@ -22,7 +22,7 @@ from absorb_pl.data.activation_cache import (
 from absorb_pl.data.artifacts import begin_artifact, finish_artifact, temporary_path, this_process, writing_to
 from absorb_pl.data.prompt_datamodule import prompt_data_of
 from absorb_pl.data.residuals import read_residuals
-from absorb_pl.errors import CacheCorruptedError
+from absorb_pl.errors import AbsorbError, CacheCorruptedError
 from absorb_pl.models import check_hook, load_language_model
 
 
@@ -82,12 +82,18 @@ class ActivationCacheWriter(BasePredictionWriter):
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make an empty temporary folder for each hook."""
-        collector, prompts = cast(ActivationCollector, pl_module), prompt_data_of(trainer).prompts
+        collector, data = cast(ActivationCollector, pl_module), prompt_data_of(trainer)
+        if len(data.rows) != len(data.prompts):
+            raise AbsorbError(
+                "rows",
+                f"{len(data.rows)} of {len(data.prompts)} words",
+                expected="all words of the task",
+                remedy="Leave `rows` out, or limit the task itself (`task.max_words`).",
+            )
         self._rows_written, self._widths = 0, {}
-        self._identities = {
-            hook: activation_identity(collector.language_model, prompts, hook, self.dtype)
-            for hook in collector.hook_names
-        }
+        self._identities = activation_identities(
+            collector.language_model, data.prompts, collector.hook_names, self.dtype
+        )
         self._owner = trainer.strategy.broadcast(this_process())
         if trainer.is_global_zero:
             for identity in self._identities.values():
@@ -120,7 +126,9 @@ class ActivationCacheWriter(BasePredictionWriter):
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every row was written and publish the artifacts."""
-        written = trainer.strategy.reduce(torch.tensor(float(self._rows_written)), reduce_op="sum")
+        written = trainer.strategy.reduce(
+            torch.tensor(self._rows_written, device=trainer.strategy.root_device), reduce_op="sum"
+        )
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             for hook, identity in self._identities.items():

@@ -114,7 +114,7 @@ class PromptDataModule(LightningDataModule):
     @override
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         batches = PromptBatches(self, self.rows, self.batch_size)
-        return Share(batches, nothing=batches.batch(self.rows[:0])).loader()
+        return Share(batches, batches.batch(self.rows[:0]), self.trainer).loader()
 
 
 def prompt_data_of(trainer: Trainer) -> PromptDataModule:

@@ -56,7 +56,8 @@ class RunFolder:
 
         Args:
             identity: What all tables of the folder have in common.
-            contents: Content hashes of the parts, e.g. of each SAE; these may grow from run to run.
+            contents: Content hashes of the parts, e.g. of each SAE; there may be more than in an earlier run, not
+                fewer or others.
 
         Raises:
             ManifestMismatchError: The folder holds a run with another identity.
@@ -66,12 +67,15 @@ class RunFolder:
         file = self.path / MANIFEST
         if file.exists():
             try:
-                found = json.loads(file.read_text(encoding="utf-8"))["identity"]
+                manifest = json.loads(file.read_text(encoding="utf-8"))
+                found, held = manifest["identity"], manifest["contents"]
             except (OSError, ValueError, KeyError) as error:
                 raise CacheCorruptedError(
                     str(file), str(error), expected="a readable manifest", remedy="Delete the run folder."
                 ) from error
             check_identity(file, found=found, expected=identity)
+            kept = {name: contents.get(name) for name in held}
+            check_identity(file, found=held, expected=kept)
         if self._writes:
             with writing_to(self.path):
                 config = yaml.safe_dump(self._config, sort_keys=False)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
@@ -17,6 +16,21 @@ class SizedItems(Protocol):
     def __getitem__(self, number: int, /) -> Any: ...
 
 
+@runtime_checkable
+class Processes(Protocol):
+    """Which process this is, of how many; a Trainer knows."""
+
+    @property
+    def global_rank(self) -> int:
+        """Number of this process."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        ...
+
+
 class Share(IterableDataset[Any]):
     """This process's items of a dataset: every n-th, n being the number of processes.
 
@@ -27,21 +41,21 @@ class Share(IterableDataset[Any]):
     Args:
         items: The items.
         nothing: What a process without items gets.
+        trainer: The Trainer that runs over the items; it knows how many processes there are. One process when None.
 
     Example:
-        >>> list(Share(["a", "b", "c"], nothing=""))
+        >>> list(Share(["a", "b", "c"], "", trainer=None))
         ['a', 'b', 'c']
-        >>> list(Share([], nothing=""))
+        >>> list(Share([], "", trainer=None))
         ['']
     """
 
-    def __init__(self, items: SizedItems, nothing: Any) -> None:
-        self.items, self.nothing = items, nothing
+    def __init__(self, items: SizedItems, nothing: Any, trainer: Processes | None) -> None:
+        self.items, self.nothing, self.trainer = items, nothing, trainer
 
     def _numbers(self) -> range:
-        is_distributed = distributed.is_available() and distributed.is_initialized()
-        rank = distributed.get_rank() if is_distributed else 0
-        processes = distributed.get_world_size() if is_distributed else 1
+        # Asked for when the loop runs: a Trainer knows its processes only once they have been started.
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return range(rank, len(self.items), processes)
 
     @override

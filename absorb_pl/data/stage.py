@@ -86,7 +86,7 @@ class UnitStage(Stage):
         missing = self.missing(units)
         if missing:
             trainer = make_trainer([])
-            trainer.predict(_UnitLoop(self), Share(missing, nothing="").loader(), return_predictions=False)
+            trainer.predict(_UnitLoop(self), Share(missing, "", trainer).loader(), return_predictions=False)
             trainer.strategy.barrier()
         return len(missing)
 

@@ -8,7 +8,7 @@ from absorb_pl.evaluators.ablation import (
     AblationSettings,
     agreement_table,
 )
-from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs, PaperRule
+from absorb_pl.evaluators.absorption import RULE, AbsorptionEvaluator, AbsorptionInputs, PaperRule
 from absorb_pl.evaluators.absorption_stage import AbsorptionStage
 from absorb_pl.evaluators.calculator import (
     AbsorptionResult,
@@ -36,6 +36,7 @@ from absorb_pl.evaluators.writers import PredictionTableWriter, write_table
 __all__ = [
     "ABLATION_COLUMNS",
     "ESTIMATES",
+    "RULE",
     "SWEEP_COLUMNS",
     "AblationEvaluation",
     "AblationEvaluator",

@@ -86,7 +86,7 @@ class AblationEvaluator(CausalEvaluator):
 
     Example:
         >>> evaluator_of_a_study = lambda: AblationEvaluator(
-        ...     saes=["speller/l1-standard-w512-low"], probes="lightning_logs/demo"
+        ...     saes=["speller/l1-standard-w512-dense"], probes="lightning_logs/demo"
         ... )
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.attribution import compute_prefix, word_integrated_gradients
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, ManifestMismatchError, require_at_least
 from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_prompts, read_probe_weights
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import (
@@ -30,6 +30,7 @@ _VERDICT_FIELDS = (
     "second_score",
     "main_activation",
 )
+RULE = "paper"
 WORD_COLUMNS = {
     "sae": "str",
     "rule": "str",
@@ -110,6 +111,30 @@ class PaperRule:
     positive_token: PositiveToken = "answer"
     top_latents: int = 10
 
+    def __post_init__(self) -> None:
+        require_at_least(1, steps=self.steps, top_latents=self.top_latents)
+
+
+def check_words(candidates: pd.DataFrame, texts: Sequence[SpellingPrompt]) -> None:
+    """Refuse candidates that were found among other words than those at hand.
+
+    Args:
+        candidates: `row`, and `prompt` where the table came from a study's folder.
+        texts: The prompt of each word of the task.
+
+    Raises:
+        ManifestMismatchError: A candidate's prompt is not that of its row.
+    """
+    for row, prompt in candidates[["row", "prompt"]].itertuples(index=False) if "prompt" in candidates else ():
+        found = texts[row].base if row < len(texts) else f"only {len(texts)} words"
+        if found != prompt:
+            raise ManifestMismatchError(
+                "inputs",
+                f"{prompt[-60:]!r} at row {row}",
+                expected=f"the task's own prompt, {found[-60:]!r}",
+                remedy="Give the data the same model and task settings as the study had.",
+            )
+
 
 class AbsorptionEvaluator(CausalEvaluator):
     """Judges candidate words by the paper's rule, for any number of SAEs in one pass over the words.
@@ -127,7 +152,7 @@ class AbsorptionEvaluator(CausalEvaluator):
 
     Example:
         >>> evaluator_of_a_study = lambda: AbsorptionEvaluator(
-        ...     saes=["speller/l1-standard-w512-low"], inputs="lightning_logs/demo"
+        ...     saes=["speller/l1-standard-w512-dense"], inputs="lightning_logs/demo"
         ... )
     """
 
@@ -164,6 +189,7 @@ class AbsorptionEvaluator(CausalEvaluator):
     @override
     def prepare(self, task: Task, texts: Sequence[SpellingPrompt]) -> None:
         super().prepare(task, texts)
+        check_words(self.inputs.candidates, texts)
         self._probe_cos = self.probe_cosines(self.inputs.probe_weights)
 
     @override
@@ -239,7 +265,7 @@ class AbsorptionEvaluator(CausalEvaluator):
                 pd.DataFrame(
                     {
                         "sae": name,
-                        "rule": "paper",
+                        "rule": RULE,
                         "row": labels.index[here.cpu().numpy()],
                         "word": [prompt.word for prompt in prompts],
                         "label": label,

@@ -16,8 +16,6 @@ from absorb_pl.evaluators.probing_stages import LinearProbeStage, SaeProbingStag
 from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.evaluators.writers import PredictionTableWriter
 
-RULE = "paper"
-
 
 class AbsorptionStage(Stage):
     """Judges the candidate words of each SAE.
@@ -68,7 +66,7 @@ class AbsorptionStage(Stage):
 
     def table(self, unit: str) -> pd.DataFrame:
         """Verdicts on the candidate words of an SAE."""
-        return pd.read_parquet(self.folder(unit) / "words.parquet")
+        return pd.read_parquet(self.folder(unit) / "words.parquet").assign(sae=unit)
 
     def _run_pass(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
         found = {unit: self.probing.result(unit) for unit in units}

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.errors import AbsorbError
-from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs, PaperRule
+from absorb_pl.evaluators.absorption import RULE, AbsorptionEvaluator, AbsorptionInputs, PaperRule
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summary_row
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
@@ -216,8 +216,8 @@ class AbsorptionEvaluation(KSparseEvaluation):
         evaluator.to(device)
         candidates = torch.tensor(sorted(found.candidates["row"]), dtype=torch.long)
         words = evaluator.tabulate_words(prompts, candidates)
-        letters = letters_table(found.letters, words, "paper", self.rates)
-        summary = summary_row(letters, words, found.latents, self.rates)
+        letters = letters_table(found.letters, words, RULE, self.rates, rows.class_names)
+        summary = summary_row(found.letters, words, found.latents, self.rates)
         figures = {
             name: float(summary[name])
             for name in ("absorption_rate", "ci_low", "ci_high", "num_words")

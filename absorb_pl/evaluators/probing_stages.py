@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.data import ActivationCache, PromptDataModule, UnitStage, stratified_split, write_artifact
-from absorb_pl.errors import LabelError
+from absorb_pl.errors import LabelError, require_at_least
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.functional import DEFAULT_KS
@@ -102,6 +102,9 @@ class LinearProbeSettings:
     batch_size: int = 4096
     polish: bool = True
 
+    def __post_init__(self) -> None:
+        require_at_least(1, max_epochs=self.max_epochs, batch_size=self.batch_size)
+
 
 @dataclass(frozen=True)
 class KSparseSettings:
@@ -122,6 +125,9 @@ class KSparseSettings:
     end_lr: float = 1e-5
     max_epochs: int = 50
     batch_size: int = 4096
+
+    def __post_init__(self) -> None:
+        require_at_least(1, max_epochs=self.max_epochs, batch_size=self.batch_size)
 
 
 class LinearProbeStage(UnitStage):

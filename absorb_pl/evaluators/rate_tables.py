@@ -1,11 +1,13 @@
 """From verdicts a word to rates a letter and a row an SAE, each with its interval."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
 
+from absorb_pl.errors import AbsorbError, require_at_least
 from absorb_pl.functional import LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
 
 
@@ -27,8 +29,21 @@ class RateSettings:
     resamples: int = 2000
     seed: int = 42
 
+    def __post_init__(self) -> None:
+        require_at_least(1, resamples=self.resamples)
+        if not 0 < self.confidence < 1:
+            raise AbsorbError(
+                "confidence", self.confidence, expected="a share between 0 and 1", remedy="Write 95 % as 0.95."
+            )
 
-def letters_table(letters: pd.DataFrame, words: pd.DataFrame, rule: str, settings: RateSettings) -> pd.DataFrame:
+
+def letters_table(
+    letters: pd.DataFrame,
+    words: pd.DataFrame,
+    rule: str,
+    settings: RateSettings,
+    class_names: Sequence[str] = (),
+) -> pd.DataFrame:
     """Add the absorption rates of one SAE to its table of letters.
 
     Args:
@@ -36,6 +51,7 @@ def letters_table(letters: pd.DataFrame, words: pd.DataFrame, rule: str, setting
         words: Verdicts on its candidate words: `label, is_absorption`.
         rule: Name of the rule that gave them.
         settings: How rates are summed up.
+        class_names: All classes of the task; those missing from `letters` get a row that says why.
 
     Returns:
         `letters` with `rule, num_judged, num_absorbed, absorption_rate, ci_low, ci_high, evaluable, reason`; rates
@@ -43,12 +59,20 @@ def letters_table(letters: pd.DataFrame, words: pd.DataFrame, rule: str, setting
     """
     rates = [letter_rate(outcome, **_bootstrap(settings)) for outcome in _outcomes(letters, words, settings)]
     judged = words.groupby("label")["is_absorption"].agg(["size", "sum"]).reindex(letters["label"], fill_value=0)
-    return letters.assign(
+    table = letters.assign(
         rule=rule,
         num_judged=judged["size"].to_numpy(int),
         num_absorbed=judged["sum"].to_numpy(int),
         **_rate_columns(rates),
     )
+    counts = [name for name in map(str, table) if name.startswith("num_") and name != "num_splits"]
+    absent = [
+        {"label": name, "main_latents": [], "rule": rule, "evaluable": False, "reason": "no held-out words"}
+        | dict.fromkeys(counts, 0)
+        for name in class_names
+        if name not in set(letters["label"])
+    ]
+    return pd.concat([table, pd.DataFrame(absent)], ignore_index=True) if absent else table
 
 
 def summary_row(

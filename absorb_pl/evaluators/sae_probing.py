@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from absorb_pl.errors import require_at_least
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.functional import SaeStatistics, binary_metrics, k_sparse_logits, paper_candidates, sample_candidates
@@ -52,6 +53,9 @@ class SplitSettings:
     silent: float = 1e-8
     max_words_per_letter: int = 200
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        require_at_least(1, max_k=self.max_k, max_words_per_letter=self.max_words_per_letter)
 
 
 @dataclass(frozen=True)

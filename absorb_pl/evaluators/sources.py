@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from absorb_pl.errors import AbsorbError
 from absorb_pl.models import check_sae_fits, load_sae, sae_hook_name, sae_identity
 
 
@@ -42,9 +43,18 @@ class SaeSource:
             SaeNotFoundError: There is no such SAE.
             HookNotFoundError: The model has no such hook.
             SaeWidthError: The SAE reads activations of another width.
+        AbsorbError: The SAE splits activations into heads.
         """
         sae = load_sae(name, dtype=dtype)
         check_sae_fits(model, sae)
+        if getattr(sae.cfg, "reshape_activations", "none") != "none":
+            raise AbsorbError(
+                "saes",
+                name,
+                expected="an SAE that reads rows of activations as they are",
+                remedy=f"Studies do not take SAEs with `reshape_activations={sae.cfg.reshape_activations}`; "
+                "`absorb_pl.attribution` does.",
+            )
         return cls(name, dtype, sae_hook_name(sae), sae_identity(sae), _architecture(sae), sae.W_dec.shape[0])
 
     @property

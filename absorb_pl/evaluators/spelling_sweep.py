@@ -102,7 +102,7 @@ class SpellingSweepData(LightningDataModule):
 
     @override
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return Share([asdict(setting) for setting in self.settings], nothing={}).loader()
+        return Share([asdict(setting) for setting in self.settings], nothing={}, trainer=self.trainer).loader()
 
 
 class SpellingSweep(LightningModule):

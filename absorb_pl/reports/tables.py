@@ -6,6 +6,7 @@ import pandas as pd
 
 from absorb_pl.data import PromptDataModule
 from absorb_pl.evaluators import (
+    RULE,
     AbsorptionStage,
     LinearProbeStage,
     RateSettings,
@@ -14,8 +15,6 @@ from absorb_pl.evaluators import (
     letters_table,
     summary_row,
 )
-
-RULE = "paper"
 
 
 def study_tables(
@@ -46,7 +45,7 @@ def study_tables(
     summary = []
     for name, sae in saes.items():
         found, verdicts = probing.result(name), absorption.table(name)
-        letters = letters_table(found.letters, verdicts, RULE, rates)
+        letters = letters_table(found.letters, verdicts, RULE, rates, words.task.classes)
         summary.append(
             {
                 "sae": name,
@@ -57,7 +56,7 @@ def study_tables(
                 **found.statistics,
                 "rule": RULE,
                 "shared_context": words.config.shared_context,
-                **summary_row(letters, verdicts, found.latents, rates),
+                **summary_row(found.letters, verdicts, found.latents, rates),
             }
         )
         texts = [words.texts[row] for row in found.candidates["row"]]

@@ -14,7 +14,7 @@ import torch
 from absorb_pl.data import (
     ActivationCacheWriter,
     ActivationCollector,
-    activation_identity,
+    activation_identities,
     ensure_activations,
     open_activations,
     read_residuals,
@@ -128,7 +128,7 @@ def test_shards_meet_inside_batches(ragged, trainer_of, tmp_path, monkeypatch):
 def stored(ragged, trainer_of, tmp_path):
     """A whole cache: its root, its folder and its identity."""
     cache = ensure_activations(ragged, [HOOK], tmp_path, "float32", trainer_of)[HOOK]
-    return tmp_path, cache.path, activation_identity(ragged.language_model, ragged.prompts, HOOK, "float32")
+    return tmp_path, cache.path, activation_identities(ragged.language_model, ragged.prompts, [HOOK], "float32")[HOOK]
 
 
 def flip_a_bit(shard):
@@ -159,12 +159,14 @@ def test_damaged_caches_are_refused(stored, damage):
 
 def test_rows_of_another_model_are_refused(stored, golden, ragged):
     root, folder, identity = stored
-    other = activation_identity(load_language_model(str(golden / "gpt2-micro")), ragged.prompts, HOOK, "float32")
+    other = activation_identities(load_language_model(str(golden / "gpt2-micro")), ragged.prompts, [HOOK], "float32")[
+        HOOK
+    ]
     assert other == identity
     changed = load_language_model(str(golden / "gpt2-micro"))
     with torch.no_grad():
         next(changed.original_model.parameters())[0, 0] += 1
-    other = activation_identity(changed, ragged.prompts, HOOK, "float32")
+    other = activation_identities(changed, ragged.prompts, [HOOK], "float32")[HOOK]
     assert activation_path(root, other) != folder
     assert open_activations(root, other) is None
     shutil.copytree(folder, activation_path(root, other))
@@ -177,10 +179,10 @@ def test_rows_of_another_model_are_refused(stored, golden, ragged):
 def test_identity_tells_apart_what_changes_the_rows(ragged):
     model, prompts = ragged.language_model, ragged.prompts
     identities = [
-        activation_identity(model, prompts, HOOK, "float32"),
-        activation_identity(model, prompts, HOOK, "float16"),
-        activation_identity(model, prompts, HOOKS[1], "float32"),
-        activation_identity(model, prompts.select(range(26)), HOOK, "float32"),
+        activation_identities(model, prompts, [HOOK], "float32")[HOOK],
+        activation_identities(model, prompts, [HOOK], "float16")[HOOK],
+        activation_identities(model, prompts, [HOOKS[1]], "float32")[HOOKS[1]],
+        activation_identities(model, prompts.select(range(26)), [HOOK], "float32")[HOOK],
     ]
     assert len({json.dumps(identity, sort_keys=True) for identity in identities}) == 4
 

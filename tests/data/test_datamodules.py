@@ -1,9 +1,10 @@
 """What the datamodules serve, to one process and to one of several."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
-from torch import distributed
 
 from absorb_pl.data import ActivationDataModule, PromptDataModule
 from absorb_pl.data.shares import Share
@@ -18,10 +19,8 @@ def data(gpt2, tmp_path):
     return ActivationDataModule(gpt2, HOOK, TASK, tmp_path, batch_size=32)
 
 
-def as_process(monkeypatch, rank, processes):
-    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed, "get_rank", lambda: rank)
-    monkeypatch.setattr(distributed, "get_world_size", lambda: processes)
+def as_process(rank, processes):
+    return SimpleNamespace(global_rank=rank, world_size=processes)
 
 
 def test_batches_hold_the_rows_and_labels_of_their_words(data):
@@ -105,21 +104,21 @@ def test_some_words_alone(gpt2, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_shares_are_disjoint_and_whole(monkeypatch, processes):
+def test_shares_are_disjoint_and_whole(processes):
     items, shares = list("abc"), []
     for rank in range(processes):
-        as_process(monkeypatch, rank, processes)
-        share = Share(items, nothing="none")
+        share = Share(items, "none", as_process(rank, processes))
         shares.append(list(share.loader()))
         assert len(share) == len(shares[-1])
     assert sorted(item for share in shares for item in share if item != "none") == items
     assert [share for share in shares if "none" in share] == [["none"]] * max(0, processes - 3)
 
 
-def test_processes_share_whole_prompt_batches(ragged, monkeypatch):
+def test_processes_share_whole_prompt_batches(ragged):
     alone = [batch["index"].tolist() for batch in ragged.predict_dataloader()]
     shares = []
     for rank in range(2):
-        as_process(monkeypatch, rank, 2)
+        ragged.trainer = as_process(rank, 2)
         shares.append([batch["index"].tolist() for batch in ragged.predict_dataloader()])
+    ragged.trainer = None
     assert shares == [alone[::2], alone[1::2]]

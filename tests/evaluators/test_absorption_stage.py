@@ -1,10 +1,12 @@
-"""A pass that lost verdicts is noticed."""
+"""A pass that lost verdicts is noticed, and candidates of another task are refused."""
 
 import pandas as pd
 import pytest
 
-from absorb_pl.errors import CacheCorruptedError
+from absorb_pl.errors import CacheCorruptedError, ManifestMismatchError
+from absorb_pl.evaluators.absorption import check_words
 from absorb_pl.evaluators.absorption_stage import check_complete
+from absorb_pl.words import SpellingPrompt
 
 CANDIDATES = pd.DataFrame({"row": [4, 2, 9]})
 
@@ -22,3 +24,11 @@ def test_every_candidate_judged_once_is_complete():
 def test_lost_repeated_or_strange_verdicts_are_refused(rows):
     with pytest.raises(CacheCorruptedError, match=r"`mine`.*judged words.*each of its 3 candidate"):
         check_complete("mine", verdicts(*rows), CANDIDATES)
+
+
+@pytest.mark.parametrize(("row", "prompt"), [(1, " cat:"), (5, " dog:")])
+def test_candidates_of_another_task_are_refused(row, prompt):
+    texts = [SpellingPrompt(" cat:", " C", " cat"), SpellingPrompt(" dog:", " D", " dog")]
+    check_words(pd.DataFrame({"row": [0, 1], "prompt": [" cat:", " dog:"]}), texts)
+    with pytest.raises(ManifestMismatchError, match=f"row {row}.*same model and task"):
+        check_words(pd.DataFrame({"row": [row], "prompt": [prompt]}), texts)
