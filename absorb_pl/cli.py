@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from absorb_pl import __version__
 from absorb_pl.errors import AbsorbError
@@ -79,7 +80,8 @@ def _run_trainer(words: list[str] | None) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
 
-    from absorb_pl import data, evaluators, probes  # noqa: F401  (makes their classes known by short names)
+    for room in ("data", "evaluators", "probes"):  # their classes are known by short names once imported
+        import_module(f"absorb_pl.{room}")
 
     LightningCLI(
         LightningModule,

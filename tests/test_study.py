@@ -312,6 +312,19 @@ def test_two_processes_give_the_tables_of_one(study, tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_two_processes_that_fit_build_the_cache_first(study, tmp_path):
+    """Only one of them builds it, alone, while the other waits."""
+    trainer = ["--trainer.devices=2", "--trainer.strategy=ddp", f"--trainer.default_root_dir={tmp_path}"]
+    settings = ["--config=tests/conf/fit_linear.yaml", f"--data.init_args.cache_dir={tmp_path / 'cache'}"]
+    command = [Path(sys.executable).with_name("absorb-pl"), "fit", *settings, *trainer]
+    done = subprocess.run(command, cwd=ROOT, env=subprocess_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    built = next((tmp_path / "cache" / "activations").iterdir())
+    known = Path(study[0].cache_dir) / "activations" / built.name
+    assert (built / "00000.bin").read_bytes() == (known / "00000.bin").read_bytes()
+
+
 @pytest.fixture(scope="module")
 def killed(study, tmp_path_factory):
     """Folders of studies that were killed in each stage, the stages before it being done."""

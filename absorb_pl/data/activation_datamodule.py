@@ -130,16 +130,17 @@ class ActivationDataModule(LightningDataModule):
     @property
     def cache(self) -> ActivationCache:
         """The cached rows; built first where they are missing."""
-        if self._cache is None:
-            found = ensure_activations(
-                self.prompt_data, [self.hook_name], self.cache_dir, self.dtype, self._one_device_trainer
-            )
-            self._cache = found[self.hook_name]
+        return self._cache if self._cache is not None else self._open_cache()
+
+    def _open_cache(self) -> ActivationCache:
+        trainers = self._one_device_trainer
+        found = ensure_activations(self.prompt_data, [self.hook_name], self.cache_dir, self.dtype, trainers)
+        self._cache = found[self.hook_name]
         return self._cache
 
     @override
     def prepare_data(self) -> None:
-        self.cache  # noqa: B018
+        self._open_cache()
 
     def class_counts(self) -> tuple[Tensor, int]:
         """Positives a class and rows of the training split."""

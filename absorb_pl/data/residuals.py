@@ -1,6 +1,7 @@
 """Residual activations at the words, read in one forward pass that stops after the deepest hook."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,12 +39,12 @@ def read_residuals(
     found: dict[str, Tensor] = {}
     prompts = torch.arange(len(positions), device=input_ids.device)
 
-    def keep(name: str, activations: Tensor) -> None:
+    def keep(activations: Tensor, name: str, **_: Any) -> None:
         found[name] = activations[prompts, positions].flatten(1)
         if len(found) == len(hook_names):
             raise _AllRead
 
-    fwd_hooks = [(name, lambda value, hook, name=name: keep(name, value)) for name in hook_names]  # noqa: ARG005
+    fwd_hooks = [(name, partial(keep, name=name)) for name in hook_names]
     # Without padding the mask is left out, so that a batch does not depend on which other batches were padded.
     mask = None if bool(attention_mask.all()) else attention_mask
     options = {"use_cache": False} if hasattr(model.original_model.config, "use_cache") else {}
