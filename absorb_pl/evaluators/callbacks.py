@@ -22,7 +22,7 @@ from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summar
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.models import load_sae
-from absorb_pl.probes import KSparseProbe, LinearProbe, fit_probe
+from absorb_pl.probes import KSparseProbe, LinearProbe, first_of_each, fit_probe
 
 Findings = tuple[Mapping[str, pd.DataFrame], Mapping[str, float]]
 """Tables by name and figures by name."""
@@ -49,11 +49,8 @@ class _TestRows(Metric):
 
     @override
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        index, place = dim_zero_cat(self.index).unique(return_inverse=True)
-        first = torch.full_like(index, len(place)).scatter_reduce(
-            0, place, torch.arange(len(place), device=place.device), reduce="amin"
-        )
-        return dim_zero_cat(self.x)[first], dim_zero_cat(self.y)[first], index
+        index, first = first_of_each(dim_zero_cat(self.index))
+        return dim_zero_cat(self.x).cpu()[first], dim_zero_cat(self.y).cpu()[first], index
 
 
 class SaeEvaluation(Callback):
@@ -102,7 +99,7 @@ class SaeEvaluation(Callback):
                 expected="a LinearProbe tested on an ActivationDataModule",
                 remedy="Test a linear probe, or drop the callback.",
             )
-        x, y, index = (part.cpu() for part in self._rows.compute())
+        x, y, index = self._rows.compute()
         self._rows.reset()
         weight, bias = pl_module.weights.detach().cpu(), pl_module.biases.detach().cpu()
         rows = EvaluationRows(x, y.bool(), index, weight, x @ weight.T + bias, data.class_names)

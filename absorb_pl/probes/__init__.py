@@ -5,7 +5,7 @@ from absorb_pl.probes.fitting import fit_probe, quiet_lightning
 from absorb_pl.probes.k_sparse import KSparseProbe
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.linear import LinearProbe
-from absorb_pl.probes.metrics import ProbeMetrics
+from absorb_pl.probes.metrics import ProbeMetrics, first_of_each
 from absorb_pl.probes.rows import TensorBatches, training_batches
 from absorb_pl.probes.training import (
     SparseProbe,
@@ -24,6 +24,7 @@ __all__ = [
     "SparseProbe",
     "TensorBatches",
     "encode_latents",
+    "first_of_each",
     "fit_probe",
     "quiet_lightning",
     "train_binary_probe",

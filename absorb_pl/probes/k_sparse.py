@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
-from absorb_pl.functional import DEFAULT_KS, check_ks, rank_latents, require_finite, solve_k_sparse
+from absorb_pl.functional import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, require_finite, solve_k_sparse
 from absorb_pl.models import load_sae
 from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.latents import chunks_for, encode_latents
@@ -198,7 +198,7 @@ class KSparseProbe(OneVsRestModule):
             Above zero where the first k latents tell the class.
         """
         chosen = latents[:, self.latent_ids.flatten()].unflatten(1, self.latent_ids.shape)
-        return torch.einsum("rcn,kcn->rkc", chosen.to(self.weight.dtype), self.weight) + self.bias
+        return k_sparse_logits(chosen, self.weight, self.bias)
 
     def forward(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows ks classes"]:
         """Logits of the k-sparse probes on residual activations.

@@ -12,6 +12,24 @@ from torchmetrics.utilities import dim_zero_cat
 from absorb_pl.functional import BinaryMetrics, binary_metrics
 
 
+def first_of_each(index: Int[Tensor, " rows"]) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " distinct"]]:
+    """The distinct row numbers and where each stands first; a distributed sampler repeats some.
+
+    Args:
+        index: Row numbers.
+
+    Returns:
+        Row numbers ascending and their first places, on the CPU.
+
+    Example:
+        >>> first_of_each(torch.tensor([7, 3, 7]))
+        (tensor([3, 7]), tensor([1, 0]))
+    """
+    distinct, place = index.cpu().unique(return_inverse=True)
+    places = torch.full_like(distinct, len(place))
+    return distinct, places.scatter_reduce(0, place, torch.arange(len(place)), reduce="amin")
+
+
 class ProbeMetrics(Metric):
     """Macro F1, precision, recall and AUROC over the classes that occur.
 
@@ -70,11 +88,7 @@ class ProbeMetrics(Metric):
             Metrics with `probes · classes` entries.
         """
         scores, targets = dim_zero_cat(self.scores), dim_zero_cat(self.targets)
-        order = dim_zero_cat(self.index).cpu().unique(return_inverse=True)[1]
-        first = torch.full((int(order.max()) + 1,), len(order)).scatter_reduce(
-            0, order, torch.arange(len(order)), reduce="amin"
-        )
-        rows = first.to(scores.device)
+        rows = first_of_each(dim_zero_cat(self.index))[1].to(scores.device)
         scores, targets = scores[rows], targets[rows]
         return binary_metrics(scores.flatten(1), targets.repeat(1, scores.shape[1]))
 

@@ -1,7 +1,6 @@
 """Reports at the end of a predict loop: the merged table, what follows from it, figures and TensorBoard events."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -28,9 +27,6 @@ class PredictionReport(PredictionTableWriter):
     """
 
     name: str
-
-    def __init__(self, path: str | Path, sort_by: Sequence[str], columns: Mapping[str, str]) -> None:
-        super().__init__(path, sort_by, columns)
 
     @abstractmethod
     def tables(self, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
