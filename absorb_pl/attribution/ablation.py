@@ -23,7 +23,7 @@ from absorb_pl.attribution.prefix import (
 from absorb_pl.attribution.suffix import WordMetric, check_positive, visit_words
 from absorb_pl.errors import AbsorbError, ShapeError
 from absorb_pl.models.sae import sae_hook_name
-from absorb_pl.models.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run, encode
+from absorb_pl.models.splice import SaeReconstructionCache, apply_saes_and_run, encode
 from absorb_pl.words import TokenizedPrompts
 
 EPS = 1e-8
@@ -134,14 +134,17 @@ def calculate_individual_feature_ablations(
         )
         prefix = compute_prefix(model, prompts, [hook_name], engine=engine if return_logits else "whole")
         (bucket,) = prefix.buckets
+        if ablate_features is None:
+            acts = clean.sae_activations[hook_name].feature_acts[0, position]
+            ablate_features = (acts.abs() > firing_threshold).nonzero().flatten().tolist()
 
-        def measure(runs: Tensor, hook: FwdHook) -> Tensor:
+        def measure(runs: Tensor, values: Tensor) -> Tensor:
             if return_logits:
-                suffix = bucket_logits(model, bucket, runs, fwd_hooks=[hook], last_only=False)
+                suffix = bucket_logits(model, bucket, runs, (hook_name, values), last_only=False)
                 before = clean_output[:, : length - suffix.shape[1]].expand(len(runs), -1, -1)
                 output = torch.cat([before, suffix], dim=1)
             else:
-                with model.hooks(fwd_hooks=[hook]):
+                with model.hooks(fwd_hooks=[(hook_name, replace_at(bucket.index, values))]):
                     output = at_least_float32(model(tokens, return_type="loss"))
             return check_metric(metric_fn(output), len(runs))
 
@@ -219,8 +222,9 @@ def word_ablations(
 
     @torch.no_grad()
     def visit(bucket: PrefixBucket, members: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        def measure(runs: Tensor, *hooks: FwdHook) -> Tensor:
-            logits = bucket_logits(model, bucket, runs, fwd_hooks=hooks)[:, -1]
+        def measure(runs: Tensor, values: Tensor | None = None) -> Tensor:
+            changed = None if values is None else (hook_name, values)
+            logits = bucket_logits(model, bucket, runs, changed)[:, -1]
             return check_metric(metric(logits, bucket.rows[runs]), len(runs))
 
         pairs = _ablate(
@@ -276,7 +280,7 @@ def _ablate(
     bucket: PrefixBucket,
     members: Tensor,
     hook_name: str,
-    measure: Callable[[Tensor, FwdHook], Tensor],
+    measure: Callable[[Tensor, Tensor], Tensor],
     *,
     latents: Sequence[int] | None,
     firing_threshold: float,
@@ -299,7 +303,7 @@ def _ablate(
         deltas = _removal(sae, x[words], removed)
         if modify_ablation_deltas_fn is not None:
             deltas = _same_shape(modify_ablation_deltas_fn(deltas, removed.tolist()), deltas)
-        metrics.append(measure(members[words], (hook_name, replace_at(bucket.index, x[words] + deltas))))
+        metrics.append(measure(members[words], x[words] + deltas))
     values = torch.cat(metrics)
     return [(latent_of[word_of == place], values[word_of == place]) for place in range(len(members))]
 

@@ -2,29 +2,47 @@
 
 Between the steps of an integrated gradient, or from one ablated latent to the next, only the activation at
 the word's position changes. In a causal model the tokens before it are not touched, so their keys and values
-are computed once and kept; every (word, step) or (word, latent) pair then runs the few tokens from the word on.
-A model without a cache that can be shared in this way runs whole sequences through the same code, with the
-same results.
+are computed once and kept, and the blocks below the change need no second run; every (word, step) or (word, latent)
+pair then runs the few tokens from the word on through the blocks behind the hook (see `models.bare`). A model that
+cannot be run in this way runs whole sequences through the same code, with the same results.
 """
 
-import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from absorb_pl.attribution.gradients import at_least_float32
 from absorb_pl.errors import AbsorbError, PromptError
+from absorb_pl.models.bare import AttentionRun, BareModel, PrefixStates, Site, bare_model, put_at
 from absorb_pl.models.language_model import check_hook
-from absorb_pl.models.splice import FwdHook
 from absorb_pl.words import TokenizedPrompts
 
 Engine = Literal["auto", "suffix", "whole"]
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """What the runs of a bucket start from.
+
+    Attributes:
+        bare: The model without its hooks.
+        states: Keys and values of the distinct prefixes.
+        width: Number of their tokens.
+        entries: Which of the prefixes belongs to each prompt.
+        sites: Where the hooks are in the bare model.
+        residuals: What enters the block of each site, `[rows, tokens, d_model]`, by block.
+    """
+
+    bare: BareModel
+    states: PrefixStates
+    width: int
+    entries: Int[Tensor, " rows"]
+    sites: dict[str, Site]
+    residuals: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,27 +53,25 @@ class PrefixBucket:
         rows: Which prompts these are.
         token_ids: Tokens still to be run: from the word on, or all of them.
         index: Where the word is in `token_ids`.
-        cache: Keys and values of the distinct prefixes; none when nothing comes before `token_ids`.
-        cache_rows: Which entry of `cache` belongs to each prompt.
+        shared: What is kept of the tokens before and the blocks below; None where whole sequences are run.
         activations: Clean activations at the word, by hook name, `[rows, d_model]`.
     """
 
     rows: Int[Tensor, " rows"]
     token_ids: Int[Tensor, "rows tokens"]
     index: int
-    cache: DynamicCache | None
-    cache_rows: Int[Tensor, " rows"]
+    shared: SharedPrefix | None
     activations: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class WordPrefix:
-    """What the runs of a set of prompts share: prefix caches and clean activations at the words.
+    """What the runs of a set of prompts share: prefix states and clean activations at the words.
 
     Attributes:
         buckets: Prompts grouped by the lengths of prefix and suffix.
         hook_names: Hooks whose activations are held.
-        engine: Whether prefixes are cached (`"suffix"`) or whole sequences are run (`"whole"`).
+        engine: Whether prefixes are kept (`"suffix"`) or whole sequences are run (`"whole"`).
     """
 
     buckets: tuple[PrefixBucket, ...]
@@ -84,8 +100,8 @@ def compute_prefix(
         prompts: Prompts and the positions of their words.
         hook_names: Hooks to read at the word; SAEs on any of them can be scored from the result.
         rows: Indices of the prompts to prepare, all of them if not given.
-        engine: `"suffix"` insists on key/value caches, `"whole"` does without, `"auto"` takes caches if the
-            model has them and they reproduce its output on one of the prompts.
+        engine: `"suffix"` insists on running suffixes alone, `"whole"` runs whole sequences, `"auto"` takes suffixes
+            where that was seen to give the model's own output on one of the prompts.
         batch_size: Most sequences in one run of the model.
 
     Returns:
@@ -94,7 +110,7 @@ def compute_prefix(
     Raises:
         HookNotFoundError: The model lacks one of the hooks.
         PromptError: A word's position is outside its prompt, or `rows` names no prompt.
-        AbsorbError: `engine="suffix"` with a model whose cache cannot be shared.
+        AbsorbError: `engine="suffix"` with a model that cannot be run in this way.
 
     Example:
         >>> def example(model, prompts, sae_at_1, sae_at_2, metric):
@@ -113,35 +129,31 @@ def compute_prefix(
         tensor.to(device) for tensor in (prompts.input_ids, prompts.lengths, prompts.word_positions)
     )
     chosen = chosen.to(device)
-    with torch.no_grad():
-        used = _choose_engine(model, ids, lengths, positions, chosen, engine)
-        buckets = []
-        for length in positions[chosen].unique().tolist():
-            members = chosen[positions[chosen] == length]
-            for cache, inside, cache_rows in _prefix_caches(model, ids[members, :length], used, batch_size):
-                kept = members[inside]
-                for total in lengths[kept].unique().tolist():
-                    same = lengths[kept] == total
-                    start = 0 if cache is None else length
-                    bucket = PrefixBucket(
-                        rows=kept[same],
-                        token_ids=ids[kept[same], start:total],
-                        index=length - start,
-                        cache=cache,
-                        cache_rows=cache_rows[same],
-                        activations={},
+    bare, sites = _choose_engine(model, hook_names, ids, lengths, positions, chosen, engine)
+    buckets = []
+    for length in positions[chosen].unique().tolist():
+        members = chosen[positions[chosen] == length]
+        for inside, shared in _shared_prefixes(bare, sites, ids[members, :length], batch_size):
+            kept = members[inside]
+            for total in lengths[kept].unique().tolist():
+                same = lengths[kept] == total
+                rows_here = kept[same]
+                if shared is None:
+                    buckets.append(
+                        _whole_bucket(model, hook_names, rows_here, ids[rows_here, :total], length, batch_size)
                     )
-                    bucket.activations.update(_clean_activations(model, bucket, hook_names, batch_size))
-                    buckets.append(bucket)
-    return WordPrefix(tuple(buckets), tuple(hook_names), used)
+                else:
+                    part = replace(shared, entries=shared.entries[same])
+                    buckets.append(_suffix_bucket(part, rows_here, ids[rows_here, length:total], batch_size))
+    return WordPrefix(tuple(buckets), tuple(hook_names), "whole" if bare is None else "suffix")
 
 
 def bucket_logits(
     model: Any,
     bucket: PrefixBucket,
     members: Int[Tensor, " runs"],
+    changed: tuple[str, Float[Tensor, "runs ..."]] | None = None,
     *,
-    fwd_hooks: Sequence[FwdHook] = (),
     last_only: bool = True,
 ) -> Float[Tensor, "runs tokens vocab"]:
     """Run prompts of a bucket and give their logits in float32 or better.
@@ -150,7 +162,8 @@ def bucket_logits(
         model: The language model.
         bucket: The bucket.
         members: Places in the bucket, repeated as often as there are runs of a prompt.
-        fwd_hooks: Hooks to attach; they see the tokens of `bucket.token_ids` only.
+        changed: One of the bucket's hooks and the activation to put there at the word, one a run; gradients reach
+            it. As it is if not given.
         last_only: Give the last position alone, rather than all of `bucket.token_ids`.
 
     Returns:
@@ -161,9 +174,42 @@ def bucket_logits(
         ...     bucket = prefix.buckets[0]
         ...     return bucket_logits(model, bucket, torch.arange(len(bucket.rows)))
     """
-    cache = None if bucket.cache is None else _select_cache(bucket.cache, bucket.cache_rows[members])
-    with model.hooks(fwd_hooks=list(fwd_hooks)):
-        return at_least_float32(_forward(model, bucket.token_ids[members], cache, last_only))
+    if bucket.shared is None:
+        hooks = [] if changed is None else [(changed[0], replace_at(bucket.index, changed[1]))]
+        with model.hooks(fwd_hooks=hooks):
+            logits = _forward(model, bucket.token_ids[members])
+            return at_least_float32(logits[:, -1:] if last_only else logits)
+    if changed is None:
+        deepest = max(bucket.shared.sites, key=lambda name: bucket.shared.sites[name].block)
+        changed = deepest, bucket.activations[deepest][members]
+    name, values = changed
+    order, run = _in_prefix_order(bucket.shared, members)
+    site = bucket.shared.sites[name]
+    logits = bucket.shared.bare.logits(
+        bucket.token_ids[members[order]],
+        run,
+        site,
+        bucket.shared.residuals[site.block][members[order]],
+        values[order],
+        bucket.index,
+        last_only=last_only,
+    )
+    return at_least_float32(logits)[order.argsort()]
+
+
+def _in_prefix_order(shared: SharedPrefix, members: Tensor) -> tuple[Tensor, AttentionRun]:
+    """The order that brings the runs of a prefix side by side, and what their attention reads."""
+    entries = shared.entries[members]
+    order = entries.argsort(stable=True)
+    prefixes, runs_of = entries[order].unique_consecutive(return_counts=True)
+    first, last = int(prefixes[0]), int(prefixes[-1])
+    everything = last - first + 1 == len(prefixes)
+    return order, AttentionRun(
+        shared.states,
+        width=shared.width,
+        prefixes=slice(first, last + 1) if everything else prefixes,
+        runs_of=tuple(runs_of.tolist()),
+    )
 
 
 def replace_at(index: int, values: Float[Tensor, "runs ..."]) -> Callable[..., Tensor]:
@@ -183,8 +229,7 @@ def replace_at(index: int, values: Float[Tensor, "runs ..."]) -> Callable[..., T
     """
 
     def hook_fn(activation: Tensor, **_: Any) -> Tensor:
-        middle = values.unsqueeze(1).to(activation.dtype)
-        return torch.cat([activation[:, :index], middle, activation[:, index + 1 :]], dim=1)
+        return put_at(activation, index, values)
 
     return hook_fn
 
@@ -255,106 +300,93 @@ def _device(model: Any) -> torch.device:
     return next(module.parameters()).device if isinstance(module, nn.Module) else torch.device("cpu")
 
 
-def _forward(model: Any, token_ids: Tensor, cache: DynamicCache | None, last_only: bool = True) -> Tensor:
-    kept = slice(-1, None) if last_only else slice(None)
+def _forward(model: Any, token_ids: Tensor) -> Tensor:
     hf_model = _hf_model(model)
-    if hf_model is None:
-        return model(token_ids)[:, kept]
-    accepted = inspect.signature(hf_model.forward).parameters
-    options = {"logits_to_keep": int(last_only), "use_cache": cache is not None}
-    options = {name: value for name, value in options.items() if name in accepted}
-    if cache is not None:
-        options["past_key_values"] = cache
-    return hf_model(token_ids, **options).logits[:, kept]
+    return model(token_ids) if hf_model is None else hf_model(token_ids).logits
 
 
-def _select_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    chosen = copy.copy(cache)
-    chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(rows)
-    return chosen
-
-
-def _prefix_cache(model: Any, prefix_ids: Tensor) -> DynamicCache | None:
-    """Keys and values of prefixes, or nothing when the model has none that can be shared."""
-    hf_model = _hf_model(model)
-    if hf_model is None:
-        return None
-    config = getattr(hf_model, "config", None)
-    accepted = inspect.signature(hf_model.forward).parameters
-    if not {"past_key_values", "use_cache"} <= set(accepted):
-        return None
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "use_bidirectional_attention", False):
-        return None
-    options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    cache = getattr(hf_model(prefix_ids, use_cache=True, **options), "past_key_values", None)
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    if not isinstance(cache, DynamicCache) or any(type(layer) not in plain for layer in cache.layers):
-        return None
-    return cache if cache.get_seq_length() == prefix_ids.shape[1] else None
-
-
-def _prefix_caches(
-    model: Any, prefix_ids: Tensor, engine: str, batch_size: int
-) -> Iterator[tuple[DynamicCache | None, Tensor, Tensor]]:
-    """Yield (cache, places of the prompts that use it, their entries in it) for prefixes of one length."""
+def _shared_prefixes(
+    bare: BareModel | None, sites: dict[str, Site], prefix_ids: Tensor, batch_size: int
+) -> Iterator[tuple[Tensor, SharedPrefix | None]]:
+    """Yield (places of some prompts, what they share) for prefixes of one length."""
     everyone = torch.arange(len(prefix_ids), device=prefix_ids.device)
-    if engine == "whole" or prefix_ids.shape[1] == 0:
-        yield None, everyone, everyone
+    if bare is None:
+        yield everyone, None
+        return
+    width = prefix_ids.shape[1]
+    if width == 0:
+        yield everyone, SharedPrefix(bare, PrefixStates(), 0, torch.zeros_like(everyone), sites)
         return
     distinct, entry = prefix_ids.unique(dim=0, return_inverse=True)
     for start in range(0, len(distinct), batch_size):
         portion = distinct[start : start + batch_size]
         inside = everyone[(entry >= start) & (entry < start + len(portion))]
-        yield _prefix_cache(model, portion), inside, entry[inside] - start
+        yield inside, SharedPrefix(bare, bare.prefix_states(portion), width, entry[inside] - start, sites)
 
 
-def _clean_activations(
-    model: Any, bucket: PrefixBucket, hook_names: Sequence[str], batch_size: int
-) -> dict[str, Tensor]:
+def _suffix_bucket(shared: SharedPrefix, rows: Tensor, token_ids: Tensor, batch_size: int) -> PrefixBucket:
+    portions = []
+    for members in torch.arange(len(rows), device=rows.device).split(batch_size):
+        order, run = _in_prefix_order(shared, members)
+        read = shared.bare.read(token_ids[members[order]], run, list(shared.sites.values()))
+        portions.append([{key: value[order.argsort()] for key, value in found.items()} for found in read])
+    residuals, activations = (
+        {key: torch.cat([part[key] for part in parts]) for key in parts[0]} for parts in zip(*portions, strict=True)
+    )
+    return PrefixBucket(
+        rows,
+        token_ids,
+        0,
+        replace(shared, residuals=residuals),
+        {name: activations[site][:, 0].unflatten(-1, site.shape) for name, site in shared.sites.items()},
+    )
+
+
+def _whole_bucket(
+    model: Any, hook_names: Sequence[str], rows: Tensor, token_ids: Tensor, index: int, batch_size: int
+) -> PrefixBucket:
     found: dict[str, list[Tensor]] = {name: [] for name in hook_names}
 
     def reader(name: str) -> Callable[..., None]:
         def read(activation: Tensor, **_: Any) -> None:
-            found[name].append(activation[:, bucket.index].detach().clone())
+            found[name].append(activation[:, index].detach().clone())
 
         return read
 
-    everyone = torch.arange(len(bucket.rows), device=bucket.rows.device)
-    for members in everyone.split(batch_size):
-        bucket_logits(model, bucket, members, fwd_hooks=[(name, reader(name)) for name in hook_names])
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    with torch.no_grad(), model.hooks(fwd_hooks=[(name, reader(name)) for name in hook_names]):
+        for part in token_ids.split(batch_size):
+            _forward(model, part)
+    return PrefixBucket(rows, token_ids, index, None, {name: torch.cat(parts) for name, parts in found.items()})
 
 
 def _choose_engine(
-    model: Any, ids: Tensor, lengths: Tensor, positions: Tensor, chosen: Tensor, engine: Engine
-) -> Literal["suffix", "whole"]:
+    model: Any,
+    hook_names: Sequence[str],
+    ids: Tensor,
+    lengths: Tensor,
+    positions: Tensor,
+    chosen: Tensor,
+    engine: Engine,
+) -> tuple[BareModel | None, dict[str, Site]]:
+    """The bare model to run suffixes on and where the hooks are in it, or None for whole sequences."""
     if engine == "whole" or len(chosen) == 0:
-        return "whole"
-    first = chosen[positions[chosen].argmax()]
-    length, total = int(positions[first]), int(lengths[first])
-    if length == 0:
-        return "suffix"
-    row = ids[first : first + 1, :total]
-    cache = _prefix_cache(model, row[:, :length])
-    if cache is not None and (engine == "suffix" or _reproduces(model, cache, row, length)):
-        return "suffix"
+        return None, {}
+    bare = bare_model(model)
+    if bare is not None:
+        first = chosen[positions[chosen].argmax()]
+        prompt, position = ids[first : first + 1, : int(lengths[first])], int(positions[first])
+        found = {name: bare.site(model, name, prompt, position) for name in hook_names}
+        sites = {name: site for name, site in found.items() if site is not None}
+        if len(sites) == len(found):
+            return bare, sites
     if engine == "suffix":
         raise AbsorbError(
             "engine",
             engine,
-            expected="a model with a key/value cache",
+            expected="a causal model of Hugging Face modules, without hooks attached",
             remedy='Leave `engine` at "auto", or say "whole".',
         )
-    return "whole"
-
-
-def _reproduces(model: Any, cache: DynamicCache, row: Tensor, length: int) -> bool:
-    """Whether the model reads its cache: some architectures accept one and pass over it."""
-    cached = _forward(model, row[:, length:], _select_cache(cache, torch.zeros(1, dtype=torch.long, device=row.device)))
-    whole = _forward(model, row, None)[:, -1]
-    tolerance = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
-    return bool((cached[:, -1] - whole).abs().max() <= tolerance)
+    return None, {}
 
 
 def _chosen_rows(prompts: TokenizedPrompts, rows: Sequence[int] | None) -> Tensor:

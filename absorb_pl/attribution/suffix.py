@@ -15,7 +15,6 @@ from absorb_pl.attribution.prefix import (
     WordPrefix,
     bucket_logits,
     compute_prefix,
-    replace_at,
 )
 from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError
 from absorb_pl.models.sae import sae_hook_name
@@ -225,12 +224,13 @@ def _integrate(
         words = torch.arange(len(members), device=x.device).repeat_interleave(steps)
         alphas = (torch.arange(steps, device=x.device, dtype=x.dtype) / steps).repeat(len(members))
         gradients = []
-        for part in torch.arange(len(words), device=x.device).split(batch_size):
+        # the steps of a word side by side in one run, as far as that allows it
+        size = batch_size if batch_size < steps else batch_size - batch_size % steps
+        for part in torch.arange(len(words), device=x.device).split(size):
             alpha = alphas[part].view(-1, *[1] * (x.ndim - 1))
             point = ((1 - alpha) * x[words[part]] + alpha * end[words[part]]).requires_grad_()
             runs = members[words[part]]
-            hook = (hook_name, replace_at(bucket.index, point))
-            logits = bucket_logits(model, bucket, runs, fwd_hooks=[hook])[:, -1]
+            logits = bucket_logits(model, bucket, runs, (hook_name, point))[:, -1]
             values = check_metric(metric(logits, bucket.rows[runs]), len(runs))
             gradients.append(torch.autograd.grad(values.sum(), point)[0])
         by_step = torch.cat(gradients).unflatten(0, (len(members), steps))

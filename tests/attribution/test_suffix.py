@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from absorb_pl.attribution import WordScores, compute_prefix, word_ablations, word_integrated_gradients
+from absorb_pl.attribution.prefix import bucket_logits, replace_at
 from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError, ShapeError
 from absorb_pl.words import TokenizedPrompts
 
@@ -307,8 +308,8 @@ class TestOnOneModel:
         prompts = prompts_of(ids, [8] * 20)
         prefix = compute_prefix(family, prompts, [HOOK])
         (bucket,) = prefix.buckets
-        assert bucket.cache is not None
-        assert bucket.cache.layers[0].keys.shape[0] == 1
+        assert bucket.shared is not None
+        assert {len(keys) for keys in bucket.shared.states.keys.values()} == {1}
         fast, slow = (
             word_integrated_gradients(
                 family, TinySae(), prompts, margin, hook_name=HOOK, prefix=shared, engine="whole"
@@ -319,15 +320,16 @@ class TestOnOneModel:
 
     def test_scoring_leaves_model_and_prefix_as_they_were(self, family, mixed_prompts: TokenizedPrompts):
         prefix = compute_prefix(family, mixed_prompts, [HOOK])
-        before = [layer.keys.clone() for b in prefix.buckets if b.cache for layer in b.cache.layers]
+        states = [keys for b in prefix.buckets if b.shared for keys in b.shared.states.keys.values()]
+        before = [keys.clone() for keys in states]
         wanted_grad = [parameter.requires_grad for parameter in family.parameters()]
         first, second = (
             word_integrated_gradients(family, TinySae(), mixed_prompts, margin, hook_name=HOOK, prefix=prefix)
             for _ in range(2)
         )
-        after = [layer.keys for b in prefix.buckets if b.cache for layer in b.cache.layers]
         assert torch.equal(first.scores, second.scores)
-        assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+        assert len(states) == 4 * sum(position > 0 for position in POSITIONS[1:])
+        assert all(torch.equal(x, y) for x, y in zip(before, states, strict=True))
         assert [parameter.requires_grad for parameter in family.parameters()] == wanted_grad
         assert all(parameter.grad is None for parameter in family.parameters())
         assert not any(point.has_hooks() for point in family.hook_dict.values())
@@ -359,20 +361,58 @@ class TestOnOneModel:
             for model in (Plain(), family)
         )
         assert ((found - expected).abs() / expected.abs().amax(dim=1, keepdim=True)).max() < 5e-6
-        with pytest.raises(AbsorbError, match="key/value cache"):
+        with pytest.raises(AbsorbError, match="without hooks attached"):
             compute_prefix(Plain(), mixed_prompts, [HOOK], engine="suffix")
 
-    def test_a_model_that_passes_over_its_cache_is_found_out(
-        self, family, mixed_prompts: TokenizedPrompts, monkeypatch: pytest.MonkeyPatch
-    ):
-        forward = family.original_model.forward
+    def test_a_model_changed_by_hand_is_found_out(self, family, mixed_prompts: TokenizedPrompts):
+        def scores(**options: Any) -> Tensor:
+            return word_integrated_gradients(family, TinySae(), mixed_prompts, margin, hook_name=HOOK, **options).scores
 
-        def forgetful(input_ids, past_key_values=None, use_cache=None, logits_to_keep=0):
-            del past_key_values
-            return forward(input_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
-
-        monkeypatch.setattr(family.original_model, "forward", forgetful)
+        before = scores()
+        query = family.blocks[3].attn.q.original_component.weight  # the wrappers' own copy of a part of the weights
+        with torch.no_grad():
+            query.mul_(1.5)
         assert compute_prefix(family, mixed_prompts, [HOOK]).engine == "whole"
+        changed = scores()
+        torch.testing.assert_close(changed, scores(engine="whole"), rtol=0, atol=0)
+        assert (changed - before).abs().max() > 1e-3
+        with torch.no_grad():
+            query.div_(1.5)
+        assert compute_prefix(family, mixed_prompts, [HOOK]).engine == "suffix"
+
+    def test_a_model_with_hooks_attached_runs_whole_sequences(self, family, mixed_prompts: TokenizedPrompts):
+        with family.hooks(fwd_hooks=[("blocks.2.hook_mlp_out", lambda activation, **_: 2 * activation)]):
+            prefix = compute_prefix(family, mixed_prompts, [HOOK])
+        assert prefix.engine == "whole"
+
+    @pytest.mark.parametrize(
+        "hook_name",
+        [
+            "blocks.0.hook_resid_pre",
+            "blocks.3.hook_resid_post",
+            "blocks.2.attn.hook_z",
+            "blocks.1.hook_attn_out",
+            "blocks.2.hook_mlp_out",
+            "blocks.1.ln2.hook_out",
+        ],
+    )
+    def test_every_kind_of_hook_is_changed_as_the_hooked_model_changes_it(
+        self, family, mixed_prompts: TokenizedPrompts, hook_name: str
+    ):
+        prefix = compute_prefix(family, mixed_prompts, [hook_name, HOOK], engine="suffix")
+        generator = torch.Generator().manual_seed(5)
+        for bucket in prefix.buckets:
+            members = torch.arange(len(bucket.rows)).repeat_interleave(2)
+            values = bucket.activations[hook_name][members]
+            values = values + torch.randn(values.shape, generator=generator)
+            found = bucket_logits(family, bucket, members, (hook_name, values))[:, -1]
+            for member, value, logits in zip(members.tolist(), values, found, strict=True):
+                row = int(bucket.rows[member])
+                hook = (hook_name, replace_at(POSITIONS[row], value[None]))
+                expected = family.run_with_hooks(
+                    mixed_prompts.input_ids[row : row + 1, : LENGTHS[row]], fwd_hooks=[hook]
+                )
+                torch.testing.assert_close(logits, expected[0, -1], rtol=1e-4, atol=2e-5)
 
     def test_bad_input_is_named(self, family, mixed_prompts: TokenizedPrompts, prompts_of: Any):
         def score(metric=margin, hook_name=HOOK, **options):
