@@ -1,15 +1,16 @@
 """Integrated gradients and ablations of many words on the suffix engine, against one whole sequence a step.
 
 The plain way is that of the published code, one prompt after another: integrated gradients run the whole sequence for
-each step with the SAE in the graph at every token; ablations run the whole sequence for 25 latents at a time with a
-hook. It is spared the gradients of the model's parameters. Prompts either have their own solved examples each or
-share them; several SAEs either share prefix caches or make their own. Times are per word, as the ways do different
-numbers of words in a turn.
+each step with the SAE in the graph at every token and call `backward` on model and SAE as libraries load them, so that
+parameters receive gradients too; a second comparison spares it those. Ablations run the whole sequence for 25 latents
+at a time with a hook. Prompts either have their own solved examples each or share them; several SAEs either share
+prefixes or run their own. Times are per word, as the ways do different numbers of words in a turn.
 
     python scripts/bench_attribution.py --shapes speller --json attribution.json
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -73,13 +74,50 @@ def plain_integrated_gradients(setting: Setting, sae: Any, prompts: TokenizedPro
         for step in range(STEPS):
             kept = torch.ones(ids.shape[1], 1, device=ids.device)
             kept[position] = 1 - step / STEPS
-            latents = (kept * clean.feature_acts).requires_grad_()
-            splice = partial(_decoded, sae, latents, kept * clean.sae_error)
-            logits = setting.model.run_with_hooks(ids, fwd_hooks=[(hook_name, splice)])
-            value = setting.metric(logits[:, -1], torch.tensor([row], device=ids.device))
-            gradient += torch.autograd.grad(value.sum(), latents)[0][0, position]
+            spliced = Splice(sae, kept, clean.sae_error)
+            logits = setting.model.run_with_hooks(ids, fwd_hooks=[(hook_name, spliced)])
+            setting.metric(logits[:, -1], torch.tensor([row], device=ids.device)).sum().backward()
+            gradient += spliced.latents.grad[0, position]
         scores.append(gradient / STEPS * -clean.feature_acts[0, position])
     return torch.stack(scores)
+
+
+class Splice:
+    """A hook that puts an SAE in place of the activation, its latents and error scaled at each token.
+
+    Args:
+        sae: The SAE.
+        kept: Factor at each token, `[tokens, 1]`.
+        error: The SAE's error.
+    """
+
+    def __init__(self, sae: Any, kept: Tensor, error: Tensor) -> None:
+        self.sae, self.kept, self.error = sae, kept, error
+        self.latents = torch.empty(0)
+
+    def __call__(self, activation: Tensor, **_: Any) -> Tensor:
+        """Encode, scale, decode."""
+        self.latents = self.kept * self.sae.encode(activation)
+        self.latents.requires_grad_().retain_grad()
+        return self.sae.decode(self.latents) + self.kept * self.error
+
+
+@contextmanager
+def parameter_gradients(*modules: torch.nn.Module) -> Iterator[None]:
+    """Let all parameters receive gradients inside a `with` block, as they do where libraries load them.
+
+    Args:
+        modules: Whose parameters.
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
 
 
 @torch.no_grad()
@@ -130,9 +168,17 @@ def _against_plain(report: Report, setting: Setting, pair: Callable[..., Any], w
             effects[found.rows, found.latents] = found.scores
             return effects
 
-        plain = Way("whole sequence a step", partial(plain_integrated_gradients, setting, sae, prompts), plain_words)
+        def as_published(count: int, prompts: TokenizedPrompts = prompts) -> Tensor:
+            with parameter_gradients(model.original_model, sae):
+                return plain_integrated_gradients(setting, sae, prompts, count)
+
+        plain = Way("whole sequence a step", as_published, plain_words)
+        spared = Way(
+            "without parameters' gradients", partial(plain_integrated_gradients, setting, sae, prompts), plain_words
+        )
         this = Way("suffix engine", integrate, words)
         report.comparisons.append(pair(f"integrated gradients, {context}", plain=plain, this=this))
+        report.comparisons.append(pair(f"integrated gradients, {context}", plain=spared, this=this))
         plain = Way("whole sequences, 25 latents", partial(plain_ablations, setting, sae, prompts), plain_words)
         this = Way("suffix engine", ablate, words)
         report.comparisons.append(pair(f"ablation of firing latents, {context}", plain=plain, this=this))
@@ -164,7 +210,7 @@ def _many_saes(report: Report, setting: Setting, pair: Callable[..., Any], words
             model, saes[0], prompts, setting.metric, steps=STEPS, prefix=prefix, rows=rows
         ).scores
 
-    plain = Way("whole sequence a step", partial(plain_integrated_gradients, setting, saes[0], prompts), 1)
+    plain = Way("without parameters' gradients", partial(plain_integrated_gradients, setting, saes[0], prompts), 1)
     this = Way("suffix engine", suffixes, words)
     report.comparisons.append(pair("integrated gradients, prefix at hand", plain=plain, this=this))
 
@@ -208,10 +254,6 @@ def memory_growth(name: str, device: str, portion: int, multiples: tuple[int, ..
 
 def _whole_prompt(prompts: TokenizedPrompts, row: int) -> tuple[Tensor, int]:
     return prompts.input_ids[row : row + 1, : int(prompts.lengths[row])], int(prompts.word_positions[row])
-
-
-def _decoded(sae: Any, latents: Tensor, error: Tensor, _activation: Tensor, **_: Any) -> Tensor:
-    return sae.decode(latents) + error
 
 
 def _without(position: int, removed: Tensor, activation: Tensor, **_: Any) -> Tensor:

@@ -225,8 +225,10 @@ class BareModel:
     def _forward(self, token_ids: Tensor, run: AttentionRun, blocks: _Pass, last_only: bool = True) -> Tensor:
         positions = torch.arange(run.width, run.width + token_ids.shape[1], device=token_ids.device)
         options: dict[str, Any] = {"position_ids": positions[None], "use_cache": False}
-        if "logits_to_keep" in self._accepted:
-            options["logits_to_keep"] = int(last_only)
+        if last_only and "logits_to_keep" in self._accepted:
+            # an index, not a count: slices of hidden states are not contiguous, and their product with the unembedding
+            # is several times slower
+            options["logits_to_keep"] = positions[-1:] - run.width
         self._pass = blocks
         try:
             with attention_run(run):
