@@ -189,63 +189,6 @@ def replace_at(index: int, values: Float[Tensor, "runs ..."]) -> Callable[..., T
     return hook_fn
 
 
-def one_prompt(model: Any, input: Any) -> Int[Tensor, "1 tokens"]:
-    """Token ids of a single prompt.
-
-    Args:
-        model: The language model.
-        input: A prompt, a list of one, or token ids `[tokens]` or `[1, tokens]`.
-
-    Returns:
-        The ids, on the model's device.
-
-    Raises:
-        PromptError: There are several prompts.
-
-    Example:
-        >>> one_prompt(None, torch.tensor([4, 5]))
-        tensor([[4, 5]])
-    """
-    tokens = input if isinstance(input, Tensor) else model.to_tokens(input)
-    tokens = torch.atleast_2d(tokens).to(_device(model))
-    if len(tokens) != 1:
-        raise PromptError(
-            "input",
-            f"{len(tokens)} prompts",
-            expected="a single prompt",
-            remedy="Call once a prompt, or score many words at once with `word_integrated_gradients`.",
-        )
-    return tokens
-
-
-def resolve_position(argument: str, position: int, length: int) -> int:
-    """Count a position from the first token.
-
-    Args:
-        argument: Name of the argument it came in.
-        position: The position, from the end if negative.
-        length: Number of tokens.
-
-    Returns:
-        The position, at least 0.
-
-    Raises:
-        PromptError: It is outside the prompt.
-
-    Example:
-        >>> resolve_position("patch_indices", -1, 5)
-        4
-    """
-    if not -length <= position < length:
-        raise PromptError(
-            argument,
-            position,
-            expected=f"a position in a prompt of {length} tokens",
-            remedy=f"Use {-length} to {length - 1}.",
-        )
-    return position % length
-
-
 def _hf_model(model: Any) -> Any | None:
     return getattr(model, "original_model", None)
 
