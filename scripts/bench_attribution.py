@@ -77,7 +77,7 @@ def plain_integrated_gradients(setting: Setting, sae: Any, prompts: TokenizedPro
             spliced = Splice(sae, kept, clean.sae_error)
             logits = setting.model.run_with_hooks(ids, fwd_hooks=[(hook_name, spliced)])
             setting.metric(logits[:, -1], torch.tensor([row], device=ids.device)).sum().backward()
-            gradient += spliced.latents.grad[0, position]
+            gradient += spliced.gradient[0, position]
         scores.append(gradient / STEPS * -clean.feature_acts[0, position])
     return torch.stack(scores)
 
@@ -94,6 +94,12 @@ class Splice:
     def __init__(self, sae: Any, kept: Tensor, error: Tensor) -> None:
         self.sae, self.kept, self.error = sae, kept, error
         self.latents = torch.empty(0)
+
+    @property
+    def gradient(self) -> Tensor:
+        """Gradient by the scaled latents, after a backward pass."""
+        assert self.latents.grad is not None
+        return self.latents.grad
 
     def __call__(self, activation: Tensor, **_: Any) -> Tensor:
         """Encode, scale, decode."""

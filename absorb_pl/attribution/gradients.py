@@ -9,11 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from absorb_pl.errors import AbsorbError, ShapeError
+from absorb_pl.errors import AbsorbError, NonFiniteError, ShapeError
 from absorb_pl.models.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
 
 Metric = Callable[[Tensor], Tensor]
-"""From the model's output (logits `[prompts, tokens, vocab]`, or the loss) to one value a prompt."""
+"""From the model's output to one value a prompt.
+
+The output is logits `[prompts, tokens, vocab]`, in float32 or better, or the loss: one number for one prompt,
+`[prompts]` for several. The prompts' ends share the last column, so `logits[:, -1, token]` reads the last token of
+each; padding comes first and holds NaN, so that a metric which reads it is found out.
+"""
 
 
 @dataclass
@@ -22,9 +27,9 @@ class AttributionGrads:
 
     Attributes:
         metric: What the metric returned.
-        model_output: Logits or loss.
-        model_activations: Activation at each tracked hook, `[prompts, tokens, d_model]`.
-        sae_activations: What each SAE saw and made, by hook name.
+        model_output: Logits, NaN at padding, or loss.
+        model_activations: Activation at each tracked hook, `[prompts, tokens, d_model]`, 0 at padding.
+        sae_activations: What each SAE saw and made, by hook name, 0 at padding.
     """
 
     metric: Tensor
@@ -36,6 +41,8 @@ class AttributionGrads:
 @dataclass
 class Attribution:
     """Gradient times activation, by hook name; SAE tensors are `[prompts, tokens, latents]`.
+
+    Prompts of different lengths end in the last column; padding comes first and holds 0 throughout.
 
     Attributes:
         model_attributions: Gradient times activation at each tracked hook.
@@ -72,8 +79,9 @@ def calculate_attribution_grads(
 
     Args:
         model: The language model.
-        prompt: A prompt, a list of prompts, or token ids `[prompts, tokens]`.
-        metric_fn: From logits (in float32 or better) or loss to one value a prompt, or one value in all.
+        prompt: A prompt, a list of prompts, token ids `[tokens]` or `[prompts, tokens]`, or a list of ids `[tokens]`;
+            prompts may differ in length and have the gradients they have alone.
+        metric_fn: From logits or loss to one value a prompt (see `Metric`), or one value in all, a sum over prompts.
         track_hook_points: Hooks whose activations are recorded as well.
         include_saes: SAEs by hook name.
         return_logits: Give the metric logits rather than the loss.
@@ -85,7 +93,10 @@ def calculate_attribution_grads(
 
     Raises:
         HookNotFoundError: An SAE, a tracked hook or an extra hook names no hook of the model.
-        ShapeError: The metric is neither one value a prompt nor one value.
+        PromptError: The input is no prompts, or a padded tensor that leaves open what is padding.
+        ContextLengthError: A text has more tokens than the model takes.
+        ShapeError: The metric is neither one value a prompt nor one value, or a hook has no token axis.
+        NonFiniteError: The metric is NaN or infinite.
 
     Example:
         >>> def example(model, sae, token):
@@ -108,7 +119,8 @@ def calculate_attribution_grads(
         )
         metric = metric_fn(at_least_float32(run.model_output))
         if metric.ndim:
-            check_metric(metric, len(run.model_output) if return_logits else 1)
+            check_metric(metric, len(run.model_output) if run.model_output.ndim else 1)
+        check_finite(metric)
         run.zero_grad()
         tracked = run.tracked()
         if tracked and metric.requires_grad:
@@ -134,8 +146,9 @@ def calculate_feature_attribution(
 
     Args:
         model: The language model.
-        input: A prompt, a list of prompts, or token ids `[prompts, tokens]`.
-        metric_fn: From logits (in float32 or better) or loss to one value a prompt, or one value in all.
+        input: A prompt, a list of prompts, token ids `[tokens]` or `[prompts, tokens]`, or a list of ids `[tokens]`;
+            prompts may differ in length and have the gradients they have alone.
+        metric_fn: From logits or loss to one value a prompt (see `Metric`), or one value in all, a sum over prompts.
         track_hook_points: Hooks whose activations are attributed to as well.
         include_saes: SAEs by hook name.
         return_logits: Give the metric logits rather than the loss.
@@ -147,7 +160,10 @@ def calculate_feature_attribution(
 
     Raises:
         HookNotFoundError: An SAE, a tracked hook or an extra hook names no hook of the model.
-        ShapeError: The metric is neither one value a prompt nor one value.
+        PromptError: The input is no prompts, or a padded tensor that leaves open what is padding.
+        ContextLengthError: A text has more tokens than the model takes.
+        ShapeError: The metric is neither one value a prompt nor one value, or a hook has no token axis.
+        NonFiniteError: The metric is NaN or infinite.
 
     Example:
         >>> def example(model, sae, token):
@@ -227,6 +243,27 @@ def check_metric(values: Tensor, count: int) -> Float[Tensor, " prompts"]:
             remedy="Index or reduce over tokens and vocabulary only: `logits[:, -1, token]`.",
         )
     return values
+
+
+def check_finite(values: Tensor) -> None:
+    """Refuse a metric that is NaN or infinite.
+
+    Args:
+        values: What the metric returned.
+
+    Raises:
+        NonFiniteError: A value is not finite.
+
+    Example:
+        >>> check_finite(torch.tensor([1.0, 2.0]))
+    """
+    if not values.isfinite().all():
+        raise NonFiniteError(
+            "metric",
+            values.detach().flatten().tolist(),
+            expected="finite values",
+            remedy="Count positions from the end, `logits[:, -1, token]`: padding comes first and holds NaN.",
+        )
 
 
 @contextmanager

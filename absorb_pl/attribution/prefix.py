@@ -7,6 +7,7 @@ pair then runs the few tokens from the word on through the blocks behind the hoo
 cannot be run in this way runs whole sequences through the same code, with the same results.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -174,22 +175,23 @@ def bucket_logits(
         ...     bucket = prefix.buckets[0]
         ...     return bucket_logits(model, bucket, torch.arange(len(bucket.rows)))
     """
-    if bucket.shared is None:
+    shared = bucket.shared
+    if shared is None:
         hooks = [] if changed is None else [(changed[0], replace_at(bucket.index, changed[1]))]
         with model.hooks(fwd_hooks=hooks):
             logits = _forward(model, bucket.token_ids[members])
             return at_least_float32(logits[:, -1:] if last_only else logits)
     if changed is None:
-        deepest = max(bucket.shared.sites, key=lambda name: bucket.shared.sites[name].block)
+        deepest = max(shared.sites, key=lambda name: shared.sites[name].block)
         changed = deepest, bucket.activations[deepest][members]
     name, values = changed
-    order, run = _in_prefix_order(bucket.shared, members)
-    site = bucket.shared.sites[name]
-    logits = bucket.shared.bare.logits(
+    order, run = _in_prefix_order(shared, members)
+    site = shared.sites[name]
+    logits = shared.bare.logits(
         bucket.token_ids[members[order]],
         run,
         site,
-        bucket.shared.residuals[site.block][members[order]],
+        shared.residuals[site.block][members[order]],
         values[order],
         bucket.index,
         last_only=last_only,
@@ -234,63 +236,6 @@ def replace_at(index: int, values: Float[Tensor, "runs ..."]) -> Callable[..., T
     return hook_fn
 
 
-def one_prompt(model: Any, input: Any) -> Int[Tensor, "1 tokens"]:
-    """Token ids of a single prompt.
-
-    Args:
-        model: The language model.
-        input: A prompt, a list of one, or token ids `[tokens]` or `[1, tokens]`.
-
-    Returns:
-        The ids, on the model's device.
-
-    Raises:
-        PromptError: There are several prompts.
-
-    Example:
-        >>> one_prompt(None, torch.tensor([4, 5]))
-        tensor([[4, 5]])
-    """
-    tokens = input if isinstance(input, Tensor) else model.to_tokens(input)
-    tokens = torch.atleast_2d(tokens).to(_device(model))
-    if len(tokens) != 1:
-        raise PromptError(
-            "input",
-            f"{len(tokens)} prompts",
-            expected="a single prompt",
-            remedy="Call once a prompt, or score many words at once with `word_integrated_gradients`.",
-        )
-    return tokens
-
-
-def resolve_position(argument: str, position: int, length: int) -> int:
-    """Count a position from the first token.
-
-    Args:
-        argument: Name of the argument it came in.
-        position: The position, from the end if negative.
-        length: Number of tokens.
-
-    Returns:
-        The position, at least 0.
-
-    Raises:
-        PromptError: It is outside the prompt.
-
-    Example:
-        >>> resolve_position("patch_indices", -1, 5)
-        4
-    """
-    if not -length <= position < length:
-        raise PromptError(
-            argument,
-            position,
-            expected=f"a position in a prompt of {length} tokens",
-            remedy=f"Use {-length} to {length - 1}.",
-        )
-    return position % length
-
-
 def _hf_model(model: Any) -> Any | None:
     return getattr(model, "original_model", None)
 
@@ -325,20 +270,21 @@ def _shared_prefixes(
 
 
 def _suffix_bucket(shared: SharedPrefix, rows: Tensor, token_ids: Tensor, batch_size: int) -> PrefixBucket:
-    portions = []
+    residuals: dict[int, list[Tensor]] = defaultdict(list)
+    activations: dict[Site, list[Tensor]] = defaultdict(list)
     for members in torch.arange(len(rows), device=rows.device).split(batch_size):
         order, run = _in_prefix_order(shared, members)
-        read = shared.bare.read(token_ids[members[order]], run, list(shared.sites.values()))
-        portions.append([{key: value[order.argsort()] for key, value in found.items()} for found in read])
-    residuals, activations = (
-        {key: torch.cat([part[key] for part in parts]) for key in parts[0]} for parts in zip(*portions, strict=True)
-    )
+        entering, read = shared.bare.read(token_ids[members[order]], run, list(shared.sites.values()))
+        for block, residual in entering.items():
+            residuals[block].append(residual[order.argsort()])
+        for site, activation in read.items():
+            activations[site].append(activation[order.argsort(), 0])
     return PrefixBucket(
         rows,
         token_ids,
         0,
-        replace(shared, residuals=residuals),
-        {name: activations[site][:, 0].unflatten(-1, site.shape) for name, site in shared.sites.items()},
+        replace(shared, residuals={block: torch.cat(parts) for block, parts in residuals.items()}),
+        {name: torch.cat(activations[site]).unflatten(-1, site.shape) for name, site in shared.sites.items()},
     )
 
 

@@ -3,6 +3,7 @@
 from absorb_pl.models.bundled import SPELLER, bundled_sae_path, list_bundled_saes, speller_path
 from absorb_pl.models.identity import content_hash, model_identity, sae_identity, tokenizer_identity
 from absorb_pl.models.language_model import check_hook, context_length, load_language_model
+from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.models.sae import check_sae_fits, load_sae, sae_hook_name
 from absorb_pl.models.sae_names import expand_sae_names
 from absorb_pl.models.splice import ApplySaesAndRunOutput, SaeReconstructionCache, apply_saes_and_run
@@ -11,6 +12,7 @@ from absorb_pl.words.positions import prepends_bos
 __all__ = [
     "SPELLER",
     "ApplySaesAndRunOutput",
+    "PromptBatch",
     "SaeReconstructionCache",
     "apply_saes_and_run",
     "bundled_sae_path",
@@ -24,6 +26,7 @@ __all__ = [
     "load_sae",
     "model_identity",
     "prepends_bos",
+    "read_prompts",
     "sae_hook_name",
     "sae_identity",
     "speller_path",

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformers import PreTrainedModel
 
 from absorb_pl.models.prefix_attention import (
     PREFIX_ATTENTION,
@@ -308,7 +309,7 @@ def _try_to_make(model: Any) -> BareModel | None:
         return None
 
 
-def unwrapped(hf_model: nn.Module) -> nn.Module:
+def unwrapped(hf_model: PreTrainedModel) -> PreTrainedModel:
     """Make the model anew from Hugging Face's modules, over the very parameters and buffers of a wrapped one.
 
     Args:

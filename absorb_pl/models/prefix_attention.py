@@ -106,7 +106,7 @@ def prefix_attention(
     """
     del attention_mask
     run = _RUN.get()
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     states = None
     if run is not None and run.keep_until is not None:
         run.states.keys[module.layer_idx], run.states.values[module.layer_idx] = key, value
@@ -118,14 +118,14 @@ def prefix_attention(
     if states is None and softcap is None:
         mask = None if sliding_window is None else visible(key.shape[2], 0, sliding_window, query)
         attended = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, mask, is_causal=mask is None, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, mask, is_causal=mask is None, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
     elif states is None:
-        attended = attend(query, key, value, scaling=scaling, softcap=softcap, sliding_window=sliding_window)
+        attended = attend(query, key, value, scaling=scale, softcap=softcap, sliding_window=sliding_window)
     else:
         assert run is not None
         attended = attend_behind_prefix(
-            query, key, value, *states, run.runs_of, scaling=scaling, softcap=softcap, sliding_window=sliding_window
+            query, key, value, *states, run.runs_of, scaling=scale, softcap=softcap, sliding_window=sliding_window
         )
     return attended.transpose(1, 2), None
 

@@ -1,4 +1,4 @@
-"""Golden models and their recorded attributions."""
+"""Golden models and their recorded attributions, and tiny random models of several families."""
 
 import json
 from collections.abc import Callable
@@ -12,10 +12,52 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Qwen2Config,
+)
 
 from absorb_pl.words import TokenizedPrompts
 
 SAES = ("standard_A", "jumprelu_A", "topk_B")
+
+SHAPE = {
+    "vocab_size": 296,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+GROUPED = {**SHAPE, "num_key_value_heads": 2}
+GEMMA = {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
+FAMILIES = {
+    "gpt2": GPT2Config(
+        vocab_size=296,
+        n_embd=32,
+        n_layer=4,
+        n_head=4,
+        n_positions=64,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+    "gpt_neox": GPTNeoXConfig(**SHAPE),
+    "llama": LlamaConfig(**GROUPED),
+    "qwen2": Qwen2Config(**GROUPED),
+    "gemma2": Gemma2Config(**GEMMA, layer_types=["sliding_attention", "full_attention"] * 2),
+    "gemma3": Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention"] * 2 + ["full_attention"] * 2),
+}
 
 
 @dataclass
@@ -97,3 +139,13 @@ def double_gpt2(golden: Path) -> Case:
 def prompts_of() -> Callable[[list[Tensor], list[int]], TokenizedPrompts]:
     """Makes prompts of token ids and word positions."""
     return pad_prompts
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Any:
+    """A tiny random model of each family; `parametrize("family", [...], indirect=True)` picks some."""
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(FAMILIES[request.param]).eval().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(golden / "gpt2-micro").save_pretrained(folder)
+    return TransformerBridge.boot_transformers(str(folder), device="cpu")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from absorb_pl.attribution import calculate_attribution_grads, calculate_feature_attribution
-from absorb_pl.errors import HookNotFoundError, ShapeError
+from absorb_pl.errors import HookNotFoundError, NonFiniteError, PromptError, ShapeError
 
 TRACKED = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"]
 
@@ -121,3 +121,26 @@ def test_bad_input_is_named(case: Any):
         )
     with pytest.raises(ShapeError, match="one value a prompt"):
         calculate_feature_attribution(case.model, "a", lambda logits: logits[:, -1])
+    texts = ["a", " ocaz a"]
+    with pytest.raises(ShapeError, match=r"one value a prompt, shape \(2,\)"):
+        calculate_feature_attribution(case.model, texts, lambda logits: logits[:1, -1, 5])
+    with pytest.raises(ShapeError, match=r"one value a prompt, shape \(2,\)"):
+        calculate_feature_attribution(case.model, texts, lambda loss: loss[:1], return_logits=False)
+    with pytest.raises(NonFiniteError, match="Count positions from the end"):
+        calculate_feature_attribution(case.model, texts, lambda logits: logits[:, 0, 5])
+    ids = [torch.tensor([0, 5]), torch.tensor([0])]
+    with pytest.raises(PromptError, match="prompt 1 of one token"):
+        calculate_feature_attribution(case.model, ids, lambda loss: loss, return_logits=False)
+    with pytest.raises(PromptError, match="pad token"):
+        calculate_feature_attribution(case.model, case.model.to_tokens(texts), case.metric)
+    with pytest.raises(ShapeError, match=r"hook_pattern.*one prompt a call"):
+        calculate_feature_attribution(case.model, texts, case.metric, ["blocks.1.attn.hook_pattern"])
+
+
+def test_attention_patterns_of_prompts_of_one_length_are_tracked(case: Any):
+    name = "blocks.1.attn.hook_pattern"
+    texts = [case.case["clean"], case.case["corrupted"]]
+    together = calculate_feature_attribution(case.model, texts, case.metric, [name]).model_attributions[name]
+    for row, text in enumerate(texts):
+        alone = calculate_feature_attribution(case.model, text, case.metric, [name]).model_attributions[name]
+        assert (together[row] - alone[0]).abs().max() < 3e-6 * alone.abs().max()

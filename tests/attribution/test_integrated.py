@@ -4,15 +4,20 @@ import pytest
 import torch
 
 from absorb_pl.attribution import calculate_integrated_gradient_attribution_patching, word_integrated_gradients
-from absorb_pl.errors import AbsorbError, PromptError, ShapeError
+from absorb_pl.errors import AbsorbError, HookNotFoundError, NonFiniteError, PromptError, ShapeError
 
 TRACKED = "blocks.2.hook_resid_post"
 
 
 def integrate(case: Any, sae_names: tuple[str, ...] = ("standard_A",), **options: Any):
-    settings = {"input": case.case["clean"], "metric_fn": case.metric, "patch_indices": -6, "batch_size": 8}
-    saes = {case.hook(name): case.saes[name] for name in sae_names}
-    return calculate_integrated_gradient_attribution_patching(case.model, include_saes=saes, **{**settings, **options})
+    settings = {
+        "input": case.case["clean"],
+        "metric_fn": case.metric,
+        "patch_indices": -6,
+        "batch_size": 8,
+        "include_saes": {case.hook(name): case.saes[name] for name in sae_names},
+    }
+    return calculate_integrated_gradient_attribution_patching(case.model, **{**settings, **options})
 
 
 def test_scores_at_a_word_are_those_of_the_suffix_engine(case: Any):
@@ -135,12 +140,110 @@ def test_losses_are_integrated_a_step_at_a_time(case: Any):
     assert first[0, -6].abs().max() > 1e-6
 
 
+def test_positions_count_from_each_prompt_s_own_end(case: Any):
+    texts = ["\n".join(case.case["clean"].split("\n")[-count:]) for count in (1, 3)]
+    hook = case.hook("standard_A")
+    for index in (-6, 2, (2, -3)):
+        corrupted = list(reversed(texts)) if isinstance(index, tuple) else None
+        together = integrate(case, input=texts, corrupted_input=corrupted, patch_indices=index)
+        for row, text in enumerate(texts):
+            other = None if corrupted is None else corrupted[row]
+            alone = integrate(case, input=text, corrupted_input=other, patch_indices=index)
+            expected = alone.sae_feature_attributions[hook][0]
+            position = index[0] if isinstance(index, tuple) else index
+            assert expected[position].abs().max() > 1e-4
+            difference = together.sae_feature_attributions[hook][row, -len(expected) :] - expected
+            assert difference.abs().max() < 2e-6 * expected.abs().max()
+
+
+def test_all_positions_are_moved_if_none_is_named(case: Any):
+    texts = ["\n".join(case.case[kind].split("\n")[-count:]) for kind in ("clean", "corrupted") for count in (1, 3)]
+    hook = case.hook("standard_A")
+    together = integrate(case, input=texts[:2], corrupted_input=texts[2:], patch_indices=None, interpolation_steps=2)
+    for row in range(2):
+        alone = integrate(
+            case, input=texts[row], corrupted_input=texts[2 + row], patch_indices=None, interpolation_steps=2
+        )
+        expected = alone.sae_feature_attributions[hook][0]
+        difference = together.sae_feature_attributions[hook][row, -len(expected) :] - expected
+        assert difference.abs().max() < 2e-6 * expected.abs().max()
+
+
+def test_one_prompt_in_a_list_has_the_shapes_of_one_prompt(case: Any):
+    hook = case.hook("standard_A")
+    single, listed = (integrate(case, input=given) for given in (case.case["clean"], [case.case["clean"]]))
+    assert single.sae_feature_grads[hook].ndim == 2
+    assert torch.equal(single.sae_feature_grads[hook], listed.sae_feature_grads[hook])
+    two = integrate(case, input=[case.case["clean"]] * 2)
+    assert two.sae_feature_grads[hook].shape == (2, *single.sae_feature_grads[hook].shape)
+
+
+def test_extra_hooks_act_in_every_run(case: Any):
+    hook, later = case.hook("standard_A"), "blocks.2.hook_mlp_out"
+    sae = case.saes["standard_A"]
+
+    def empty(value: torch.Tensor, **_: Any) -> torch.Tensor:
+        value = value.clone()
+        value[:, -4] = 0
+        return value
+
+    def halve(value: torch.Tensor, **_: Any) -> torch.Tensor:
+        return 0.5 * value
+
+    plain = integrate(case, interpolation_steps=2).sae_feature_attributions[hook][0]
+    found = integrate(case, interpolation_steps=2, extra_fwd_hooks=[(TRACKED, empty), (later, halve)])
+    ids = case.model.to_tokens(case.case["clean"])
+    clean = case.model.run_with_cache(ids)[1][hook].detach()
+    acts = sae.encode(clean).detach()
+    error = (clean - sae.decode(acts)).detach()
+    gradients = []
+    for step in range(2):
+        moved = acts.clone()
+        moved[:, -6] *= 1 - step / 2
+        moved.requires_grad_()
+        part = error.clone()
+        part[:, -6] *= 1 - step / 2
+        point = sae.decode(moved) + part
+        hooks = [(hook, lambda _value, point=point, **_: point), (TRACKED, empty), (later, halve)]
+        metric = case.metric(case.model.run_with_hooks(ids, fwd_hooks=hooks))
+        gradients.append(torch.autograd.grad(metric.sum(), moved)[0])
+    expected = (torch.stack(gradients).mean(dim=0) * -acts)[0]
+    scores = found.sae_feature_attributions[hook][0]
+    assert (scores - expected).abs().max() < 3e-6 * expected.abs().max()
+    assert (scores - plain).abs().max() > 1e-2 * plain.abs().max()
+    upstream = integrate(case, interpolation_steps=2, extra_fwd_hooks=[("blocks.0.hook_resid_post", halve)])
+    assert not torch.allclose(upstream.sae_feature_activations[hook], found.sae_feature_activations[hook])
+
+
 def test_bad_input_is_named(case: Any):
+    clean, corrupted = case.case["clean"], case.case["corrupted"]
+    short = clean.split("\n")[-1]
     with pytest.raises(PromptError, match="71 tokens"):
         integrate(case, patch_indices=71)
-    with pytest.raises(PromptError, match="single prompt"):
-        integrate(case, input=[case.case["clean"], case.case["corrupted"]])
+    with pytest.raises(PromptError, match="prompt 1 of 7 tokens"):
+        integrate(case, input=[clean, short], patch_indices=-8)
+    with pytest.raises(PromptError, match="prompt 0 of 7 tokens"):
+        integrate(case, input=[clean, clean], corrupted_input=[short, clean], patch_indices=(0, 7))
+    with pytest.raises(PromptError, match="1 prompts"):
+        integrate(case, input=[clean, clean], corrupted_input=corrupted)
+    with pytest.raises(PromptError, match="the two of prompt 1 have 71 and 7 tokens"):
+        integrate(case, input=[clean, clean], corrupted_input=[corrupted, short], patch_indices=None)
+    with pytest.raises(PromptError, match="a list of texts"):
+        integrate(case, input=None)
     with pytest.raises(ShapeError, match="one value a prompt"):
         integrate(case, metric_fn=lambda logits: logits[:, -1])
+    for wrong in (lambda logits: logits[:1, -1, 5], lambda logits: logits[:, -1, 5].sum()):
+        with pytest.raises(ShapeError, match=r"one value a prompt, shape \(2,\)"):
+            integrate(case, input=[clean, short], metric_fn=wrong)
+    with pytest.raises(NonFiniteError, match="Count positions from the end"):
+        integrate(case, input=[clean, short], metric_fn=lambda logits: logits[:, 3, 5])
+    with pytest.raises(HookNotFoundError, match="resid_poost"):
+        integrate(case, include_saes={"blocks.1.hook_resid_poost": case.saes["standard_A"]})
+    with pytest.raises(HookNotFoundError, match="hook_nothing"):
+        integrate(case, track_hook_points=["hook_nothing"])
+    with pytest.raises(HookNotFoundError, match="hook_nothing"):
+        integrate(case, extra_fwd_hooks=[("hook_nothing", lambda value, **_: value)])
     with pytest.raises(AbsorbError, match="interpolation_steps"):
         integrate(case, interpolation_steps=0)
+    with pytest.raises(AbsorbError, match="batch_size"):
+        integrate(case, batch_size=0)

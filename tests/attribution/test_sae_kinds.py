@@ -98,6 +98,34 @@ def test_ablations(double_gpt2: Any, sae: StandardSAE):
     assert alone.ablation_scores == pytest.approx(expected, rel=1e-8, abs=1e-12)
 
 
+@pytest.mark.parametrize("include_error_term", [True, False])
+def test_prompts_in_company_are_scored_as_alone(double_gpt2: Any, sae: StandardSAE, include_error_term: bool):
+    case, hook = double_gpt2, str(sae.cfg.metadata.hook_name)
+    texts = ["\n".join(case.case["clean"].split("\n")[-count:]) for count in (1, 3)]
+    options = {"include_saes": {hook: sae}, "include_error_term": include_error_term}
+
+    def integrate(given: Any, corrupted: Any) -> Any:
+        return calculate_integrated_gradient_attribution_patching(
+            case.model, given, case.metric, (POSITION, -3), corrupted, interpolation_steps=2, batch_size=3, **options
+        )
+
+    together = calculate_feature_attribution(case.model, texts, case.metric, **options)
+    patched = integrate(texts, texts[::-1])
+    for row, (text, corrupted) in enumerate(zip(texts, texts[::-1], strict=True)):
+        expected = calculate_feature_attribution(case.model, text, case.metric, **options)
+        alone = integrate(text, corrupted)
+        for found, single in ((together, expected), (patched, alone)):
+            scores = single.sae_feature_attributions[hook][0]
+            assert scores.abs().max() > 1e-4
+            in_company = found.sae_feature_attributions[hook][row]
+            torch.testing.assert_close(in_company[-len(scores) :], scores, rtol=1e-8, atol=1e-12)
+            assert in_company[: -len(scores)].abs().sum() == 0
+    (first, second) = calculate_individual_feature_ablations(case.model, texts, case.metric, sae, POSITION)
+    for found, text in ((first, texts[0]), (second, texts[1])):
+        single = calculate_individual_feature_ablations(case.model, text, case.metric, sae, POSITION)
+        assert found.ablation_scores == single.ablation_scores
+
+
 def test_inference_mode_is_named(double_gpt2: Any, sae: StandardSAE):
     case = double_gpt2
     with torch.inference_mode(), pytest.raises(AbsorbError, match="inference_mode=False"):

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,17 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    Qwen2Config,
-)
 
 from absorb_pl.attribution import WordScores, compute_prefix, word_ablations, word_integrated_gradients
 from absorb_pl.attribution.prefix import bucket_logits, replace_at
@@ -28,37 +16,6 @@ SAES = ("standard_A", "jumprelu_A", "topk_B")
 HOOK = "blocks.1.hook_resid_post"
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
-SHAPE = {
-    "vocab_size": 296,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 1,
-}
-GROUPED = {**SHAPE, "num_key_value_heads": 2}
-GEMMA = {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
-FAMILIES = {
-    "gpt2": GPT2Config(
-        vocab_size=296,
-        n_embd=32,
-        n_layer=4,
-        n_head=4,
-        n_positions=64,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-    ),
-    "gpt_neox": GPTNeoXConfig(**SHAPE),
-    "llama": LlamaConfig(**GROUPED),
-    "qwen2": Qwen2Config(**GROUPED),
-    "gemma2": Gemma2Config(**GEMMA, layer_types=["sliding_attention", "full_attention"] * 2),
-    "gemma3": Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention"] * 2 + ["full_attention"] * 2),
-}
 LENGTHS = [12, 15, 12, 20, 15, 9]
 POSITIONS = [6, 9, 6, 9, 8, 0]
 
@@ -91,15 +48,6 @@ class TinySae(nn.Module):
 def margin(logits: Tensor, rows: Tensor) -> Tensor:
     """A metric that differs from prompt to prompt."""
     return logits.gather(1, 3 * rows[:, None])[:, 0] - logits.mean(dim=1)
-
-
-@pytest.fixture(scope="session")
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, golden: Path):
-    folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(FAMILIES[request.param]).eval().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(golden / "gpt2-micro").save_pretrained(folder)
-    return TransformerBridge.boot_transformers(str(folder), device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -192,7 +140,6 @@ def test_scores_of_many_words_at_once_equal_the_published_absorption_scores(case
         assert found.scores[row].argsort()[: len(helping)].tolist() == helping
 
 
-@pytest.mark.parametrize("family", list(FAMILIES), indirect=True)
 def test_suffix_and_whole_sequence_agree_for_every_family(family, mixed_prompts: TokenizedPrompts):
     prefix = compute_prefix(family, mixed_prompts, [HOOK])
     assert prefix.engine == "suffix"
