@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from absorb_pl.models.language_model import check_hook
+from absorb_pl.models.sae import require_rows
 
 FwdHook = tuple[str, Callable[..., Tensor | None]]
 
@@ -145,12 +146,17 @@ def encode(sae: Any, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     Returns:
         Latents, `[..., latents]`.
 
+    Raises:
+        SaeArchitectureError: Single rows are given to an SAE whose latents depend on earlier tokens.
+
     Example:
         >>> import torch
         >>> from types import SimpleNamespace
         >>> encode(SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu), torch.tensor([1.0, -2.0]))
         tensor([1., 0.])
     """
+    if x.ndim == 2:
+        require_rows(sae)
     with torch.no_grad():
         return sae.encode(x.to(sae.W_dec)).detach()
 
