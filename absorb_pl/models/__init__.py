@@ -2,7 +2,7 @@
 
 from absorb_pl.models.adapters import AdaptedSae, SparseAutoencoder
 from absorb_pl.models.bundled import SPELLER, bundled_sae_path, list_bundled_saes, speller_path
-from absorb_pl.models.controls import ControlKind, control_sae
+from absorb_pl.models.controls import CONTROL_KINDS, control_sae
 from absorb_pl.models.gemma_scope import gemma_scope_disk_loader
 from absorb_pl.models.identity import content_hash, model_identity, sae_identity, tokenizer_identity
 from absorb_pl.models.language_model import check_hook, context_length, load_language_model
@@ -15,10 +15,10 @@ from absorb_pl.models.splice import ApplySaesAndRunOutput, SaeReconstructionCach
 from absorb_pl.words.positions import prepends_bos
 
 __all__ = [
+    "CONTROL_KINDS",
     "SPELLER",
     "AdaptedSae",
     "ApplySaesAndRunOutput",
-    "ControlKind",
     "SaeReconstructionCache",
     "SparseAutoencoder",
     "apply_saes_and_run",

@@ -1,7 +1,7 @@
 """Control SAEs: what a measurement says of an SAE whose directions mean nothing."""
 
 import copy
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from sae_lens import SAE
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from absorb_pl.errors import AbsorbError, SaeArchitectureError
 from absorb_pl.models.adapters import AdaptedSae
 
-ControlKind = Literal["random", "shuffled_decoder"]
+CONTROL_KINDS = ("random", "shuffled_decoder")
 """`random` has directions drawn afresh; in `shuffled_decoder` latents fire as they do but point elsewhere."""
 
 
 @torch.no_grad()
-def control_sae(sae: Any, kind: ControlKind, seed: int = 0) -> Any:
+def control_sae(sae: Any, kind: str, seed: int = 0) -> Any:
     """Make an SAE like another one whose latents carry no meaning, or point where others did.
 
     * `random`: decoder rows are drawn evenly from all directions and scaled to the norms they had; each encoder column
@@ -44,8 +44,8 @@ def control_sae(sae: Any, kind: ControlKind, seed: int = 0) -> Any:
         >>> bool((control.encode(x) == sae.encode(x)).all()), bool((control.W_dec == sae.W_dec).all())
         (True, False)
     """
-    if kind not in get_args(ControlKind):
-        raise AbsorbError("kind", kind, expected=" or ".join(get_args(ControlKind)), remedy="Name one of these.")
+    if kind not in CONTROL_KINDS:
+        raise AbsorbError("kind", kind, expected=" or ".join(CONTROL_KINDS), remedy="Name one of these.")
     inner: Any = sae.sae if isinstance(sae, AdaptedSae) else sae
     encoder, decoder = getattr(inner, "W_enc", None), inner.W_dec
     if not isinstance(encoder, Tensor):

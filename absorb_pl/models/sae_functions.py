@@ -116,7 +116,8 @@ def _import(module: str) -> Any:
 def _literals(name: str, arguments: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"f{arguments}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+        once = isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        if not once or call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError("they go by name, as in (layer=3)")
         return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError) as error:

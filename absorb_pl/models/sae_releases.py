@@ -19,7 +19,7 @@ _HOOK = re.compile(r"(?:blocks\.\d+\.)[\w.]*?hook_(?:resid_(?:pre|mid|post)|attn
 _LAYER = re.compile(r"(?:layer_?|blocks\.|^l)(\d+)")
 _SITES = (
     (re.compile(r"hook_z"), "attn.hook_z"),
-    (re.compile(r"resid_post|[-_]res(?:$|[-_/])|[-_]lxr[-_]|^qwen-scope"), "hook_resid_post"),
+    (re.compile(r"resid_post|[-_]res(?:$|[-_/])|[-_]lxr[-_]|^(?:qwen-scope|goodfire)"), "hook_resid_post"),
     (re.compile(r"attn_out|[-_]att(?:$|[-_/])"), "attn.hook_z"),
     (re.compile(r"mlp_out|[-_]mlp(?:$|[-_/])|[-_]lxm[-_]"), "hook_mlp_out"),
 )

@@ -108,7 +108,7 @@ def _flat(sae: Any) -> Iterator[None]:
     if not (isinstance(sae, SAE) and sae.hook_z_reshaping_mode):
         yield
         return
-    ways = sae.reshape_fn_in, sae.reshape_fn_out, sae.d_head
+    ways = sae.reshape_fn_in, sae.reshape_fn_out, getattr(sae, "d_head", None)
     sae.turn_off_forward_pass_hook_z_reshaping()
     try:
         yield
