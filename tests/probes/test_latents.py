@@ -1,7 +1,9 @@
 """Encoding by chunks: no more memory than said, however wide the SAE."""
 
-import subprocess
-import sys
+import os
+import threading
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,30 +15,42 @@ from absorb_pl.probes import encode_latents, latents
 from absorb_pl.probes.latents import CHUNK_BYTES, chunks_for
 
 MILLION = 2**20
-MEASURE = """
-import resource
-import torch
-from sae_lens import StandardSAE, StandardSAEConfig
-from absorb_pl.functional import SaeStatistics
-from absorb_pl.probes import encode_latents, latents
-latents.CHUNK_BYTES = 2**26
-torch.set_num_threads(1)
-sae = StandardSAE(StandardSAEConfig(d_in=16, d_sae=2**20))
-sae.requires_grad_(False)
-x = torch.randn(36, 16)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-stats = SaeStatistics.empty(16, 2**20)
-chosen = encode_latents(sae, x, torch.tensor([0, 2**20 - 1]), stats)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, tuple(chosen.shape), stats.num_rows)
-"""
 
 
-def test_a_million_latents_take_a_few_chunks_of_memory():
+@contextmanager
+def most_memory_used():
+    """Watches the process's resident memory; gives a list that at the end holds the growth at its peak, in bytes."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    stopped, seen, growth = threading.Event(), [], []
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    def watch() -> None:
+        while not stopped.wait(0.002):
+            seen.append(resident())
+
+    before = resident()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield growth
+    finally:
+        stopped.set()
+        thread.join()
+        growth.append(max(seen) - before)
+
+
+def test_a_million_latents_take_a_few_chunks_of_memory(monkeypatch: Any):
     """Four matrices of a chunk's size at most: pre-activations, latents, and what is asked of them."""
-    found = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, timeout=120)
-    used, shape = found.stdout.split(maxsplit=1)
-    assert shape.strip() == "(36, 2) 36"
-    assert 0 < int(used) < 4 * 2**26 < 36 * 4 * MILLION * 2
+    monkeypatch.setattr(latents, "CHUNK_BYTES", 2**26)
+    sae = StandardSAE(StandardSAEConfig(d_in=16, d_sae=MILLION))
+    sae.requires_grad_(False)
+    stats = SaeStatistics.empty(16, MILLION)
+    with most_memory_used() as growth:
+        chosen = encode_latents(sae, torch.randn(40, 16), torch.tensor([0, MILLION - 1]), stats)
+    assert (chosen.shape, stats.num_rows) == ((40, 2), 40)
+    assert 2**26 < growth[0] < 4 * 2**26 < 2 * 40 * 4 * MILLION
 
 
 @pytest.mark.parametrize(("width", "itemsize"), [(MILLION, 4), (MILLION, 8), (65_536, 4), (10**9, 4)])
