@@ -130,6 +130,20 @@ def _from_checkpoint(path: Path, device: str, dtype: str) -> SAE[Any]:
         training.fold_activation_whitening(
             scaler.whitening.mean, scaler.whitening.matrix, scaler.whitening.inverse_matrix
         )
+    return inference_sae(training, device, dtype)
+
+
+def inference_sae(training: TrainingSAE[Any], device: str, dtype: str) -> SAE[Any]:
+    """Turn an SAE in training into the inference SAE that SAELens would save of it.
+
+    Args:
+        training: The SAE in training.
+        device: A torch device.
+        dtype: Dtype of the weights.
+
+    Returns:
+        The inference SAE; a BatchTopK SAE, whose latents depend on the batch, becomes a JumpReLU SAE.
+    """
     weights = training.state_dict()
     training.process_state_dict_for_saving_inference(weights)
     config = training.cfg.get_inference_sae_cfg_dict()
@@ -140,7 +154,7 @@ def _from_checkpoint(path: Path, device: str, dtype: str) -> SAE[Any]:
         del path
         return {**config, "device": device, **(cfg_overrides or {})}, weights
 
-    return SAE.load_from_disk(path, device=device, dtype=dtype, converter=converted)
+    return SAE.load_from_disk("", device=device, dtype=dtype, converter=converted)
 
 
 def _runner_hook(path: Path) -> str | None:

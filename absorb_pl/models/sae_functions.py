@@ -116,12 +116,17 @@ def _import(module: str) -> Any:
 def _literals(name: str, arguments: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"f{arguments}", mode="eval").body
-        once = isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
-        if not once or call.args or any(keyword.arg is None for keyword in call.keywords):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError("they go by name, as in (layer=3)")
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return {_argument(keyword): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise _refused(name, f"Its arguments must be Python literals: {error}.") from error
+
+
+def _argument(keyword: ast.keyword) -> str:
+    if keyword.arg is None:
+        raise ValueError("each goes by its name, as in (layer=3)")
+    return keyword.arg
 
 
 def _refused(name: str, reason: str) -> SaeNotFoundError:

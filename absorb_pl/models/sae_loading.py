@@ -1,11 +1,12 @@
 """Sparse autoencoders by name: bundled, in folders, of SAELens's releases, or made by a function of the user's."""
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, TrainingSAE
 
 from absorb_pl.errors import AbsorbError, NonFiniteError
 from absorb_pl.models.adapters import AdaptedSae
@@ -13,7 +14,7 @@ from absorb_pl.models.bundled import SPELLER, bundled_sae_path
 from absorb_pl.models.identity import sae_tensors
 from absorb_pl.models.placement import check_device, check_dtype, local_folder, local_path
 from absorb_pl.models.sae import refuse_transcoder
-from absorb_pl.models.sae_folders import load_folder
+from absorb_pl.models.sae_folders import inference_sae, load_folder
 from absorb_pl.models.sae_functions import function_sae, is_function_name
 from absorb_pl.models.sae_releases import load_release
 
@@ -70,6 +71,13 @@ def load_sae(
         if str(sae.cfg.metadata.hook_name).endswith("hook_z") and not sae.hook_z_reshaping_mode:
             # Some SAEs of hook_z leave this to the code that runs them, Gemma Scope 2's among them.
             sae.turn_on_forward_pass_hook_z_reshaping()
+        if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+            warnings.warn(
+                f"{name} was trained on rescaled activations ({sae.cfg.normalize_activations}), but neither its "
+                "weights nor anything beside them hold the scale, so it reads activations as they are. Save it again with the "
+                "scale folded in (`fold_activation_norm_scaling_factor`).",
+                stacklevel=2,
+            )
     for key, weight in sae_tensors(sae).items():
         # By parts, as wide SAEs have no room for another matrix of their size.
         if bad := sum(int((~torch.isfinite(part)).sum()) for part in weight.reshape(-1).split(2**26)):
@@ -113,5 +121,7 @@ def _load(name: str, device: str, dtype: str, converter: Callable[..., Any] | No
             "converter", converter, expected="None for an SAE made by a function", remedy="Convert it in the function."
         )
     made = function_sae(name)
+    if isinstance(made, TrainingSAE):
+        return inference_sae(made, device, dtype)
     sae = made if isinstance(made, SAE) else AdaptedSae(made)
     return sae.to(device=torch.device(device), dtype=check_dtype(dtype))

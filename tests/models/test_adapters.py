@@ -50,6 +50,12 @@ def load():
     return Plain()
 
 
+def load_training():
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+
+    return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=32, d_sae=48, k=4.0))
+
+
 def load_at(layer, site="hook_resid_post"):
     return Plain(layer, f"blocks.{layer}.{site}")
 
@@ -128,6 +134,11 @@ def test_arguments_are_literals_by_name(module: str) -> None:
     for arguments in ("(0)", "(layer=open('x'))", "(**{'layer': 0})", "(layer=)", "(layer=0)(layer=0)"):
         with pytest.raises(SaeNotFoundError, match=r"literals|no such"):
             load_sae(f"{module}:load_at{arguments}")
+
+
+def test_an_sae_in_training_becomes_the_one_that_would_be_saved(module: str) -> None:
+    sae = load_sae(f"{module}:load_training@{HOOK}", dtype="bfloat16")
+    assert (type(sae).__name__, sae_hook_name(sae), sae.W_dec.dtype) == ("JumpReLUSAE", HOOK, torch.bfloat16)
 
 
 def test_a_mapping_is_named_by_keys(module: str) -> None:

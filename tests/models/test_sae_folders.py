@@ -68,7 +68,8 @@ def test_a_training_checkpoint_is_what_saelens_makes_of_it(tmp_path: Path, archi
 def test_a_scale_kept_beside_a_checkpoint_is_folded_in(tmp_path: Path, architecture: str) -> None:
     training = training_sae(architecture, normalize_activations="expected_average_only_in")
     training.save_model(tmp_path)
-    plain = load_sae(str(tmp_path))
+    with pytest.warns(UserWarning, match="hold the scale"):
+        plain = load_sae(str(tmp_path))
     scaler = ActivationScaler()
     scaler.scaling_factor = 2.5
     scaler.save(str(tmp_path / "activation_scaler.json"))
