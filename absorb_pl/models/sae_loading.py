@@ -74,8 +74,8 @@ def load_sae(
         if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
             warnings.warn(
                 f"{name} was trained on rescaled activations ({sae.cfg.normalize_activations}), but neither its "
-                "weights nor anything beside them hold the scale, so it reads activations as they are. Save it again with the "
-                "scale folded in (`fold_activation_norm_scaling_factor`).",
+                "weights nor anything beside them hold the scale, so it reads activations as they are. Save it "
+                "again with the scale folded in (`fold_activation_norm_scaling_factor`).",
                 stacklevel=2,
             )
     for key, weight in sae_tensors(sae).items():
