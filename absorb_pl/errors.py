@@ -70,6 +70,14 @@ class SaeWidthError(AbsorbError):
     """The SAE's input width is not the width of the activations at its hook."""
 
 
+class SaeArchitectureError(AbsorbError):
+    """The SAE is of a kind that cannot be measured this way."""
+
+
+class SaeInterfaceError(AbsorbError):
+    """An SAE from elsewhere lacks a member, or one of its members does something else than expected."""
+
+
 class VocabularyError(AbsorbError):
     """The tokenizer or word list holds no usable words."""
 

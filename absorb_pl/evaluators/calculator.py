@@ -13,7 +13,7 @@ from torch import Tensor
 from absorb_pl.attribution import word_integrated_gradients
 from absorb_pl.data import read_residuals
 from absorb_pl.functional import SILENT, cosine_similarity_matrix, most_negative_latents, paper_verdicts
-from absorb_pl.models import context_length, sae_hook_name
+from absorb_pl.models import context_length, encode_rows, sae_hook_name
 from absorb_pl.words import (
     Formatter,
     SpellingPrompt,
@@ -182,7 +182,7 @@ class FeatureAbsorptionCalculator:
         for rows in torch.arange(len(tokens)).split(self.filter_prompts_batch_size):
             batch = tokens.select(rows)
             found = read_residuals(self.model, batch.input_ids, batch.attention_mask, batch.word_positions, [hook])
-            total = sae.encode(found[hook].to(sae.W_dec))[:, mains].sum(dim=-1).float().cpu()
+            total = encode_rows(sae, found[hook])[:, mains].sum(dim=-1).float().cpu()
             silent += rows[total < SILENT].tolist()
         return silent
 

@@ -14,6 +14,7 @@ from absorb_pl.functional import (
     latent_scores,
     top_latents_by_encoder,
 )
+from absorb_pl.models import encoder_parts
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def latent_table(
     """Score the latents nearest to each class's probe by encoder cosine (arXiv 2409.14507, section 4).
 
     Args:
-        sae: An SAE with `W_enc`, `b_enc`, `W_dec`, and `threshold` where it is a JumpReLU SAE.
+        sae: An SAE; `encoder_parts` says what stands in for an encoder matrix or bias that it lacks.
         x: Residual rows of the evaluation words.
         y: Which class each word is of.
         probe_weight: Weights of the linear probe.
@@ -42,12 +43,11 @@ def latent_table(
         beside the probe's own `probe_f1, probe_precision, probe_recall, probe_auroc`. Classes that do not occur
         among the words are left out; AUROC is missing where no other class occurs.
     """
-    encoder, decoder = sae.W_enc.float(), sae.W_dec.float()
-    probe_weight = probe_weight.to(encoder)
+    encoder, bias, threshold = encoder_parts(sae)
+    probe_weight = probe_weight.to(encoder.device)
     latents, cos_encoder = top_latents_by_encoder(probe_weight, encoder, top)
-    cos_decoder = cosine_similarity_matrix(probe_weight, decoder).gather(1, latents)
-    threshold = sae.threshold.float() if hasattr(sae, "threshold") else None
-    scores = latent_scores(x.to(encoder), encoder, sae.b_enc.float(), latents, threshold).cpu()
+    cos_decoder = cosine_similarity_matrix(probe_weight, sae.W_dec).gather(1, latents)
+    scores = latent_scores(x.to(encoder.device), encoder, bias, latents, threshold).cpu()
     ranks = latents.shape[1]
     of_latents = binary_metrics(
         scores.flatten(1), y.repeat_interleave(ranks, dim=1), threshold=LATENT_DECISION_THRESHOLD

@@ -1,13 +1,19 @@
 """An SAE by name: checked once, identified by content, loaded again where it is needed."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from absorb_pl.errors import AbsorbError
-from absorb_pl.models import check_sae_fits, load_sae, sae_hook_name, sae_identity
+from absorb_pl.models import (
+    check_sae_fits,
+    layer_of_hook,
+    load_sae,
+    require_rows,
+    sae_architecture,
+    sae_hook_name,
+    sae_identity,
+)
 
 
 @dataclass(frozen=True)
@@ -42,32 +48,20 @@ class SaeSource:
         Raises:
             SaeNotFoundError: There is no such SAE.
             HookNotFoundError: The model has no such hook.
-            SaeWidthError: The SAE reads activations of another width.
-        AbsorbError: The SAE splits activations into heads.
+            SaeWidthError: The SAE reads activations of another width or split otherwise.
+            SaeArchitectureError: Its latents at a word depend on the words before it, or it is a transcoder.
         """
         sae = load_sae(name, dtype=dtype)
+        require_rows(sae)
         check_sae_fits(model, sae)
-        if getattr(sae.cfg, "reshape_activations", "none") != "none":
-            raise AbsorbError(
-                "saes",
-                name,
-                expected="an SAE that reads rows of activations as they are",
-                remedy=f"Studies do not take SAEs with `reshape_activations={sae.cfg.reshape_activations}`; "
-                "`absorb_pl.attribution` does.",
-            )
-        return cls(name, dtype, sae_hook_name(sae), sae_identity(sae), _architecture(sae), sae.W_dec.shape[0])
+        return cls(name, dtype, sae_hook_name(sae), sae_identity(sae), sae_architecture(sae), sae.W_dec.shape[0])
 
     @property
     def layer(self) -> int:
         """Number of the block in the hook's name; -1 where there is none."""
-        found = re.search(r"blocks\.(\d+)\.", self.hook_name)
-        return int(found.group(1)) if found else -1
+        layer = layer_of_hook(self.hook_name)
+        return -1 if layer is None else layer
 
     def load(self, device: torch.device) -> Any:
         """Load the SAE onto a device."""
         return load_sae(self.name, device=str(device), dtype=self.dtype)
-
-
-def _architecture(sae: Any) -> str:
-    trained_as = getattr(sae.cfg.metadata, "training_architecture", None)
-    return str(trained_as or sae.cfg.architecture())

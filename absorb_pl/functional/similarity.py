@@ -6,6 +6,8 @@ from torch import Tensor
 
 from absorb_pl.functional.validation import require_finite
 
+_PART_VALUES = 2**26
+
 
 def unit_rows(x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
     """Scale each row to length one; a row of zeros stays zero.
@@ -32,6 +34,8 @@ def unit_rows(x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
 def cosine_similarity_matrix(a: Float[Tensor, "n width"], b: Float[Tensor, "m width"]) -> Float[Tensor, "n m"]:
     """Cosine of every row of `a` with every row of `b`.
 
+    Rows of `b` are taken some 2²⁶ values at a time, so that a wide SAE's weights are not copied whole.
+
     Args:
         a: Directions.
         b: Directions of the same width.
@@ -47,7 +51,13 @@ def cosine_similarity_matrix(a: Float[Tensor, "n width"], b: Float[Tensor, "m wi
         tensor([[1., 0.],
                 [0., 0.]])
     """
-    require_finite(a=a, b=b)
-    a, b = unit_rows(a), unit_rows(b)
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    return a.to(dtype) @ b.to(dtype).T
+    require_finite(a=a)
+    a = unit_rows(a)
+    return torch.cat([_cosines(a, part) for part in b.split(max(1, _PART_VALUES // max(1, b.shape[1])))], dim=1)
+
+
+def _cosines(unit_a: Tensor, b: Tensor) -> Tensor:
+    require_finite(b=b)
+    b = unit_rows(b)
+    dtype = torch.promote_types(unit_a.dtype, b.dtype)
+    return unit_a.to(dtype) @ b.to(dtype).T

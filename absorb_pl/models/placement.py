@@ -32,6 +32,23 @@ def local_folder(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def local_path(name: str) -> Path | None:
+    """Give the folder or `.npz` file that a name means, a leading `~` resolved.
+
+    Args:
+        name: A name that may be a path.
+
+    Returns:
+        The path, or None if there is neither.
+
+    Example:
+        >>> local_path("no-such-folder/params.npz") is None
+        True
+    """
+    file = Path(os.path.expanduser(name))
+    return file if file.suffix == ".npz" and file.is_file() else local_folder(name)
+
+
 def check_device(device: str) -> str:
     """Check that tensors can be made on a device.
 

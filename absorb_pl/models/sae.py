@@ -1,72 +1,23 @@
-"""Sparse autoencoders: load one by name, and check that it fits a model."""
+"""What an SAE says of itself and whether it fits a model: hook, width, heads, and what it needs to be measured."""
 
-import json
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
-from sae_lens import SAE
-from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+from sae_lens import SAE, TemporalSAE, Transcoder
 from torch import Tensor
 
-from absorb_pl.errors import HookNotFoundError, NonFiniteError, SaeNotFoundError, SaeWidthError
-from absorb_pl.models.bundled import SPELLER, bundled_sae_path
-from absorb_pl.models.language_model import check_hook, hub_is_unreachable
-from absorb_pl.models.placement import check_device, check_dtype, local_folder
-
-_FILES = ("cfg.json", "sae_weights.safetensors")
-
-
-def load_sae(name: str, *, device: str = "cpu", dtype: str = "float32") -> SAE:
-    """Load a SAELens SAE, in evaluation mode and without gradients.
-
-    Args:
-        name: `"speller/<name>"` for a bundled SAE, a folder in SAELens format (`cfg.json` and
-            `sae_weights.safetensors`), or `"<release>/<id>"` with a release known to SAELens.
-        device: A torch device.
-        dtype: Dtype of the weights: `float32`, `float64`, `bfloat16` or `float16`.
-
-    Returns:
-        The SAE with its weights as stored; nothing folded or rescaled.
-
-    Raises:
-        SaeNotFoundError: If the name is none of the three, or the hub cannot be reached.
-        NonFiniteError: If a weight is NaN or infinite.
-        AbsorbError: If the device or dtype is unknown here.
-
-    Example:
-        >>> load_sae("speller/no-such-sae")
-        Traceback (most recent call last):
-            ...
-        absorb_pl.errors.SaeNotFoundError: `name` was 'speller/no-such-sae', expected the name of a bundled...
-    """
-    check_dtype(dtype)
-    device = check_device(device)
-    folder = bundled_sae_path(name) if name.startswith(f"{SPELLER}/") else local_folder(name)
-    sae = _load_release(name, device, dtype) if folder is None else _load_folder(name, folder, device, dtype)
-    for key, weight in sae.state_dict().items():
-        if bad := int((~torch.isfinite(weight)).sum()):
-            raise NonFiniteError(
-                "name",
-                name,
-                expected=f"finite weights, but {bad} in {key} are not",
-                remedy="Save the SAE again, or load it in a wider dtype.",
-            )
-    sae.eval()
-    sae.requires_grad_(False)
-    return sae
+from absorb_pl.errors import HookNotFoundError, SaeArchitectureError, SaeWidthError
+from absorb_pl.models.language_model import check_hook
 
 
 def sae_hook_name(sae: Any) -> str:
     """Give the name of the hook that an SAE was trained at.
 
     Args:
-        sae: A SAELens SAE.
+        sae: A SAELens SAE, or one from elsewhere with a `hook_name`.
 
     Returns:
-        The TransformerLens name in `sae.cfg.metadata.hook_name`.
+        The TransformerLens name in `sae.cfg.metadata.hook_name`, else in `sae.hook_name`.
 
     Raises:
         HookNotFoundError: If the SAE does not say.
@@ -78,14 +29,102 @@ def sae_hook_name(sae: Any) -> str:
         'blocks.5.hook_resid_pre'
     """
     hook_name = getattr(getattr(getattr(sae, "cfg", None), "metadata", None), "hook_name", None)
+    hook_name = hook_name or getattr(sae, "hook_name", None)
     if not hook_name:
         raise HookNotFoundError(
             "sae.cfg.metadata.hook_name",
             hook_name,
             expected="the name of the hook that the SAE reads",
-            remedy="Pass hook_name, or write it into the SAE's cfg.json.",
+            remedy="Pass hook_name, name the SAE `<name>@<hook name>`, or write it into the SAE's cfg.json.",
         )
     return hook_name
+
+
+def sae_architecture(sae: Any) -> str:
+    """Give the architecture that an SAE was trained as, where it says so, else the one it infers as.
+
+    Args:
+        sae: A SAELens SAE, or one from elsewhere, which may name its `architecture`.
+
+    Returns:
+        SAELens's name of it, such as `matryoshka_batchtopk`; an SAE from elsewhere that names none goes by its class.
+
+    Example:
+        >>> sae_architecture(torch.nn.Linear(2, 2))
+        'Linear'
+    """
+    if isinstance(sae, SAE):
+        return str(sae.cfg.metadata.training_architecture or sae.cfg.architecture())
+    named = getattr(sae, "architecture", None)
+    return str(named() if callable(named) else named or type(sae).__name__)
+
+
+def reads_sequences(sae: Any) -> bool:
+    """Tell whether an SAE's latents at a token depend on the tokens before it.
+
+    SAELens's temporal SAEs do: they predict part of each activation from the context. An SAE from elsewhere says so
+    with an attribute `reads_sequences`.
+
+    Args:
+        sae: The SAE.
+
+    Returns:
+        True where single rows of activations cannot be encoded.
+
+    Example:
+        >>> reads_sequences(torch.nn.Linear(2, 2))
+        False
+    """
+    return isinstance(sae, TemporalSAE) or bool(getattr(sae, "reads_sequences", False))
+
+
+def require_rows(sae: Any) -> None:
+    """Refuse SAEs that cannot encode an activation by itself.
+
+    Args:
+        sae: The SAE.
+
+    Raises:
+        SaeArchitectureError: Its latents at a token depend on the tokens before it.
+
+    Example:
+        >>> require_rows(torch.nn.Linear(2, 2))
+    """
+    if reads_sequences(sae):
+        raise SaeArchitectureError(
+            "sae",
+            sae_architecture(sae),
+            expected="an SAE whose latents at a token depend on that token's activation alone",
+            remedy="Words are scored from one cached activation each, which does not determine the latents of an SAE "
+            "that attends to earlier tokens. `apply_saes_and_run` runs it on whole prompts.",
+        )
+
+
+def refuse_transcoder(name: str, sae: Any) -> None:
+    """Refuse transcoders of every kind.
+
+    Args:
+        name: Name that it was asked for by.
+        sae: What was loaded, or the architecture or path that its files name.
+
+    Raises:
+        SaeArchitectureError: It is a transcoder, a skip transcoder or a cross-layer transcoder.
+
+    Example:
+        >>> refuse_transcoder("mine", "jumprelu_skip_transcoder")
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.SaeArchitectureError: `name` was 'mine', expected an SAE that reconstructs its own input...
+    """
+    said = sae.lower() if isinstance(sae, str) else ""
+    if isinstance(sae, Transcoder) or "transcoder" in said or "clt" in said.replace("_", "-").split("-"):
+        raise SaeArchitectureError(
+            "name",
+            name,
+            expected="an SAE that reconstructs its own input",
+            remedy="A transcoder reads one hook and writes another, so it has no reconstruction to put in place of "
+            "what it read and no error term, and splitting and absorption are not defined for it.",
+        )
 
 
 def check_sae_fits(model: Any, sae: Any, hook_name: str | None = None) -> None:
@@ -100,7 +139,8 @@ def check_sae_fits(model: Any, sae: Any, hook_name: str | None = None) -> None:
 
     Raises:
         HookNotFoundError: If the model has no such hook, or the SAE names none.
-        SaeWidthError: If the widths differ.
+        SaeWidthError: If the widths differ, or a SAELens SAE does not expect heads where there are some, or the
+            other way round.
 
     Example:
         >>> from types import SimpleNamespace
@@ -111,8 +151,8 @@ def check_sae_fits(model: Any, sae: Any, hook_name: str | None = None) -> None:
     """
     hook_name = hook_name or sae_hook_name(sae)
     check_hook(model, hook_name)
-    width = _width_at(model, hook_name)
-    expected = sae.W_dec.shape[1]
+    shape = _shape_at(model, hook_name)
+    width, expected = shape.numel(), sae.W_dec.shape[1]
     if width != expected:
         raise SaeWidthError(
             "sae",
@@ -120,13 +160,21 @@ def check_sae_fits(model: Any, sae: Any, hook_name: str | None = None) -> None:
             expected=f"{width}, the width of {hook_name}",
             remedy="Use an SAE trained on this model, or pass the hook it was trained at.",
         )
+    if isinstance(sae, SAE) and sae.hook_z_reshaping_mode != (len(shape) > 1):
+        wanted = "hook_z" if len(shape) > 1 else "none"
+        raise SaeWidthError(
+            "sae",
+            f"reshape_activations = {sae.cfg.reshape_activations!r}",
+            expected=f"{wanted!r} for activations of shape {tuple(shape)} at {hook_name}",
+            remedy="Set `reshape_activations` in the SAE's configuration, or pass the hook it was trained at.",
+        )
 
 
-def _width_at(model: Any, hook_name: str) -> int:
-    widths: list[int] = []
+def _shape_at(model: Any, hook_name: str) -> torch.Size:
+    shapes: list[torch.Size] = []
 
     def record(activation: Tensor, **_: Any) -> None:
-        widths.append(activation.shape[2:].numel())
+        shapes.append(activation.shape[2:])
 
     token = torch.zeros(1, 1, dtype=torch.long, device=next(iter(model.parameters())).device)
     try:
@@ -134,52 +182,12 @@ def _width_at(model: Any, hook_name: str) -> int:
             model.run_with_hooks(token, fwd_hooks=[(hook_name, record)])
     except ValueError as error:
         raise _unreached(hook_name, str(error)) from error
-    if not widths:
+    if not shapes:
         raise _unreached(hook_name, "Use a residual-stream hook.")
-    return widths[0]
+    return shapes[0]
 
 
 def _unreached(hook_name: str, remedy: str) -> HookNotFoundError:
     return HookNotFoundError(
         "hook_name", hook_name, expected="a hook that the model's forward pass reaches", remedy=remedy
-    )
-
-
-def _load_folder(name: str, folder: Path, device: str, dtype: str) -> SAE:
-    missing = [file for file in _FILES if not (folder / file).is_file()]
-    if missing:
-        raise _not_found(name, f"There is no {' and no '.join(missing)} in that folder.")
-    try:
-        return SAE.load_from_disk(folder, device=device, dtype=dtype)
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, json.JSONDecodeError) as error:
-        raise _not_found(name, f"The folder does not load: {str(error).strip()}.") from error
-
-
-def _load_release(name: str, device: str, dtype: str) -> SAE:
-    directory = get_pretrained_saes_directory()
-    release, _, sae_id = name.partition("/")
-    if release not in directory:
-        near = get_close_matches(release, directory, n=3)
-        closest = f" Closest releases: {', '.join(near)}." if near else ""
-        raise _not_found(name, f"There is no such folder and no such release.{closest}")
-    ids = directory[release].saes_map
-    if sae_id not in ids:
-        near = get_close_matches(sae_id, ids, n=3, cutoff=0.3) or list(ids)[:3]
-        raise _not_found(name, f"Closest ids of this release: {', '.join(near)}.")
-    try:
-        return SAE.from_pretrained(release, sae_id, device=device, dtype=dtype)
-    except (OSError, HfHubHTTPError) as error:
-        if hub_is_unreachable(error):
-            reason = "The Hugging Face hub cannot be reached and its local cache does not hold the SAE."
-        else:
-            reason = f"The download failed: {str(error).strip()}."
-        raise _not_found(name, reason) from error
-
-
-def _not_found(name: str, reason: str) -> SaeNotFoundError:
-    return SaeNotFoundError(
-        "name",
-        name,
-        expected=f"'{SPELLER}/<name>', a folder with {' and '.join(_FILES)}, or '<release>/<id>' of SAELens",
-        remedy=reason,
     )

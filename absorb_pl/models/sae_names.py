@@ -1,11 +1,15 @@
-"""Patterns over the SAEs that have names: the bundled suite and the releases that SAELens knows."""
+"""Patterns over the SAEs that have names: the bundled suite, local folders, and the releases that SAELens knows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from absorb_pl.errors import SaeNotFoundError
 from absorb_pl.models.bundled import SPELLER, list_bundled_saes
+from absorb_pl.models.gemma_scope import params_file
+from absorb_pl.models.placement import local_path
+from absorb_pl.models.sae_functions import call_function, is_function_name, split_key
+from absorb_pl.models.sae_releases import release_names
 
 _WILDCARDS = frozenset("*?[")
 
@@ -14,8 +18,10 @@ def expand_sae_names(patterns: Sequence[str]) -> list[str]:
     """Replace patterns by the names they select; plain names stay as they are.
 
     Args:
-        patterns: Names for `load_sae`, or shell patterns over `speller/…`, over `<release>/<id>` of SAELens
-            (the release itself without wildcards) or over local SAELens folders.
+        patterns: Names for `load_sae`, or shell patterns over `speller/…`, over local folders and `.npz` files, over
+            `<release>/<id>` of SAELens (with wildcards in the release too, where transcoders are passed over and local
+            paths come first), or over the keys of a function (`my_saes:load_all/layer_*`). A function that gives
+            several SAEs, named without a key, means all of them.
 
     Returns:
         Names in the order of the patterns, each once.
@@ -26,6 +32,8 @@ def expand_sae_names(patterns: Sequence[str]) -> list[str]:
     Example:
         >>> expand_sae_names(["my/sae", "speller/l1-batchtopk-w1024-*"])[0]
         'my/sae'
+        >>> expand_sae_names(["gemma-scope-2b-pt-*/layer_12/width_16k/canonical"])[0]
+        'gemma-scope-2b-pt-att-canonical/layer_12/width_16k/canonical'
     """
     names = dict.fromkeys(name for pattern in patterns for name in _matches(pattern))
     if not names:
@@ -34,18 +42,34 @@ def expand_sae_names(patterns: Sequence[str]) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
+    if is_function_name(pattern) and local_path(pattern) is None:
+        return _keys(pattern)
     if not _WILDCARDS & set(pattern):
         return [pattern]
     known = _known_names(pattern)
+    return _selected(pattern, pattern, known)
+
+
+def _selected(given: str, pattern: str, known: list[str]) -> list[str]:
     found = [name for name in known if fnmatchcase(name, pattern)]
     if not found:
         raise SaeNotFoundError(
             "saes",
-            pattern,
+            given,
             expected="a pattern that selects SAEs",
             remedy=f"Among the {len(known)} names looked at are {', '.join(known[:5]) or 'none'}.",
         )
     return found
+
+
+def _keys(pattern: str) -> list[str]:
+    function, key = split_key(pattern)
+    if key is not None and not _WILDCARDS & set(key):
+        return [pattern]
+    made = call_function(function)
+    if not isinstance(made, Mapping):
+        return [pattern]
+    return [f"{function}/{name}" for name in _selected(pattern, key or "*", list(made))]
 
 
 def _known_names(pattern: str) -> list[str]:
@@ -55,9 +79,14 @@ def _known_names(pattern: str) -> list[str]:
     if not _WILDCARDS & set(release):
         from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-        directory = get_pretrained_saes_directory()
-        if release in directory:
-            return [f"{release}/{sae_id}" for sae_id in directory[release].saes_map]
+        if release in get_pretrained_saes_directory():
+            return list(release_names(release))
+        return _local_names(pattern)
+    return _local_names(pattern) or (list(release_names()) if "/" in pattern else [])
+
+
+def _local_names(pattern: str) -> list[str]:
     root, relative = Path(pattern).expanduser().anchor or ".", Path(pattern).expanduser()
     within = relative.relative_to(root) if relative.is_absolute() else relative
-    return sorted(str(path) for path in Path(root).glob(str(within)) if (path / "cfg.json").is_file())
+    found = Path(root).glob(str(within))
+    return sorted(str(path) for path in found if (path / "cfg.json").is_file() or params_file(path) is not None)

@@ -12,6 +12,7 @@ from torch import Tensor
 from absorb_pl.errors import PromptError
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.models.prompt_batch import PromptBatch, check_causal, read_prompts
+from absorb_pl.models.sae import require_rows
 
 FwdHook = tuple[str, Callable[..., Tensor | None]]
 
@@ -167,12 +168,17 @@ def encode(sae: Any, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     Returns:
         Latents, `[..., latents]`.
 
+    Raises:
+        SaeArchitectureError: Single rows are given to an SAE whose latents depend on earlier tokens.
+
     Example:
         >>> import torch
         >>> from types import SimpleNamespace
         >>> encode(SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu), torch.tensor([1.0, -2.0]))
         tensor([1., 0.])
     """
+    if x.ndim == 2:
+        require_rows(sae)
     with torch.no_grad():
         return sae.encode(x.to(sae.W_dec)).detach()
 

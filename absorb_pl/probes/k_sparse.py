@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, require_finite, solve_k_sparse
-from absorb_pl.models import load_sae
+from absorb_pl.models import encode_rows, load_sae
 from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.latents import chunks_for, encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
@@ -167,8 +167,7 @@ class KSparseProbe(OneVsRestModule):
         Returns:
             What the SAE encodes, in float32.
         """
-        with torch.no_grad():
-            return self.sae.encode(x).float()
+        return encode_rows(self.sae, x).float()
 
     def logits(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows classes"]:
         """Logits of the L1-regularised ranking probe.

@@ -8,16 +8,19 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from absorb_pl.functional import SaeStatistics
+from absorb_pl.models import decode_rows, encode_rows
 
-_CHUNK_VALUES = 2**27
+CHUNK_BYTES = 2**29
+"""Most bytes of one matrix of latents, 512 MiB; SAEs work with two to four such matrices at a time."""
 
 
-def chunks_for(x: Shaped[Tensor, "rows ..."], num_latents: int) -> tuple[Tensor, ...]:
-    """Cut rows so that the latents of one chunk are at most 2²⁷ values (512 MB in float32).
+def chunks_for(x: Shaped[Tensor, "rows ..."], num_latents: int, itemsize: int = 4) -> tuple[Tensor, ...]:
+    """Cut rows so that the latents of one chunk take at most `CHUNK_BYTES`, or are those of a single row.
 
     Args:
         x: Rows, residual activations or others.
         num_latents: Width of the SAE.
+        itemsize: Bytes of a latent; 4 in float32, in which latents are read whatever the SAE's own dtype.
 
     Returns:
         Consecutive rows.
@@ -26,7 +29,7 @@ def chunks_for(x: Shaped[Tensor, "rows ..."], num_latents: int) -> tuple[Tensor,
         >>> [len(part) for part in chunks_for(torch.zeros(5, 2), num_latents=2**26)]
         [2, 2, 1]
     """
-    return x.split(max(1, _CHUNK_VALUES // num_latents))
+    return x.split(max(1, CHUNK_BYTES // (itemsize * num_latents)))
 
 
 def sae_device(sae: Any, default: torch.device) -> torch.device:
@@ -77,10 +80,11 @@ def encode_latents(
 
 def _encoded(sae: Any, x: Tensor, latent_ids: Tensor, statistics: SaeStatistics | None) -> Iterator[Tensor]:
     device = sae_device(sae, x.device)
-    width = int(sae.W_dec.shape[0]) if hasattr(sae, "W_dec") else x.shape[1]
-    for part in chunks_for(x, width):
+    decoder = getattr(sae, "W_dec", None)
+    width, itemsize = (x.shape[1], 4) if decoder is None else (int(decoder.shape[0]), max(4, decoder.element_size()))
+    for part in chunks_for(x, width, itemsize):
         part = part.to(device)
-        latents = sae.encode(part)
+        latents = encode_rows(sae, part)
         if statistics is not None:
-            statistics.update(part, latents.float(), sae.decode(latents).float())
+            statistics.update(part, latents, decode_rows(sae, latents))
         yield latents[:, latent_ids.to(device)].float().to(latent_ids.device)

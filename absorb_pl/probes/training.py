@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from absorb_pl.errors import AbsorbError, LabelError, ShapeError
 from absorb_pl.functional import check_ks, rank_latents, solve_k_sparse
+from absorb_pl.models import encode_rows
 from absorb_pl.probes.base import Batch, OptimizerName
 from absorb_pl.probes.fitting import fit_probe
 from absorb_pl.probes.k_sparse import KSparseProbe
@@ -345,7 +346,7 @@ def train_k_sparse_probes(
 def _sae_latents(sae: Any, x: Tensor, post_act: bool) -> Tensor:
     device = sae_device(sae, x.device)
     if post_act:
-        return sae.encode(x.to(device)).float()
+        return encode_rows(sae, x.to(device)).float()
     if not hasattr(sae, "run_with_cache"):
         raise AbsorbError(
             "sae_post_act",

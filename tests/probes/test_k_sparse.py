@@ -127,7 +127,7 @@ def test_an_sae_named_in_a_checkpoint_is_loaded_again(tmp_path):
 
 
 def test_chunks_change_nothing(fitted, sae, data, monkeypatch):
-    monkeypatch.setattr(latents, "_CHUNK_VALUES", 30 * 64)
+    monkeypatch.setattr(latents, "CHUNK_BYTES", 4 * 30 * 64)
     torch.manual_seed(0)
     probe = KSparseProbe(sae, 4, ks=KS)
     fit_probe(probe, *data)

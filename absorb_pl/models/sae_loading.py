@@ -1,0 +1,127 @@
+"""Sparse autoencoders by name: bundled, in folders, of SAELens's releases, or made by a function of the user's."""
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sae_lens import SAE, TrainingSAE
+
+from absorb_pl.errors import AbsorbError, NonFiniteError
+from absorb_pl.models.adapters import AdaptedSae
+from absorb_pl.models.bundled import SPELLER, bundled_sae_path
+from absorb_pl.models.identity import sae_tensors
+from absorb_pl.models.placement import check_device, check_dtype, local_folder, local_path
+from absorb_pl.models.sae import refuse_transcoder
+from absorb_pl.models.sae_folders import inference_sae, load_folder
+from absorb_pl.models.sae_functions import function_sae, is_function_name
+from absorb_pl.models.sae_releases import load_release
+
+_AT_HOOK = re.compile(r"(.+)@([\w.]*hook_\w+)")
+
+
+def load_sae(
+    name: str, *, device: str = "cpu", dtype: str = "float32", converter: Callable[..., Any] | None = None
+) -> SAE[Any] | AdaptedSae:
+    """Load an SAE, in evaluation mode and without gradients.
+
+    Args:
+        name: One of
+
+            * `"speller/<name>"` for a bundled SAE;
+            * a folder in SAELens format (`cfg.json` and `sae_weights.safetensors`), one that SAELens wrote while
+              training, or a Gemma Scope `params.npz` or its folder;
+            * `"<release>/<id>"` with a release known to SAELens;
+            * `"<module>:<function>"` for a function of yours that gives a `SparseAutoencoder`, with arguments
+              (`my_saes:load(layer=3)`) and, where it gives a mapping, a key (`my_saes:load/wide`).
+
+            Behind any of them `@<hook name>` says which hook it reads (`my_sae@blocks.3.hook_resid_post`), in place
+            of what the SAE itself says.
+        device: A torch device.
+        dtype: Dtype of the weights: `float32`, `float64`, `bfloat16` or `float16`.
+        converter: A SAELens loader (`PretrainedSaeDiskLoader` for a folder, `PretrainedSaeHuggingfaceLoader` for a
+            release) where weights lie in a format of their own.
+
+    Returns:
+        The SAE with its weights as stored; nothing rescaled but for the scale of activations that SAELens itself
+        folds in. One that reads `hook_z` takes activations split into heads.
+
+    Raises:
+        SaeNotFoundError: If the name is none of these, or the hub cannot be reached.
+        SaeArchitectureError: If it is a transcoder, which does not reconstruct its own input.
+        SaeInterfaceError: If an SAE of yours lacks a member.
+        NonFiniteError: If a weight is NaN or infinite.
+        AbsorbError: If the device or dtype is unknown here.
+
+    Example:
+        >>> load_sae("speller/no-such-sae")
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.SaeNotFoundError: `name` was 'speller/no-such-sae', expected the name of a bundled...
+    """
+    check_dtype(dtype)
+    source, hook_name = split_hook(name)
+    sae = _load(source, check_device(device), dtype, converter)
+    refuse_transcoder(name, sae)
+    if isinstance(sae, AdaptedSae):
+        sae.hook_name = hook_name or sae.hook_name
+    else:
+        sae.cfg.metadata.hook_name = hook_name or sae.cfg.metadata.hook_name
+        if str(sae.cfg.metadata.hook_name).endswith("hook_z") and not sae.hook_z_reshaping_mode:
+            # Some SAEs of hook_z leave this to the code that runs them, Gemma Scope 2's among them.
+            sae.turn_on_forward_pass_hook_z_reshaping()
+        if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+            warnings.warn(
+                f"{name} was trained on rescaled activations ({sae.cfg.normalize_activations}), but neither its "
+                "weights nor anything beside them hold the scale, so it reads activations as they are. Save it "
+                "again with the scale folded in (`fold_activation_norm_scaling_factor`).",
+                stacklevel=2,
+            )
+    for key, weight in sae_tensors(sae).items():
+        # By parts, as wide SAEs have no room for another matrix of their size.
+        if bad := sum(int((~torch.isfinite(part)).sum()) for part in weight.reshape(-1).split(2**26)):
+            raise NonFiniteError(
+                "name",
+                name,
+                expected=f"finite weights, but {bad} in {key} are not",
+                remedy="Save the SAE again, or load it in a wider dtype.",
+            )
+    sae.eval()
+    sae.requires_grad_(False)
+    return sae
+
+
+def split_hook(name: str) -> tuple[str, str | None]:
+    """Part an SAE's name from the hook named behind it.
+
+    Args:
+        name: Name for `load_sae`.
+
+    Returns:
+        The name without the hook, and the hook or None. A path that exists as it reads has no hook behind it.
+
+    Example:
+        >>> split_hook("my_sae@blocks.3.hook_resid_post")
+        ('my_sae', 'blocks.3.hook_resid_post')
+    """
+    found = _AT_HOOK.fullmatch(name)
+    return (name, None) if found is None or local_path(name) is not None else (found[1], found[2])
+
+
+def _load(name: str, device: str, dtype: str, converter: Callable[..., Any] | None) -> SAE[Any] | AdaptedSae:
+    bundled = name.startswith(f"{SPELLER}/") and local_folder(name) is None
+    path = bundled_sae_path(name) if bundled else local_path(name)
+    if path is not None:
+        return load_folder(name, path, device, dtype, converter)
+    if not is_function_name(name):
+        return load_release(name, device, dtype, converter)
+    if converter is not None:
+        raise AbsorbError(
+            "converter", converter, expected="None for an SAE made by a function", remedy="Convert it in the function."
+        )
+    made = function_sae(name)
+    if isinstance(made, TrainingSAE):
+        return inference_sae(made, device, dtype)
+    sae = made if isinstance(made, SAE) else AdaptedSae(made)
+    return sae.to(device=torch.device(device), dtype=check_dtype(dtype))
