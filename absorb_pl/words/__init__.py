@@ -48,7 +48,14 @@ from absorb_pl.words.vocab import (
     marks_leading_spaces,
     most_common,
 )
-from absorb_pl.words.word_lists import Vocabulary, as_in_prompts, listed_words, token_counts, vocabulary_words
+from absorb_pl.words.word_lists import (
+    Vocabulary,
+    as_in_prompts,
+    listed_words,
+    token_counts,
+    unknown_words,
+    vocabulary_words,
+)
 
 __all__ = [
     "FIRST_LETTER_TEMPLATE",
@@ -103,5 +110,6 @@ __all__ = [
     "table_task",
     "token_counts",
     "tokenize_prompts",
+    "unknown_words",
     "vocabulary_words",
 ]

@@ -127,15 +127,8 @@ def tokenize_prompts(
     """
     if not prompts:
         raise PromptError("prompts", [], expected="at least one prompt", remedy="Give a longer word list.")
-    ends = [_word_end(prompt) for prompt in prompts]
     ids = _encode(tokenizer, [prompt.base for prompt in prompts])
-    upto = _encode(tokenizer, [prompt.base[:end] for prompt, end in zip(prompts, ends, strict=True)])
-    places = [len(head) - 1 if head and row[: len(head)] == head else None for row, head in zip(ids, upto, strict=True)]
-    merged = [i for i, place in enumerate(places) if place is None]
-    if merged:
-        found = _places_from_offsets(tokenizer, [prompts[i] for i in merged], [ends[i] for i in merged])
-        for i, place in zip(merged, found, strict=True):
-            places[i] = place
+    places = _word_places(tokenizer, prompts, ids)
     bos = [bos_token_id(tokenizer)] if prepend_bos else []
     sep = [_sep_token_id(tokenizer)] if append_sep else []
     lengths = torch.tensor([len(bos) + len(row) + len(sep) for row in ids])
@@ -263,6 +256,21 @@ def _word_end(prompt: SpellingPrompt) -> int:
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     # `verbose=False`: lengths are checked against the model's context, not against what the tokenizer believes
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _word_places(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[SpellingPrompt], ids: list[list[int]]
+) -> list[int]:
+    """Find the last token of each prompt's own word among the prompt's ids."""
+    ends = [_word_end(prompt) for prompt in prompts]
+    upto = _encode(tokenizer, [prompt.base[:end] for prompt, end in zip(prompts, ends, strict=True)])
+    places = [len(head) - 1 if head and row[: len(head)] == head else None for row, head in zip(ids, upto, strict=True)]
+    merged = [i for i, place in enumerate(places) if place is None]
+    if merged:
+        found = _places_from_offsets(tokenizer, [prompts[i] for i in merged], [ends[i] for i in merged])
+        for i, place in zip(merged, found, strict=True):
+            places[i] = place
+    return [place for place in places if place is not None]
 
 
 def _places_from_offsets(

@@ -12,7 +12,7 @@ from absorb_pl.errors import LabelError, TaskTableError, require_at_least
 from absorb_pl.words.answers import answer_token_ids
 from absorb_pl.words.tables import LabelledTexts, read_labelled_texts
 from absorb_pl.words.tasks import Task
-from absorb_pl.words.word_lists import as_in_prompts
+from absorb_pl.words.word_lists import as_in_prompts, unknown_words
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def table_task(
         The task, named `table`, with classes in alphabetical order.
 
     Raises:
-        TaskTableError: As `read_labelled_texts`; or a label has no answer or too few texts, an answer is for no
-            label, or answers share their first token.
+        TaskTableError: As `read_labelled_texts`; or a text is unknown to the tokenizer, a label has no answer or
+            too few texts, an answer is for no label, or answers share their first token.
         PromptError: If the template has no placeholder, or the tokenizer merges its end with an answer.
 
     Example:
@@ -97,6 +97,7 @@ def table_task(
     answers = _answers(table, column, classes, settings.answers)
     _check_counts(table, column, Counter(names[row] for row in order), settings.min_examples_per_label)
     words = [table.texts[row] for row in order]
+    _check_known(table, settings.text, unknown_words(tokenizer, words))
     if template.startswith("{word}"):
         words = as_in_prompts(tokenizer, words)
     labels = [classes.index(names[row]) for row in order]
@@ -132,6 +133,17 @@ def _answers(table: LabelledTexts, column: str, classes: tuple[str, ...], given:
         if name not in given:
             raise _refusal(table, column, name, f"a label with an answer: {', '.join(given)}", "Add it to `answers`.")
     return [given[name] for name in classes]
+
+
+def _check_known(table: LabelledTexts, column: str, unknown: list[str]) -> None:
+    if unknown:
+        place = table.places[table.texts.index(unknown[0])]
+        raise TaskTableError(
+            f"{table.path}, column {column}, {place}",
+            unknown[0],
+            expected="texts that the tokenizer knows, at least by their parts",
+            remedy=f"Drop the {len(unknown)} rows of which the model would see an unknown token.",
+        )
 
 
 def _check_counts(table: LabelledTexts, column: str, counts: Counter[str], least: int) -> None:

@@ -26,7 +26,8 @@ def vocabulary_words(
     Args:
         tokenizer: The model's tokenizer.
         vocabulary: `alpha` takes all tokens made of letters (the choice of arXiv 2409.14507), `common` the tokens
-            that are common English words, `words` all common English words, however many tokens they have.
+            that are common English words, `words` all common English words, however many tokens they have, that
+            the tokenizer knows, at least by their parts.
         only_start_of_word: For tokens, whether to leave out those without a leading space, where the vocabulary
             marks spaces. Words of `words` always carry one there.
         threshold: For `common` and `words`, least number of occurrences in a million words.
@@ -54,6 +55,8 @@ def vocabulary_words(
         )
     if vocabulary == "words":
         words = as_in_prompts(tokenizer, list(get_common_words(threshold)))
+        unknown = set(unknown_words(tokenizer, words))
+        words = [word for word in words if word not in unknown]
     elif vocabulary == "common":
         words = get_common_word_tokens(tokenizer, only_start_of_word=only_start_of_word, threshold=threshold)
     else:
@@ -80,7 +83,7 @@ def listed_words(
         The words in the order given, with a leading space where the vocabulary marks spaces.
 
     Raises:
-        VocabularyError: If a word is empty, stands twice or has too many tokens.
+        VocabularyError: If a word is empty, stands twice, is unknown to the tokenizer or has too many tokens.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -101,6 +104,14 @@ def listed_words(
             )
         seen.add(word)
     listed = as_in_prompts(tokenizer, bare)
+    unknown = unknown_words(tokenizer, listed)
+    if unknown:
+        raise VocabularyError(
+            "words",
+            unknown,
+            expected="words that the tokenizer knows, at least by their parts",
+            remedy="Leave these out: the model would see an unknown token.",
+        )
     if max_tokens_per_word is not None:
         counts = dict(zip(bare, token_counts(tokenizer, listed), strict=True))
         long = [word for word, count in counts.items() if count > _limit(max_tokens_per_word)]
@@ -152,9 +163,33 @@ def token_counts(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> li
         >>> token_counts(PreTrainedTokenizerFast(tokenizer_object=backend), ["cat", "cats"])
         [1, 2]
     """
+    return [len(ids) for ids in _ids_in_prompts(tokenizer, words)]
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[str]:
+    """List the words that a tokenizer reads, wholly or in part, as its unknown token.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        words: The words as they stand in a prompt.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> backend = Tokenizer(models.WordPiece({"cat": 0, "[UNK]": 1}, unk_token="[UNK]"))
+        >>> backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        >>> unknown_words(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"), ["cat", "猫"])
+        ['猫']
+    """
+    unknown = tokenizer.unk_token_id
+    return [word for word, ids in zip(words, _ids_in_prompts(tokenizer, words), strict=True) if unknown in ids]
+
+
+def _ids_in_prompts(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[list[int]]:
+    """Token ids of each word behind a line end, without those of the line end."""
     texts = ["\n", *(f"\n{word}" for word in words)]
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [len(row) - len(ids[0]) for row in ids[1:]]
+    return [row[len(ids[0]) :] for row in ids[1:]]
 
 
 def _limit(max_tokens_per_word: int) -> int:
