@@ -97,9 +97,9 @@ def table_task(
     answers = _answers(table, column, classes, settings.answers)
     _check_counts(table, column, Counter(names[row] for row in order), settings.min_examples_per_label)
     words = [table.texts[row] for row in order]
-    _check_known(table, settings.text, unknown_words(tokenizer, words))
     if template.startswith("{word}"):
         words = as_in_prompts(tokenizer, words)
+    _check_known(table, settings.text, tokenizer, _with_space_before(template, words))
     labels = [classes.index(names[row]) for row in order]
     answer_of = {word: answers[label] for word, label in zip(words, labels, strict=True)}
     task = Task(
@@ -135,14 +135,22 @@ def _answers(table: LabelledTexts, column: str, classes: tuple[str, ...], given:
     return [given[name] for name in classes]
 
 
-def _check_known(table: LabelledTexts, column: str, unknown: list[str]) -> None:
+def _with_space_before(template: str, words: list[str]) -> list[str]:
+    before = template.partition("{word}")[0][-1:]
+    return [before + word for word in words] if before.isspace() else words
+
+
+def _check_known(
+    table: LabelledTexts, column: str, tokenizer: PreTrainedTokenizerBase, words_in_prompts: list[str]
+) -> None:
+    unknown = unknown_words(tokenizer, words_in_prompts)
     if unknown:
-        place = table.places[table.texts.index(unknown[0])]
+        text = unknown[0].strip()
         raise TaskTableError(
-            f"{table.path}, column {column}, {place}",
-            unknown[0],
+            f"{table.path}, column {column}, {table.places[table.texts.index(text)]}",
+            text,
             expected="texts that the tokenizer knows, at least by their parts",
-            remedy=f"Drop the {len(unknown)} rows of which the model would see an unknown token.",
+            remedy=f"Leave out the {len(unknown)} rows of which the model would see an unknown token.",
         )
 
 
