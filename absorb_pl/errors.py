@@ -90,6 +90,14 @@ class ContextLengthError(AbsorbError):
     """A prompt is longer than the model's context."""
 
 
+class TaskTableError(AbsorbError):
+    """A table of labelled texts cannot be read, or lacks what a task needs."""
+
+
+class NotCausalError(AbsorbError):
+    """Something reads next-token logits, and the model gives none."""
+
+
 class LabelError(AbsorbError):
     """Labels are missing, unknown or too few."""
 

@@ -155,7 +155,10 @@ def run_study(config: StudyConfig) -> StudyResult:
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
         hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
         identities = activation_identities(model, words.prompts, hooks, config.activation_dtype)
-    run.claim(_common(identities[hooks[0]], config), {name: sae.identity for name, sae in saes.items()})
+    run.claim(
+        _common({**identities[hooks[0]], "task": words.identity}, config),
+        {name: sae.identity for name, sae in saes.items()},
+    )
 
     with run.stage("activations"):
         trainers = _trainers(config, "activations")

@@ -15,8 +15,10 @@ from typing_extensions import override
 
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import AbsorbError
-from absorb_pl.models import context_length, load_language_model
-from absorb_pl.words import SpellingPrompt, Task, TaskConfig, prepends_bos, tokenize_prompts
+from absorb_pl.models import content_hash, context_length, has_next_token_logits, load_language_model
+from absorb_pl.words import SpellingPrompt, Task, TaskConfig, closes_with_sep, prepends_bos, tokenize_prompts
+
+_TASK_CONTENT = ("name", "words", "classes", "answers", "template", "example_separator", "children")
 
 
 class PromptBatches:
@@ -63,6 +65,9 @@ class PromptBatches:
 class PromptDataModule(LightningDataModule):
     """Serves the prompts of a task, one a word, to predict loops.
 
+    A prompt begins with the model's beginning-of-sequence token where it has one. For an encoder whose tokenizer ends
+    texts with a separator it ends with that, as in `[CLS] cat has the first letter: [SEP]`.
+
     Args:
         model: A `TransformerBridge`, or a name for `load_language_model`; its tokenizer and context are used.
         task: What to ask about which words.
@@ -75,6 +80,8 @@ class PromptDataModule(LightningDataModule):
         texts: One `SpellingPrompt` a word.
         prompts: The same, tokenised.
         labels: Class of each word.
+        identity: Hash of all that the task says of its words: labels, classes, answers, template and children.
+            Whatever is made from labels or answers is cached under it.
     """
 
     def __init__(
@@ -88,13 +95,18 @@ class PromptDataModule(LightningDataModule):
         self.language_model = load_language_model(model) if isinstance(model, str) else model
         self.batch_size = batch_size
         self.config = task or TaskConfig()
-        self.task: Task = self.config.build(self.language_model.tokenizer)
+        causal, tokenizer = has_next_token_logits(self.language_model), self.language_model.tokenizer
+        self.task: Task = self.config.build(tokenizer, reads_answers=causal)
         self.labels = torch.tensor(self.task.labels)
+        self.identity = content_hash(
+            {"labels": self.labels}, {field: getattr(self.task, field) for field in _TASK_CONTENT}
+        )
         self.texts: list[SpellingPrompt] = self.config.prompts(self.task)
         self.prompts = tokenize_prompts(
-            self.language_model.tokenizer,
+            tokenizer,
             self.texts,
             prepend_bos=prepends_bos(self.language_model),
+            append_sep=not causal and closes_with_sep(tokenizer),
             max_length=context_length(self.language_model),
         )
         if isinstance(rows, str | Path):

@@ -19,7 +19,6 @@ from absorb_pl.errors import LabelError, require_at_least
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.functional import DEFAULT_KS
-from absorb_pl.models import content_hash
 from absorb_pl.probes import KSparseProbe, LinearProbe, fit_probe
 
 _FRAMES = ("latents", "k_sparse", "letters", "candidates")
@@ -62,7 +61,7 @@ class ProbeData:
         """What determines the labelled, split rows of a hook."""
         return {
             "activations": self.identities[hook],
-            "labels": content_hash({"labels": self.words.labels}, {"classes": self.words.task.classes}),
+            "task": self.words.identity,
             "test_fraction": self.test_fraction,
             "seed": self.seed,
         }

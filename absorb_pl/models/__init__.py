@@ -5,7 +5,13 @@ from absorb_pl.models.bundled import SPELLER, bundled_sae_path, list_bundled_sae
 from absorb_pl.models.controls import CONTROL_KINDS, control_sae
 from absorb_pl.models.gemma_scope import gemma_scope_disk_loader
 from absorb_pl.models.identity import content_hash, model_identity, sae_identity, tokenizer_identity
-from absorb_pl.models.language_model import check_hook, context_length, load_language_model
+from absorb_pl.models.language_model import (
+    check_hook,
+    context_length,
+    has_next_token_logits,
+    load_language_model,
+    require_next_token_logits,
+)
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.models.sae import check_sae_fits, reads_sequences, require_rows, sae_architecture, sae_hook_name
 from absorb_pl.models.sae_listing import layer_of_hook, list_saes
@@ -35,6 +41,7 @@ __all__ = [
     "encoder_parts",
     "expand_sae_names",
     "gemma_scope_disk_loader",
+    "has_next_token_logits",
     "layer_of_hook",
     "list_bundled_saes",
     "list_saes",
@@ -44,6 +51,7 @@ __all__ = [
     "prepends_bos",
     "read_prompts",
     "reads_sequences",
+    "require_next_token_logits",
     "require_rows",
     "sae_architecture",
     "sae_hook_name",

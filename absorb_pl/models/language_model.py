@@ -5,17 +5,22 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.utils import logging as transformers_logging
 
-from absorb_pl.errors import HookNotFoundError, ModelNotFoundError
+from absorb_pl.errors import HookNotFoundError, ModelNotFoundError, NotCausalError
 from absorb_pl.models.bundled import SPELLER, speller_path
 from absorb_pl.models.placement import check_device, check_dtype, local_folder
 
 
 def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> TransformerBridge:
-    """Load a causal language model with raw Hugging Face weights, in evaluation mode and without gradients.
+    """Load a language model with raw Hugging Face weights, in evaluation mode and without gradients.
+
+    Causal models and encoders (BERT) are taken: whatever `TransformerBridge` boots and gives a residual stream.
+    Weights that the checkpoint lacks, such as the head of a bare `BertModel`, are drawn from a fixed seed, so that
+    the model is the same each time; `has_next_token_logits` does not count such a head.
 
     Args:
         name: `"speller"` for the bundled model, a folder in Hugging Face format, or a name on the Hugging
@@ -27,7 +32,8 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
         The model with TransformerLens hooks; nothing folded, centred or converted.
 
     Raises:
-        ModelNotFoundError: If the name is none of the three, or the hub cannot be reached.
+        ModelNotFoundError: If the name is none of the three, the hub cannot be reached, or the model is an
+            encoder-decoder, which has two residual streams.
         AbsorbError: If the device or dtype is unknown here.
 
     Example:
@@ -44,12 +50,15 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
     if folder is not None and not (folder / "config.json").is_file():
         raise _not_found(name, "There is no config.json in this folder.")
     try:
-        with _without_progress_bars():
+        with _without_progress_bars(), torch.random.fork_rng(_devices(device)):
+            torch.manual_seed(0)
             model = TransformerBridge.boot_transformers(
                 name if folder is None else str(folder), device=device, dtype=weights_dtype
             )
     except (OSError, ValueError) as error:
         raise _not_found(name, _why(error, is_folder=folder is not None)) from error
+    if getattr(model.original_model.config, "is_encoder_decoder", False):
+        raise _not_found(name, "It is an encoder-decoder; causal models and encoders have one residual stream.")
     model.eval()
     model.original_model.requires_grad_(False)
     return model
@@ -101,6 +110,63 @@ def context_length(model: Any) -> int:
     return int(model.cfg.n_ctx)
 
 
+def has_next_token_logits(model: Any) -> bool:
+    """Tell whether a model says at each token what comes next: a causal model with a trained unembedding.
+
+    Encoders (BERT) see the tokens behind a word and answer about masked ones, and denoising models (Dream, LLaDA)
+    do alike. A checkpoint of a bare model (`LlamaModel`) has no unembedding, unless that is the embedding
+    (`GPT2Model`). Probes and rules that project need none of it; rules and figures that ask for the answer do.
+
+    Args:
+        model: A TransformerLens model.
+
+    Returns:
+        Whether `model(ids)[:, -1]` are trained logits of the next token.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> has_next_token_logits(SimpleNamespace(cfg=SimpleNamespace(attention_dir="bidirectional")))
+        False
+    """
+    wrapped = getattr(model, "original_model", None)
+    if wrapped is None:
+        return getattr(model.cfg, "attention_dir", "causal") == "causal"
+    config = wrapped.config
+    if getattr(config, "is_encoder_decoder", False) or not model.adapter.supports_generation:
+        return False
+    stored = config.architectures or [type(wrapped).__name__]
+    bare = all(name.endswith("Model") and not name.endswith("LMHeadModel") for name in stored)
+    return not bare or bool(getattr(config, "tie_word_embeddings", False))
+
+
+def require_next_token_logits(model: Any, what: str) -> None:
+    """Refuse a model without next-token logits.
+
+    Args:
+        model: A TransformerLens model.
+        what: What reads the logits, such as `"the absorption rule 'paper'"`.
+
+    Raises:
+        NotCausalError: The model is an encoder, denoises, or has no trained unembedding.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> encoder = SimpleNamespace(cfg=SimpleNamespace(attention_dir="bidirectional", architecture="Encoder"))
+        >>> require_next_token_logits(encoder, "the absorption rule 'paper'")
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.NotCausalError: `model` was 'Encoder', expected a causal language model ...
+    """
+    if not has_next_token_logits(model):
+        architecture = getattr(model.cfg, "architecture", None) or type(model).__name__
+        raise NotCausalError(
+            "model",
+            architecture,
+            expected=f"a causal language model with a trained unembedding, whose next-token logits {what} reads",
+            remedy="Use a rule that only projects activations, or a causal model.",
+        )
+
+
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
     enabled = transformers_logging.is_progress_bar_enabled()
@@ -110,6 +176,12 @@ def _without_progress_bars() -> Iterator[None]:
     finally:
         if enabled:
             transformers_logging.enable_progress_bar()
+
+
+def _devices(device: str) -> list[torch.device]:
+    """The devices besides the CPU whose random state a model's loading may touch."""
+    placed = torch.device(device)
+    return [placed] if placed.type == "cuda" else []
 
 
 def _why(error: BaseException, *, is_folder: bool) -> str:

@@ -1,5 +1,6 @@
 """Words, the prompts that ask a language model about them, and the tasks made of both."""
 
+from absorb_pl.words.answers import AnswerTokens, answer_token_ids
 from absorb_pl.words.formatters import (
     Formatter,
     first_letter,
@@ -16,17 +17,26 @@ from absorb_pl.words.formatters import (
     spelling_formatter,
 )
 from absorb_pl.words.grading import SpellingGrade, SpellingGrader
-from absorb_pl.words.positions import TokenizedPrompts, bos_token_id, prepends_bos, tokenize_prompts
-from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt, random_icl_prompt
-from absorb_pl.words.task_config import TaskConfig
-from absorb_pl.words.tasks import (
+from absorb_pl.words.letter_tasks import (
     FIRST_LETTER_TEMPLATE,
-    AnswerTokens,
-    Task,
-    answer_token_ids,
+    YES_NO,
+    contains_task_of_words,
     first_letter_task,
     letter_task_of_words,
+    letter_template,
 )
+from absorb_pl.words.positions import (
+    TokenizedPrompts,
+    bos_token_id,
+    closes_with_sep,
+    prepends_bos,
+    tokenize_prompts,
+)
+from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt, random_icl_prompt
+from absorb_pl.words.table_tasks import TableSettings, table_task
+from absorb_pl.words.tables import LabelledTexts, find_table, read_labelled_texts
+from absorb_pl.words.task_config import TaskConfig, TaskName
+from absorb_pl.words.tasks import Task
 from absorb_pl.words.vocab import (
     LETTERS,
     get_alpha_tokens,
@@ -38,21 +48,38 @@ from absorb_pl.words.vocab import (
     marks_leading_spaces,
     most_common,
 )
+from absorb_pl.words.word_lists import (
+    Vocabulary,
+    as_in_prompts,
+    listed_words,
+    token_counts,
+    unknown_words,
+    vocabulary_words,
+)
 
 __all__ = [
     "FIRST_LETTER_TEMPLATE",
     "LETTERS",
+    "YES_NO",
     "AnswerTokens",
     "Formatter",
+    "LabelledTexts",
     "SpellingGrade",
     "SpellingGrader",
     "SpellingPrompt",
+    "TableSettings",
     "Task",
     "TaskConfig",
+    "TaskName",
     "TokenizedPrompts",
+    "Vocabulary",
     "answer_token_ids",
+    "as_in_prompts",
     "bos_token_id",
+    "closes_with_sep",
+    "contains_task_of_words",
     "create_icl_prompt",
+    "find_table",
     "first_letter",
     "first_letter_formatter",
     "first_letter_task",
@@ -71,11 +98,18 @@ __all__ = [
     "letter_from_start",
     "letter_from_start_formatter",
     "letter_task_of_words",
+    "letter_template",
+    "listed_words",
     "marks_leading_spaces",
     "most_common",
     "prepends_bos",
     "random_icl_prompt",
+    "read_labelled_texts",
     "spelling",
     "spelling_formatter",
+    "table_task",
+    "token_counts",
     "tokenize_prompts",
+    "unknown_words",
+    "vocabulary_words",
 ]

@@ -18,12 +18,12 @@ class TokenizedPrompts:
     """A batch of prompts as token ids, padded on the right.
 
     A causal model sees nothing to the right of a token, so it gives the same values at the real tokens with
-    or without the mask.
+    or without the mask. An encoder sees the padding unless it gets the mask.
 
     Attributes:
         input_ids: Token ids; padding carries the pad (or end-of-sequence) id.
         attention_mask: True at real tokens.
-        lengths: Number of real tokens of each prompt, the beginning-of-sequence token included.
+        lengths: Number of real tokens of each prompt, those put before and behind its text included.
         word_positions: Index of the last token of each prompt's own word.
 
     Example:
@@ -88,6 +88,7 @@ def tokenize_prompts(
     prompts: Sequence[SpellingPrompt],
     *,
     prepend_bos: bool,
+    append_sep: bool = False,
     max_length: int | None = None,
 ) -> TokenizedPrompts:
     """Tokenize the bases of prompts and find the last token of each one's own word.
@@ -100,7 +101,9 @@ def tokenize_prompts(
     Args:
         tokenizer: A Hugging Face tokenizer; whatever special tokens it would add itself are left out.
         prompts: The prompts. One without `word_end` must hold its word exactly once.
-        prepend_bos: Whether each prompt begins with the beginning-of-sequence token.
+        prepend_bos: Whether each prompt begins with the beginning-of-sequence token (`bos_token_id`).
+        append_sep: Whether each prompt ends with the separator token, as encoders of BERT's kind were trained:
+            `[CLS] examples, then the word's own text [SEP]`. Not for causal models, which answer at the last token.
         max_length: Most tokens a prompt may have, usually the model's context length; None for no limit.
 
     Returns:
@@ -109,7 +112,7 @@ def tokenize_prompts(
     Raises:
         ContextLengthError: If a prompt is longer than `max_length`.
         PromptError: If there are no prompts, a word's place cannot be told, or there is no token to prepend
-            or pad with.
+            or append.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -124,17 +127,11 @@ def tokenize_prompts(
     """
     if not prompts:
         raise PromptError("prompts", [], expected="at least one prompt", remedy="Give a longer word list.")
-    ends = [_word_end(prompt) for prompt in prompts]
     ids = _encode(tokenizer, [prompt.base for prompt in prompts])
-    upto = _encode(tokenizer, [prompt.base[:end] for prompt, end in zip(prompts, ends, strict=True)])
-    places = [len(head) - 1 if head and row[: len(head)] == head else None for row, head in zip(ids, upto, strict=True)]
-    merged = [i for i, place in enumerate(places) if place is None]
-    if merged:
-        found = _places_from_offsets(tokenizer, [prompts[i] for i in merged], [ends[i] for i in merged])
-        for i, place in zip(merged, found, strict=True):
-            places[i] = place
+    places = _word_places(tokenizer, prompts, ids)
     bos = [bos_token_id(tokenizer)] if prepend_bos else []
-    lengths = torch.tensor([len(row) + len(bos) for row in ids])
+    sep = [_sep_token_id(tokenizer)] if append_sep else []
+    lengths = torch.tensor([len(bos) + len(row) + len(sep) for row in ids])
     longest = int(lengths.argmax())
     if max_length is not None and lengths[longest] > max_length:
         raise ContextLengthError(
@@ -145,7 +142,7 @@ def tokenize_prompts(
             remedy="Use fewer ICL examples, shorter words or a model with a longer context.",
         )
     return TokenizedPrompts(
-        input_ids=_pad([bos + row for row in ids], int(lengths[longest]), _padding_id(tokenizer)),
+        input_ids=_pad([bos + row + sep for row in ids], int(lengths[longest]), _padding_id(tokenizer)),
         attention_mask=torch.arange(int(lengths[longest])) < lengths[:, None],
         lengths=lengths,
         word_positions=torch.tensor(places) + len(bos),
@@ -153,10 +150,12 @@ def tokenize_prompts(
 
 
 def bos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Give the id of the token that begins a sequence.
+    """Give the id of the token that begins a sequence: `bos_token`, or `[CLS]` where the vocabulary has none.
+
+    TransformerLens names tokens that a vocabulary may lack (`<|endoftext|>` for BERT); those do not count.
 
     Raises:
-        PromptError: If the tokenizer has none.
+        PromptError: If the tokenizer has neither.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -165,15 +164,17 @@ def bos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
         >>> bos_token_id(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>"))
         0
     """
-    token = tokenizer.bos_token_id
-    if not isinstance(token, int):
+    found = _id_in_vocabulary(tokenizer, tokenizer.bos_token)
+    if found is None:
+        found = _id_in_vocabulary(tokenizer, tokenizer.cls_token)
+    if found is None:
         raise PromptError(
             "prepend_bos",
             True,
             expected="a tokenizer with a beginning-of-sequence token",
             remedy="Pass prepend_bos=False or set the tokenizer's bos_token.",
         )
-    return token
+    return found
 
 
 def prepends_bos(model: Any) -> bool:
@@ -183,7 +184,8 @@ def prepends_bos(model: Any) -> bool:
         model: A TransformerLens model (bridge or hooked transformer), or anything with `cfg` and `tokenizer`.
 
     Returns:
-        `model.cfg.default_prepend_bos`, unless the tokenizer has no such token in its vocabulary.
+        `model.cfg.default_prepend_bos`, unless the tokenizer has no such token (nor a `[CLS]`) in its vocabulary,
+        or has it beyond the model's embeddings.
 
     Example:
         >>> from types import SimpleNamespace
@@ -192,8 +194,42 @@ def prepends_bos(model: Any) -> bool:
     """
     if not getattr(model.cfg, "default_prepend_bos", True):
         return False
-    bos = model.tokenizer.bos_token
-    return bos is not None and len(model.tokenizer(bos, add_special_tokens=False)["input_ids"]) == 1
+    try:
+        begin = bos_token_id(model.tokenizer)
+    except PromptError:
+        return False
+    return begin < getattr(model.cfg, "d_vocab", begin + 1)
+
+
+def closes_with_sep(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer by itself ends a text with its separator token, as BERT's does.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> backend = Tokenizer(models.WordLevel({"a": 0, "[SEP]": 1}))
+        >>> closes_with_sep(PreTrainedTokenizerFast(tokenizer_object=backend, sep_token="[SEP]"))
+        False
+    """
+    sep = _id_in_vocabulary(tokenizer, tokenizer.sep_token)
+    return sep is not None and tokenizer("a")["input_ids"][-1] == sep
+
+
+def _sep_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    sep = _id_in_vocabulary(tokenizer, tokenizer.sep_token)
+    if sep is None:
+        raise PromptError(
+            "append_sep", True, expected="a tokenizer with a separator token", remedy="Pass append_sep=False."
+        )
+    return sep
+
+
+def _id_in_vocabulary(tokenizer: PreTrainedTokenizerBase, token: Any) -> int | None:
+    """Id of a token, or None if there is none; a token outside the vocabulary is none, not the unknown token."""
+    index = None if token is None else tokenizer.convert_tokens_to_ids(str(token))
+    if isinstance(index, int) and tokenizer.convert_ids_to_tokens(index) == str(token):
+        return index
+    return None
 
 
 def _word_end(prompt: SpellingPrompt) -> int:
@@ -220,6 +256,21 @@ def _word_end(prompt: SpellingPrompt) -> int:
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     # `verbose=False`: lengths are checked against the model's context, not against what the tokenizer believes
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _word_places(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[SpellingPrompt], ids: list[list[int]]
+) -> list[int]:
+    """Find the last token of each prompt's own word among the prompt's ids."""
+    ends = [_word_end(prompt) for prompt in prompts]
+    upto = _encode(tokenizer, [prompt.base[:end] for prompt, end in zip(prompts, ends, strict=True)])
+    places = [len(head) - 1 if head and row[: len(head)] == head else None for row, head in zip(ids, upto, strict=True)]
+    merged = [i for i, place in enumerate(places) if place is None]
+    if merged:
+        found = _places_from_offsets(tokenizer, [prompts[i] for i in merged], [ends[i] for i in merged])
+        for i, place in zip(merged, found, strict=True):
+            places[i] = place
+    return [place for place in places if place is not None]
 
 
 def _places_from_offsets(

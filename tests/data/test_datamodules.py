@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
-from absorb_pl.data import ActivationDataModule, PromptDataModule
+from absorb_pl.data import ActivationDataModule, PromptDataModule, activation_identities
 from absorb_pl.data.shares import Share
-from absorb_pl.words import TaskConfig
+from absorb_pl.evaluators import LinearProbeSettings, LinearProbeStage, ProbeData
+from absorb_pl.words import TableSettings, TaskConfig
 
 HOOK = "blocks.1.hook_resid_post"
 TASK = TaskConfig(max_icl_examples=2)
@@ -122,3 +123,41 @@ def test_processes_share_whole_prompt_batches(ragged):
         shares.append([batch["index"].tolist() for batch in ragged.predict_dataloader()])
     ragged.trainer = None
     assert shares == [alone[::2], alone[1::2]]
+
+
+def test_the_identity_is_all_that_the_task_says(gpt2, tmp_path):
+    words = [word.strip() for word in PromptDataModule(gpt2, TASK).task.words[:24]]
+    frame = pd.DataFrame({"word": words, "kind": ["a", "b", "c", "d"] * 6, "group": ["x", "y"] * 12})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.sample(frac=1, random_state=0).to_csv(tmp_path / "shuffled.csv", index=False)
+    frame.assign(kind=frame["kind"].replace("d", "e")).to_csv(tmp_path / "renamed.csv", index=False)
+    frame.assign(group=frame["group"].replace({"x": "y", "y": "x"})).to_csv(tmp_path / "swapped.csv", index=False)
+
+    def identity(name="t.csv", template="{word}:", answers=("X", "Y")):
+        answer_of = {"x": f" {answers[0]}", "y": f" {answers[1]}"}
+        table = TableSettings(str(tmp_path / name), "word", "kind", "group", answer_of)
+        data = PromptDataModule(gpt2, TaskConfig("table", table=table, template=template, max_icl_examples=0))
+        return data.identity, data.prompts.input_ids.tolist()
+
+    assert identity("shuffled.csv") == identity()
+    changed = [identity(), identity("renamed.csv"), identity("swapped.csv"), identity(answers=("Y", "X"))]
+    changed.append(identity(template="{word} is"))
+    assert len({content for content, _ in changed}) == 5
+    # Without in-context examples neither labels nor answers stand in the prompts.
+    assert all(ids == changed[0][1] for _, ids in changed[:4])
+
+
+def test_what_is_made_of_labels_is_cached_under_the_task_s_identity(gpt2, tmp_path):
+    words = [word.strip() for word in PromptDataModule(gpt2, TASK).task.words[:30]]
+    pd.DataFrame({"word": words, "kind": ["x", "y"] * 15}).to_csv(tmp_path / "t.csv", index=False)
+    paths = []
+    for answers in (("X", "Y"), ("Y", "X")):
+        table = TableSettings(
+            str(tmp_path / "t.csv"), "word", "kind", answers={"x": f" {answers[0]}", "y": f" {answers[1]}"}
+        )
+        data = PromptDataModule(gpt2, TaskConfig("table", table=table, template="{word}:", max_icl_examples=0))
+        identities = activation_identities(gpt2, data.prompts, [HOOK], "float32")
+        rows = ProbeData(data, {}, identities, test_fraction=0.2, seed=42)
+        paths.append((identities[HOOK], LinearProbeStage(tmp_path, rows, LinearProbeSettings()).path(HOOK)))
+    assert paths[0][0] == paths[1][0]
+    assert paths[0][1] != paths[1][1]

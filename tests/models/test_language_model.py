@@ -7,16 +7,31 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertTokenizerFast,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.utils import logging as transformers_logging
 
-from absorb_pl.errors import AbsorbError, HookNotFoundError, ModelNotFoundError
+from absorb_pl.data.residuals import read_residuals
+from absorb_pl.errors import AbsorbError, HookNotFoundError, ModelNotFoundError, NotCausalError
 from absorb_pl.models import (
     check_hook,
     content_hash,
     context_length,
+    has_next_token_logits,
     load_language_model,
     model_identity,
+    require_next_token_logits,
     tokenizer_identity,
 )
 
@@ -178,3 +193,91 @@ def test_a_content_hash_sees_names_dtypes_shapes_and_settings():
     assert len(set(hashes)) == len(hashes)
     assert content_hash({"a": torch.zeros(2, 4).T[:, 0]}, {"device": "cuda"}) == hashes[0]
     assert content_hash({"s": torch.tensor(1.0), "a": zeros}, {}) == hashes[4]
+
+
+TINY = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+MADE = {
+    "masked": lambda: BertForMaskedLM(BertConfig(**TINY)),
+    "bare": lambda: BertModel(BertConfig(**TINY)),
+    "untied": lambda: LlamaModel(LlamaConfig(**TINY)),
+    "tied": lambda: GPT2Model(GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=2)),
+    "seq2seq": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=40, d_model=32, d_ff=64, d_kv=16, num_layers=2, num_heads=2)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Makes the folder of a small model over a WordPiece vocabulary."""
+
+    def make(kind):
+        folder = tmp_path_factory.mktemp(kind)
+        torch.manual_seed(1)
+        MADE[kind]().save_pretrained(folder)
+        pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+        BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["masked", "bare"])
+def test_encoders_are_read_behind_their_padding(made, kind):
+    folder = made(kind)
+    model = load_language_model(str(folder))
+    stored = BertModel.from_pretrained(folder, attn_implementation="eager").eval()
+    texts = ["a b c d e f", "a b", "c d e"]
+    rows = [model.tokenizer(text)["input_ids"] for text in texts]
+    lengths, place = torch.tensor([len(row) for row in rows]), torch.tensor([2, 1, 3])
+    ids = torch.tensor([row + [0] * (8 - len(row)) for row in rows])
+    mask = torch.arange(8) < lengths[:, None]
+    hooks = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    found = read_residuals(model, ids, mask, place, hooks)
+    unmasked = read_residuals(model, ids, mask | True, place, hooks)
+    for row, tokens in enumerate(rows):
+        with torch.no_grad():
+            states = stored(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+        for hook, state in zip(hooks, states, strict=True):
+            torch.testing.assert_close(found[hook][row], state[0, place[row]], rtol=1e-5, atol=1e-5)
+    assert (unmasked[hooks[2]][1] - found[hooks[2]][1]).abs().max() > 1e-3
+
+
+def test_weights_that_a_checkpoint_lacks_are_the_same_each_time(made):
+    folder = made("bare")
+    before = torch.random.get_rng_state()
+    first = load_language_model(str(folder))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    second = load_language_model(str(folder))
+    assert torch.equal(first.mlm_head.weight, second.mlm_head.weight)
+    assert model_identity(first) == model_identity(second)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("masked", False), ("bare", False), ("untied", False), ("tied", True)])
+def test_next_token_logits_need_a_causal_model_with_an_unembedding(made, kind, expected):
+    folder = made(kind)
+    model = load_language_model(str(folder))
+    assert has_next_token_logits(model) is expected
+    if kind == "tied":
+        require_next_token_logits(model, "the rule 'paper'")
+        logits = (
+            GPT2Model.from_pretrained(folder).eval()(torch.tensor([[5, 6]])).last_hidden_state @ model.embed.weight.T
+        )
+        torch.testing.assert_close(model(torch.tensor([[5, 6]])), logits, rtol=1e-4, atol=1e-5)
+        return
+    with pytest.raises(NotCausalError, match="whose next-token logits the rule 'paper' reads") as caught:
+        require_next_token_logits(model, "the rule 'paper'")
+    assert caught.value.value == model.cfg.architecture
+
+
+def test_golden_models_have_next_token_logits(model):
+    assert has_next_token_logits(model)
+    with torch.no_grad():
+        first, second = model(torch.tensor([[3, 4, 5], [3, 4, 6]]))[:, 1]
+    assert torch.equal(first, second)
+
+
+def test_an_encoder_decoder_is_refused(made):
+    with pytest.raises(ModelNotFoundError, match="encoder-decoder"):
+        load_language_model(str(made("seq2seq")))
