@@ -58,7 +58,9 @@ class AbsorptionStage(Stage):
         self.run_dir = run_dir
         self.words, self.saes, self.probes, self.probing, self.rule = words, saes, probes, probing, rule
         self.run_batch_size, self.saes_per_pass = run_batch_size, saes_per_pass
-        self._units = {_unit(sae, token): (sae, token) for sae in saes for token in positive_tokens}
+        self._units: dict[str, tuple[str, PositiveToken]] = {
+            _unit(sae, token): (sae, token) for sae in saes for token in positive_tokens
+        }
 
     @override
     def identity(self, unit: str) -> dict[str, Any]:

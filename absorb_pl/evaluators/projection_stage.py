@@ -69,7 +69,7 @@ class ProjectionStage(UnitStage):
         texts = [self.data.words.texts[row] for row in found["row"]]
         found = found.assign(word=[text.word for text in texts], prompt=[text.base for text in texts])
         cfg = getattr(sae, "cfg", None)
-        described = cfg.to_dict() if hasattr(cfg, "to_dict") else None
+        described = cfg.to_dict() if cfg is not None and hasattr(cfg, "to_dict") else None
         with write_artifact(self.path(unit), self.identity(unit)) as folder:
             found.sort_values("row", ignore_index=True).to_parquet(folder / _WORDS, index=False)
             (folder / _CFG).write_text(json.dumps(described, default=str), encoding="utf-8")

@@ -59,6 +59,8 @@ def zero_count_bound(sizes: Sequence[float | int], confidence: float = 0.95) -> 
     """
     n = np.asarray(sizes, dtype=np.float64)
     budget = np.log(2 / (1 - confidence))
+    if len(n) == 1:
+        return float(-np.expm1(-budget / n[0]))
     low, high = -np.log(n.max()) - budget / n.min(), -np.log(n.min())
     for _ in range(200):
         middle = (low + high) / 2

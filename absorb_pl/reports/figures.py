@@ -94,7 +94,7 @@ def absorption_figure(summary: pd.DataFrame, against: str, *, fraction: bool = F
     what, measure = ("rate", "absorption_rate") if not fraction else ("fraction", "absorption_fraction")
     interval = ("ci_low", "ci_high") if not fraction else ("fraction_ci_low", "fraction_ci_high")
     figure = Figure(figsize=(min(5.6, 2.2 + 9.6 / len(rules)) * len(rules), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(rules), squeeze=False)[0]
+    axes = figure.subplots(1, len(rules), squeeze=False, sharey=True)[0]
     for axis, rule in zip(axes, rules, strict=True):
         rows = summary[(summary["rule"] == rule) & summary["evaluable"]]
         _scatter(axis, rows, against, measure, interval=interval)

@@ -29,7 +29,7 @@ def summary_table(summary: pd.DataFrame) -> Table:
     table = Table(title="Feature absorption, mean over letters [95 % interval]", header_style="bold")
     table.add_column("SAE", no_wrap=True)
     names = list(summary["sae"].unique())
-    first = {name: rows.iloc[0].to_dict() for name, rows in summary.groupby("sae", sort=False)}
+    first = {str(name): rows.iloc[0].to_dict() for name, rows in summary.groupby("sae", sort=False)}
     cells = [[name, *(show(first[name]) for show in _ABOUT.values())] for name in names]
     for name in _ABOUT:
         table.add_column(name.replace(" ", "\n", 1), justify="right", no_wrap=True)

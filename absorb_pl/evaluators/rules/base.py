@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pandas as pd
 import torch
@@ -112,7 +112,7 @@ class AbsorptionRule(ABC):
             return letters
         return letters.assign(num_candidates=letters["num_probe_true_positives"], sample_portion=1.0)
 
-    def with_thresholds(self, thresholds: Mapping[str, float | int]) -> Self:
+    def with_thresholds(self, thresholds: Mapping[str, float | int]) -> "AbsorptionRule":
         """The same rule with other thresholds.
 
         Raises:

@@ -56,7 +56,7 @@ class SaeBench(AbsorptionRule):
     settings: SaeBenchRule
     evidence = "projections"
     thresholds: ClassVar[Mapping[str, Threshold]] = {
-        "full_cos_threshold": Threshold((-1.0, 0.0, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)),
+        "full_cos_threshold": Threshold((0.0, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)),
         "proportion_threshold": Threshold((0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)),
         "silent": Threshold(),
     }

@@ -24,7 +24,7 @@ class SaeBench060(SaeBench):
         "proportion_threshold": Threshold(
             SaeBench.thresholds["proportion_threshold"].grid, ("absorption_rate", *_FRACTION)
         ),
-        "fraction_cos_threshold": Threshold((-1.0, 0.0, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5), _FRACTION),
+        "fraction_cos_threshold": Threshold((0.0, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5), _FRACTION),
         "max_absorbers": Threshold((1, 2, 3, 4, 5), _FRACTION),
     }
 
