@@ -235,7 +235,7 @@ def _saebench_run(
         rule=rule,
         rates=config.rates,
         eval_config={
-            "model_name": words.language_model.cfg.model_name,
+            "model_name": config.model,
             "random_seed": config.seed,
             "f1_jump_threshold": config.splits.f1_jump,
             "max_k_value": config.splits.max_k,
