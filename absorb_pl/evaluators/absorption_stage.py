@@ -79,7 +79,10 @@ class AbsorptionStage(Stage):
         missing = self.missing(wanted)
         by_tokens: dict[tuple[PositiveToken, ...], list[str]] = {}
         for sae in units:
-            if tokens := tuple(self._units[unit][1] for unit in missing if self._units[unit][0] == sae):
+            tokens: tuple[PositiveToken, ...] = tuple(
+                self._units[unit][1] for unit in missing if self._units[unit][0] == sae
+            )
+            if tokens:
                 by_tokens.setdefault(tokens, []).append(sae)
         for tokens, saes in by_tokens.items():
             for start in range(0, len(saes), self.saes_per_pass):

@@ -41,7 +41,7 @@ class Rescored:
     tables: dict[str, pd.DataFrame]
 
 
-def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | None) -> Rescored:
+def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | int | None) -> Rescored:
     """Apply a rule with other thresholds to the scores that a finished study stored.
 
     Writes tables, figures and TensorBoard events below `run_dir/rescored/`, in a folder named by the rule and what
