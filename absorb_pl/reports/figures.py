@@ -55,7 +55,7 @@ def save_figures(figures: dict[str, Figure], folder: Path) -> None:
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=_DPI, bbox_inches="tight")
+            figure.savefig(folder / f"{name}.png", dpi=_DPI)
 
 
 def top_latent_figure(summary: pd.DataFrame, against: str) -> Figure:
