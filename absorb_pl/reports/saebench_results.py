@@ -61,7 +61,7 @@ def release_and_id(sae: str) -> tuple[str, str]:
         ('.', 'custom_sae')
     """
     release, _, sae_id = sae.partition("/")
-    own = not sae_id or Path(sae).expanduser().is_dir()
+    own = not sae_id or Path(sae.partition("#")[0]).expanduser().is_dir()
     return (sae, "custom_sae") if own else (release, sae_id)
 
 
