@@ -106,6 +106,10 @@ class NonFiniteError(AbsorbError):
     """A tensor holds NaN or infinite values."""
 
 
+class RuleError(AbsorbError):
+    """There is no such absorption rule, or it cannot be applied with these thresholds."""
+
+
 class ConvergenceError(AbsorbError):
     """An optimiser stopped short of its tolerance."""
 

@@ -1,7 +1,9 @@
 """The whole pipeline as one function: from words to a table of how much each SAE splits and absorbs."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +25,28 @@ from absorb_pl.data import (
 )
 from absorb_pl.errors import AbsorbError, require_at_least
 from absorb_pl.evaluators import (
+    AbsorptionRule,
     AbsorptionStage,
     KSparseSettings,
     LinearProbeSettings,
     LinearProbeStage,
     PaperRule,
     ProbeData,
+    ProjectionStage,
     RateSettings,
+    SaeBench060,
+    SaeBenchRule,
     SaeProbingStage,
     SaeSource,
     SplitSettings,
+    configured_rules,
 )
 from absorb_pl.models import expand_sae_names, load_language_model
 from absorb_pl.probes import quiet_lightning
-from absorb_pl.reports import report_study, study_tables
+from absorb_pl.reports import SaeBenchRun, report_study, study_tables
 from absorb_pl.words import TaskConfig
 
-_SHARED_SETTINGS = ("linear_probe", "k_sparse", "splits", "rule", "rates")
+_SHARED_SETTINGS = ("linear_probe", "k_sparse", "splits", "rule", "saebench", "rates")
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,10 @@ class StudyConfig:
         linear_probe: Training of the linear probes.
         k_sparse: Training of the k-sparse probes.
         splits: How main latents and candidate words are found.
-        rule: The absorption rule.
+        rules: Names of the absorption rules: `paper` and its variants `paper-published`, `paper-published-token` and
+            `paper-published-letters`, `saebench-0.6.0`, `saebench-0.3.2`, or registered ones.
+        rule: Settings of the rule `paper` and its variants.
+        saebench: Settings of SAEBench's rules.
         rates: How rates are summed up.
         trainer: Where the study runs.
     """
@@ -101,7 +111,9 @@ class StudyConfig:
     linear_probe: LinearProbeSettings = field(default_factory=LinearProbeSettings)
     k_sparse: KSparseSettings = field(default_factory=KSparseSettings)
     splits: SplitSettings = field(default_factory=SplitSettings)
+    rules: list[str] = field(default_factory=lambda: ["paper", "saebench-0.6.0", "saebench-0.3.2"])
     rule: PaperRule = field(default_factory=PaperRule)
+    saebench: SaeBenchRule = field(default_factory=SaeBenchRule)
     rates: RateSettings = field(default_factory=RateSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
@@ -112,6 +124,15 @@ class StudyConfig:
             run_batch_size=self.run_batch_size,
             saes_per_pass=self.saes_per_pass,
         )
+        self.chosen_rules()
+
+    def chosen_rules(self) -> list[AbsorptionRule]:
+        """The rules with their settings.
+
+        Raises:
+            RuleError: A name is unknown or stands twice, or there is none.
+        """
+        return configured_rules(self.rules, {"rule": self.rule, "saebench": self.saebench})
 
 
 @dataclass(frozen=True)
@@ -120,8 +141,8 @@ class StudyResult:
 
     Attributes:
         run_dir: The run's folder.
-        tables: `summary`, `letters`, `words`, `latents`, `k_sparse`, `candidates` and `training`, as written to
-            `run_dir/tables`.
+        tables: `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates` and `training`, as
+            written to `run_dir/tables`.
     """
 
     run_dir: Path
@@ -173,17 +194,76 @@ def run_study(config: StudyConfig) -> StudyResult:
         probing = SaeProbingStage(cache_dir, data, saes, probes, config.k_sparse, config.splits)
         facts["made"] = probing.run(names, _trainers(config, "k-sparse probes"))
 
-    with run.stage("absorption") as facts:
-        absorption = AbsorptionStage(
-            cache_dir, run.path, words, saes, probes, probing, config.rule, config.run_batch_size, config.saes_per_pass
-        )
-        facts["made"] = absorption.run(names, _trainers(config, "absorption"))
+    rules = config.chosen_rules()
+    projections: ProjectionStage | None = None
+    scored: dict[str, Callable[[str], pd.DataFrame]] = {}
+    if of_projections := [rule.name for rule in rules if rule.evidence == "projections"]:
+        with run.stage("projections") as facts:
+            stored = config.saebench.stored_absorbers
+            projections = ProjectionStage(cache_dir, data, saes, probes, probing, stored)
+            facts["made"] = projections.run(names, _trainers(config, "projections"))
+            scored |= dict.fromkeys(of_projections, projections.table)
+    if tokens := {rule.name: rule.settings.positive_token for rule in rules if rule.evidence == "gradients"}:
+        with run.stage("absorption") as facts:
+            batches = (config.run_batch_size, config.saes_per_pass)
+            absorption = AbsorptionStage(
+                cache_dir, run.path, words, saes, probes, probing, config.rule, sorted(set(tokens.values())), *batches
+            )
+            facts["made"] = absorption.run(names, _trainers(config, "absorption"))
+            scored |= {name: partial(absorption.table, positive_token=token) for name, token in tokens.items()}
 
-    tables = study_tables(saes, words, probes, probing, absorption, config.rates)
+    tables = study_tables(saes, words, probes, probing, scored, rules, config.rates)
     if writes:
         with run.stage("report"):
-            report_study(run.path, tables, {hook: probes.weights(hook) for hook in hooks})
+            saebench = _saebench_run(config, data, rules, projections, names)
+            report_study(run.path, tables, {hook: probes.weights(hook) for hook in hooks}, saebench)
     return StudyResult(run.path, tables)
+
+
+def _saebench_run(
+    config: StudyConfig,
+    data: ProbeData,
+    rules: Sequence[AbsorptionRule],
+    projections: ProjectionStage | None,
+    names: Sequence[str],
+) -> SaeBenchRun | None:
+    """What the files in SAEBench's format say of the run; None where there are none."""
+    words = data.words
+    rule = next((rule for rule in rules if isinstance(rule, SaeBench060) and rule.name == SaeBench060.name), None)
+    if rule is None or projections is None or words.task.name != "first_letter":
+        return None
+    held_out = len(data.split(next(iter(data.activations)), "test")[2])
+    positions = (words.prompts.word_positions - words.prompts.lengths).unique().tolist()
+    return SaeBenchRun(
+        rule=rule,
+        rates=config.rates,
+        eval_config={
+            "model_name": config.model,
+            "random_seed": config.seed,
+            "f1_jump_threshold": config.splits.f1_jump,
+            "max_k_value": config.splits.max_k,
+            "prompt_template": words.task.template,
+            **({"prompt_token_pos": positions[0]} if len(positions) == 1 else {}),
+            "llm_batch_size": config.prompt_batch_size,
+            "llm_dtype": config.model_dtype,
+            "k_sparse_probe_l1_decay": config.k_sparse.l1_decay,
+            "k_sparse_probe_batch_size": config.k_sparse.batch_size,
+            "k_sparse_probe_num_epochs": config.k_sparse.max_epochs,
+            "min_GT_probe_f1": config.rates.min_probe_f1,
+            "min_feats_for_eval": config.saebench.min_letters,
+            "eval_k_sparse_probe_batch_size": held_out,
+        },
+        facts={
+            "word_positions_from_the_end": positions,
+            "task": words.task.name,
+            "num_words": len(words.texts),
+            "num_held_out_words": held_out,
+            "test_fraction": config.test_fraction,
+            "max_icl_examples": words.task.max_icl_examples,
+            "seeds": {"split_and_probes": config.seed, "prompts": config.task.seed, "bootstrap": config.rates.seed},
+        },
+        sae_cfgs={name: projections.sae_cfg(name) for name in names},
+    )
 
 
 def _common(identity: dict[str, Any], config: StudyConfig) -> dict[str, Any]:
@@ -194,6 +274,7 @@ def _common(identity: dict[str, Any], config: StudyConfig) -> dict[str, Any]:
         "test_fraction": config.test_fraction,
         "seed": config.seed,
         "sae_dtype": config.sae_dtype,
+        "rules": config.rules,
         **{name: dataclasses.asdict(getattr(config, name)) for name in _SHARED_SETTINGS},
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from absorb_pl.cli import main
 from absorb_pl.data import collector
-from absorb_pl.evaluators import absorption_stage, probing_stages, writers
+from absorb_pl.evaluators import absorption_stage, probing_stages, projection_stage, writers
 from absorb_pl.reports import report
 
 
@@ -37,6 +37,7 @@ DEATHS = {
     "linear_probes": (probing_stages, "fit_probe", 2),
     "sae_probing": (probing_stages, "evaluate_sae", 2),
     "sae_probing_half_written": (probing_stages, "save_file", 2),
+    "projections": (projection_stage, "write_artifact", 2),
     "absorption": (absorption_stage, "write_artifact", 2),
     "absorption_words": (writers, "write_table", 1),
     "report": (report, "write_table", 4),

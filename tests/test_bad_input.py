@@ -165,12 +165,18 @@ def test_letters_without_words_say_so(study, tmp_path):
     tables = {path.stem: pd.read_parquet(path) for path in (tmp_path / "run" / "tables").iterdir()}
     full = {path.stem: pd.read_parquet(path) for path in (study[1].run_dir / "tables").iterdir()}
     absent = tables["letters"]["reason"] == "no held-out words"
-    assert len(tables["letters"]) == full["letters"]["label"].nunique() == 26
-    assert 3 < (~absent).sum() < 26
+    for _, of_rule in tables["letters"].groupby("rule"):
+        assert len(of_rule) == full["letters"]["label"].nunique() == 26
+        assert 3 < (of_rule["reason"] != "no held-out words").sum() < 26
     assert not tables["letters"][absent]["evaluable"].any()
     assert (tables["letters"][absent][["num_words", "num_probe_true_positives", "num_absorbed"]] == 0).all(axis=None)
-    letters = tables["letters"][~absent].drop(columns=["absorption_rate", "ci_low", "ci_high"])
-    for table in (letters, tables["k_sparse"], tables["latents"], tables["candidates"], tables["words"]):
+    rates = ["absorption_rate", "ci_low", "ci_high", "absorption_fraction", "fraction_ci_low", "fraction_ci_high"]
+    letters = [part.drop(columns=rates) for _, part in tables["letters"][~absent].groupby("rule")]
+    words = [part for _, part in tables["words"].groupby("rule")]
+    assert [part["sum_fraction"].isna().all() for part in letters] == [True, False, False]
+    # What a rule does not have is missing from all its rows, what it has from none.
+    by_rule = [part.dropna(axis="columns", how="all") for part in (*letters, *words)]
+    for table in (*by_rule, tables["k_sparse"], tables["latents"], tables["candidates"]):
         assert not table.isna().any().any()
     assert tables["letters"][tables["letters"]["evaluable"]]["absorption_rate"].notna().all()
     for path in (tmp_path / "run" / "probes").iterdir():
@@ -207,7 +213,7 @@ def test_a_corrupted_shard(run, study, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     shard = shard_of(tmp_path / "cache")
     os.truncate(shard, 1000)
-    kept = {("cache", stage) for stage in ("activations", "linear_probes", "sae_probing", "absorption")}
+    kept = {("cache", stage) for stage in ("activations", "linear_probes", "sae_probing", "projections", "absorption")}
     message = run(errors.CacheCorruptedError, written=(*CLAIMED, *kept))
     assert f"`{shard}` was '1000 bytes', expected {238 * 48 * 4} bytes" in message
     assert f"Delete {shard.parent}" in message
@@ -219,7 +225,7 @@ def test_the_manifest_of_another_model(run, study, tmp_path):
     content = json.loads(manifest.read_text())
     content["identity"]["model"] = "0" * 32
     manifest.write_text(json.dumps(content))
-    kept = {("cache", stage) for stage in ("activations", "linear_probes", "sae_probing", "absorption")}
+    kept = {("cache", stage) for stage in ("activations", "linear_probes", "sae_probing", "projections", "absorption")}
     message = run(errors.ManifestMismatchError, written=(*CLAIMED, *kept))
     assert str(manifest) in message
     assert f"'model': '{'0' * 32}'" in message
@@ -267,7 +273,7 @@ def test_a_full_disk_while_a_stage_is_written(run, monkeypatch, tmp_path):
 def test_a_full_disk_while_figures_are_saved(run, monkeypatch, study, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     monkeypatch.setattr(figures.Figure, "savefig", no_space)
-    kept = {("cache", stage) for stage in ("activations", "linear_probes", "sae_probing", "absorption")}
+    kept = {("cache", stage) for stage in ("activations", "linear_probes", "sae_probing", "projections", "absorption")}
     message = run(errors.OutputFolderError, written=(*CLAIMED, ("run", "tables"), ("run", "probes"), *kept))
     assert f"'{tmp_path / 'run' / 'figures'}'" in message
     assert "No space left on device" in message

@@ -54,7 +54,7 @@ def test_an_unknown_command_is_named(capsys):
     assert "no command 'analyse'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "study"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "study", "rescore"])
 def test_each_command_has_its_help(command, capsys):
     with pytest.raises(SystemExit) as raised:
         main([command, "--help"])
@@ -231,7 +231,7 @@ def test_predict_judges_the_candidates_of_a_study(study, tmp_path):
         ]
     )
     words = study[1].tables["words"]
-    expected = words[words["sae"] == f"{MODEL}/sae_topk_B"].reset_index(drop=True)
+    expected = words[(words["rule"] == "paper") & (words["sae"] == f"{MODEL}/sae_topk_B")].reset_index(drop=True)
     found = pd.read_parquet(tmp_path / "words.parquet")
     assert len(found) >= 3
     columns = ["row", "word", "label", "prompt", "is_absorption", "top_latent"]

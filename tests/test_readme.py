@@ -61,16 +61,16 @@ def test_commands_of_the_readme_run_in_order(workplace: Path):
         elif words[0] == "tensorboard":
             shown = run([str(Path(program).with_name("tensorboard")), *words[1:], "--inspect"], workplace)
             assert "scalars" in shown
-    assert set(ran) == {"study", "fit", "test", "predict"}
+    assert set(ran) == {"study", "rescore", "fit", "test", "predict"}
 
     demo, ddp = workplace / "lightning_logs/demo", workplace / "lightning_logs/demo_ddp"
-    for name in ("summary", "letters", "words", "latents", "k_sparse", "candidates", "training"):
+    for name in ("summary", "letters", "words", "sensitivity", "latents", "k_sparse", "candidates", "training"):
         one, two = (pd.read_parquet(folder / "tables" / f"{name}.parquet") for folder in (demo, ddp))
         pd.testing.assert_frame_equal(one, two, check_exact=True)
     words_table = pd.read_parquet(demo / "tables/words.parquet")
-    assert not words_table.duplicated(["sae", "row"]).any()
+    assert not words_table.duplicated(["sae", "rule", "row"]).any()
     again = pd.read_parquet(workplace / "lightning_logs/absorption/words.parquet")
-    same = words_table[words_table["sae"].isin(again["sae"])].reset_index(drop=True)
+    same = words_table[words_table["sae"].isin(again["sae"]) & (words_table["rule"] == "paper")].reset_index(drop=True)
     assert again["is_absorption"].tolist() == same["is_absorption"].tolist()
 
     events = EventAccumulator(str(demo / "tensorboard")).Reload()

@@ -1,5 +1,6 @@
 """The study end to end on the micro model: its folder, repeated, on two processes, and killed."""
 
+import itertools
 import json
 import os
 import shutil
@@ -24,28 +25,34 @@ ROOT = Path(__file__).parents[1]
 CONFIG = "tests/conf/study.yaml"
 SAES = [f"tests/golden/gpt2-micro/sae_{name}" for name in ("jumprelu_A", "standard_A", "topk_B")]
 HOOKS = ["blocks.1.hook_resid_post", "blocks.3.hook_resid_pre"]
-TABLES = ["candidates", "k_sparse", "latents", "letters", "summary", "training", "words"]
+TABLES = ["candidates", "k_sparse", "latents", "letters", "sensitivity", "summary", "training", "words"]
+RULES = ["paper", "saebench-0.6.0", "saebench-0.3.2"]
 FIGURES = [
     "absorption_by_letter",
+    "absorption_fraction_vs_l0",
     "absorption_vs_l0",
     "absorption_vs_layer",
     "f1_vs_k",
+    "sensitivity_paper",
+    "sensitivity_saebench-0.3.2",
+    "sensitivity_saebench-0.6.0",
     "splits_vs_l0",
     "top_latent_vs_l0",
     "top_latent_vs_layer",
 ]
-STAGES = ["activations", "linear_probes", "sae_probing", "absorption", "report"]
-# What a rerun makes after a study was killed: linear probes, SAEs probed, SAEs judged; and kept artifacts.
+STAGES = ["activations", "linear_probes", "sae_probing", "projections", "absorption", "report"]
+# What a rerun makes after a study was killed: linear probes, SAEs probed, projected and judged; and kept artifacts.
 REMADE = {
-    "activations": (2, 3, 3),
-    "activations_unnamed": (2, 3, 3),
-    "linear_probes": (1, 3, 3),
-    "sae_probing": (0, 2, 3),
-    "sae_probing_half_written": (0, 2, 3),
-    "absorption_words": (0, 0, 3),
-    "absorption": (0, 0, 2),
-    "report": (0, 0, 0),
-    "report_figures": (0, 0, 0),
+    "activations": (2, 3, 3, 3),
+    "activations_unnamed": (2, 3, 3, 3),
+    "linear_probes": (1, 3, 3, 3),
+    "sae_probing": (0, 2, 3, 3),
+    "sae_probing_half_written": (0, 2, 3, 3),
+    "projections": (0, 0, 2, 3),
+    "absorption_words": (0, 0, 0, 3),
+    "absorption": (0, 0, 0, 2),
+    "report": (0, 0, 0, 0),
+    "report_figures": (0, 0, 0, 0),
 }
 KEPT = {"activations": 0, "activations_unnamed": 1}
 
@@ -60,9 +67,12 @@ def assert_same(found, expected):
         pd.testing.assert_frame_equal(found[name], expected[name], check_exact=True)
 
 
+STAGE_NAMES = ("linear probes", "k-sparse probes", "projections", "absorption")
+
+
 def made(run_dir):
     stages = json.loads((run_dir / "manifest.json").read_text())["stages"]
-    return tuple(stages[name]["made"] for name in ("linear probes", "k-sparse probes", "absorption"))
+    return tuple(stages[name]["made"] for name in STAGE_NAMES)
 
 
 def artifacts(cache_dir):
@@ -82,6 +92,7 @@ def test_the_run_folder_is_complete(study):
         "figures",
         "manifest.json",
         "probes",
+        "saebench",
         "tables",
         "tensorboard",
     ]
@@ -104,10 +115,11 @@ def test_the_manifest_says_what_was_made_from_what(study):
         "activations",
         "linear probes",
         "k-sparse probes",
+        "projections",
         "absorption",
         "report",
     ]
-    assert made(study[1].run_dir) == (2, 3, 3)
+    assert made(study[1].run_dir) == (2, 3, 3, 3)
     assert all(stage["seconds"] >= 0 and stage["peak_memory_mib"] > 10 for stage in manifest["stages"].values())
     assert list(manifest["contents"]) == SAES
     assert len({*manifest["contents"].values()}) == 3
@@ -118,7 +130,7 @@ def test_the_manifest_says_what_was_made_from_what(study):
 def test_tables_hold_each_thing_once(study, gpt2):
     config, result = study
     tables = result.tables
-    assert tables["summary"]["sae"].tolist() == SAES
+    assert tables["summary"][["sae", "rule"]].to_numpy().tolist() == [[sae, rule] for sae in SAES for rule in RULES]
     keys = {
         "letters": ["sae", "rule", "label"],
         "words": ["sae", "rule", "row"],
@@ -126,14 +138,15 @@ def test_tables_hold_each_thing_once(study, gpt2):
         "k_sparse": ["sae", "label", "k"],
         "candidates": ["sae", "row"],
         "training": ["probe", "name", "epoch"],
+        "sensitivity": ["sae", "rule", "threshold", "value"],
     }
     for name, key in keys.items():
         assert not tables[name].duplicated(key).any(), name
     words = PromptDataModule(gpt2, config.task)
     _, held_out = stratified_split(words.labels, (0.8, 0.2), config.seed)
     present = [words.task.classes[label] for label in words.labels[held_out].unique().tolist()]
-    for sae in SAES:
-        letters = tables["letters"][tables["letters"]["sae"] == sae]
+    for sae, rule in itertools.product(SAES, RULES):
+        letters = of_row(tables["letters"], {"sae": sae, "rule": rule})
         assert sorted(letters["label"]) == sorted(words.task.classes)
         assert sorted(letters[letters["reason"] != "no held-out words"]["label"]) == sorted(present)
         assert letters["num_words"].sum() == len(held_out)
@@ -143,12 +156,16 @@ def test_tables_hold_each_thing_once(study, gpt2):
     for name in ("latents", "k_sparse"):
         assert not set(tables[name]["label"]) & absent
     evaluated = tables["letters"][~tables["letters"]["label"].isin(absent)]
-    assert not evaluated.drop(columns=["absorption_rate", "ci_low", "ci_high"]).isna().any().any()
+    fractions = ["sum_fraction", "absorption_fraction", "fraction_ci_low", "fraction_ci_high"]
+    assert not evaluated.drop(columns=["absorption_rate", "ci_low", "ci_high", *fractions]).isna().any().any()
+    with_fractions = evaluated[evaluated["rule"] != "paper"]
+    assert not with_fractions.loc[with_fractions["evaluable"], fractions].isna().any().any()
+    assert evaluated.loc[evaluated["rule"] == "paper", fractions].isna().all().all()
 
 
 def test_words_are_the_candidates_with_verdicts(study):
     tables = study[1].tables
-    words, candidates = tables["words"], tables["candidates"]
+    words, candidates = tables["words"].query("rule == 'paper'"), tables["candidates"]
     assert len(words) >= 5
     assert words["is_absorption"].nunique() == 2
     key = ["sae", "row", "label", "word", "prompt"]
@@ -163,12 +180,15 @@ def test_words_are_the_candidates_with_verdicts(study):
     assert words["is_absorption"].tolist() == by_hand.tolist()
 
 
+def of_row(table, row):
+    return table[(table["sae"] == row["sae"]) & (table["rule"] == row["rule"])]
+
+
 def test_rates_follow_from_the_words(study):
     tables = study[1].tables
     for row in tables["summary"].to_dict("records"):
-        letters = tables["letters"][tables["letters"]["sae"] == row["sae"]]
-        words = tables["words"][tables["words"]["sae"] == row["sae"]]
-        rates = []
+        letters, words = (of_row(tables[name], row) for name in ("letters", "words"))
+        rates, fractions = [], []
         for letter in letters.to_dict("records"):
             absorbed = words[words["label"] == letter["label"]]["is_absorption"].sum()
             assert letter["num_absorbed"] == absorbed
@@ -176,9 +196,16 @@ def test_rates_follow_from_the_words(study):
             if letter["evaluable"]:
                 rates.append(absorbed / letter["sample_portion"] / letter["num_probe_true_positives"])
                 assert letter["absorption_rate"] == pytest.approx(rates[-1])
+                taken = words[words["label"] == letter["label"]]["absorption_fraction"].sum()
+                fractions.append(taken / letter["num_probe_true_positives"])
             else:
                 assert letter["reason"] in ("no probe true positives", "no held-out words")
         assert row["absorption_rate"] == pytest.approx(sum(rates) / len(rates))
+        if row["rule"] != "paper":
+            assert len(words) == letters["num_probe_true_positives"].sum() == letters["num_candidates"].sum()
+            assert (words["probe_projection"].notna() & words["absorption_fraction"].between(0, 1)).all()
+            assert row["absorption_fraction"] == pytest.approx(sum(fractions) / len(fractions))
+            assert row["fraction_ci_low"] <= row["absorption_fraction"] <= row["fraction_ci_high"]
         assert row["num_words"] == letters[letters["evaluable"]]["num_probe_true_positives"].sum()
         assert row["ci_low"] <= row["absorption_rate"] <= row["ci_high"]
         assert row["probe_f1"] == pytest.approx(letters["probe_f1"].mean())
@@ -213,7 +240,7 @@ def test_tensorboard_holds_curves_figures_and_rates(study):
     assert sorted(top.Tags()["images"]) == [f"figures/{name}" for name in FIGURES]
     assert all(len(top.Images(tag)[0].encoded_image_string) > 5_000 for tag in top.Tags()["images"])
     text = top.Tensors("summary/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert text.count("\n") == 1 + len(SAES)
+    assert text.count("\n") == 1 + len(SAES) * len(RULES)
     assert all(sae in text for sae in SAES)
     assert f"{tables['summary']['l0'][0]:.3f}" in text
     for probe, names in (("linear_probe", HOOKS), ("k_sparse_probe", SAES)):
@@ -225,8 +252,9 @@ def test_tensorboard_holds_curves_figures_and_rates(study):
             assert [event.step for event in scalars] == expected["epoch"].tolist()
             assert [event.value for event in scalars] == pytest.approx(expected["train/loss"].tolist(), rel=1e-6)
     for row in tables["summary"].to_dict("records"):
-        run = events(folder / "saes" / f"{row['sae'].replace('/', '-')}-paper")
-        for name in ("absorption_rate", "l0", "probe_f1", "num_splits"):
+        run = events(folder / "saes" / f"{row['sae'].replace('/', '-')}-{row['rule']}")
+        fraction = [] if row["rule"] == "paper" else ["absorption_fraction"]
+        for name in ("absorption_rate", "l0", "probe_f1", "num_splits", *fraction):
             assert run.Scalars(f"sae/{name}")[0].value == pytest.approx(row[name], rel=1e-6)
         plugin = run.SummaryMetadata("_hparams_/session_start_info").plugin_data
         assert row["architecture"].encode() in plugin.content
@@ -236,7 +264,7 @@ def test_tensorboard_holds_curves_figures_and_rates(study):
 def test_the_same_seed_gives_the_same_tables(study, study_config, tmp_path):
     torch.manual_seed(99)
     result = run_study(study_config(tmp_path))
-    assert made(result.run_dir) == (2, 3, 3)
+    assert made(result.run_dir) == (2, 3, 3, 3)
     assert_same(result.tables, study[1].tables)
     assert_same(read_tables(tmp_path / "run"), read_tables(study[1].run_dir))
 
@@ -245,20 +273,20 @@ def test_another_seed_gives_other_tables_and_another_folder(study, study_config,
     with pytest.raises(ManifestMismatchError, match=r"'seed': 42.*'seed': 1.*Name another folder"):
         run_study(study_config(study[1].run_dir.parent, "--seed=1"))
     result = run_study(study_config(tmp_path, "--seed=1"))
-    assert made(result.run_dir) == (2, 3, 3)
+    assert made(result.run_dir) == (2, 3, 3, 3)
     assert result.tables["candidates"]["row"].tolist() != study[1].tables["candidates"]["row"].tolist()
 
 
 def test_a_rerun_makes_nothing_and_new_saes_only_themselves(study, study_config, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     before = artifacts(tmp_path / "cache")
-    assert len(before) == 2 + 2 + 3 + 3
+    assert len(before) == 2 + 2 + 3 + 3 + 3
     one = run_study(study_config(tmp_path, f"--saes=[{SAES[2]}]"))
-    assert made(one.run_dir) == (0, 0, 0)
-    assert len(one.tables["summary"]) == 1
+    assert made(one.run_dir) == (0, 0, 0, 0)
+    assert len(one.tables["summary"]) == len(RULES)
     shutil.rmtree(next(path for path in before if path.parent.name == "absorption" and "topk" in path.name))
     every = run_study(study_config(tmp_path))
-    assert made(every.run_dir) == (0, 0, 1)
+    assert made(every.run_dir) == (0, 0, 0, 1)
     assert_same(every.tables, study[1].tables)
     after = artifacts(tmp_path / "cache")
     assert [path.name for path in before if after[path] != before[path]] == [
@@ -269,14 +297,14 @@ def test_a_rerun_makes_nothing_and_new_saes_only_themselves(study, study_config,
 def test_other_thresholds_reuse_what_they_do_not_touch(study, study_config, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     result = run_study(study_config(tmp_path, "--rule.delta_threshold=0.1", f"--saes=[{SAES[2]}]"))
-    assert made(result.run_dir) == (0, 0, 1)
-    assert not result.tables["words"]["is_absorption"].any()
+    assert made(result.run_dir) == (0, 0, 0, 0)
+    assert not result.tables["words"].query("rule == 'paper'")["is_absorption"].any()
 
 
 def test_a_bar_that_no_letter_reaches_is_said_and_drawn(study, study_config, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     result = run_study(study_config(tmp_path, "--rates.min_probe_f1=1.1"))
-    assert made(result.run_dir) == (0, 0, 0)
+    assert made(result.run_dir) == (0, 0, 0, 0)
     summary = result.tables["summary"]
     assert summary["absorption_rate"].isna().all()
     assert not summary["evaluable"].any()
@@ -284,7 +312,9 @@ def test_a_bar_that_no_letter_reaches_is_said_and_drawn(study, study_config, tmp
     reasons = set(result.tables["letters"]["reason"]) - {"no probe true positives", "no held-out words"}
     assert reasons
     assert all(reason.endswith(" is below 1.1") for reason in reasons)
-    assert sorted(path.stem for path in (result.run_dir / "figures").iterdir()) == FIGURES
+    drawn = [name for name in FIGURES if name != "absorption_fraction_vs_l0"]
+    assert sorted(path.stem for path in (result.run_dir / "figures").iterdir()) == drawn
+    assert list((result.run_dir / "saebench").iterdir()) == []
 
 
 def test_a_corrupted_shard_stops_the_study(study, study_config, tmp_path):
@@ -306,7 +336,7 @@ def test_two_processes_give_the_tables_of_one(study, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=subprocess_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(read_tables(tmp_path / "run"), read_tables(study[1].run_dir))
-    assert made(tmp_path / "run") == (2, 3, 3)
+    assert made(tmp_path / "run") == (2, 3, 3, 3)
     assert sorted(path.name for path in artifacts(tmp_path / "cache")) == sorted(
         path.name for path in artifacts(study[0].cache_dir)
     )
@@ -342,7 +372,7 @@ def killed(study, tmp_path_factory):
 @pytest.mark.parametrize("stage", REMADE)
 def test_a_killed_study_is_carried_on(study, study_config, killed, stage):
     before = artifacts(killed / stage / "cache")
-    expected = KEPT.get(stage, 10 - sum(REMADE[stage]))
+    expected = KEPT.get(stage, 13 - sum(REMADE[stage]))
     assert len(before) == expected
     result = run_study(study_config(killed / stage))
     assert made(result.run_dir) == REMADE[stage]

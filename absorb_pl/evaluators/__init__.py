@@ -8,7 +8,7 @@ from absorb_pl.evaluators.ablation import (
     AblationSettings,
     agreement_table,
 )
-from absorb_pl.evaluators.absorption import RULE, AbsorptionEvaluator, AbsorptionInputs, PaperRule
+from absorb_pl.evaluators.absorption import RULE, AbsorptionEvaluator, AbsorptionInputs
 from absorb_pl.evaluators.absorption_stage import AbsorptionStage
 from absorb_pl.evaluators.calculator import (
     AbsorptionResult,
@@ -27,17 +27,54 @@ from absorb_pl.evaluators.probing_stages import (
     ProbeData,
     SaeProbingStage,
 )
-from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summary_row
+from absorb_pl.evaluators.projection_stage import ProjectionStage
+from absorb_pl.evaluators.projections import PROJECTION_COLUMNS, score_projections
+from absorb_pl.evaluators.rate_tables import (
+    FRACTION_COLUMNS,
+    NO_WORDS,
+    RateSettings,
+    letters_table,
+    sae_rates,
+    summary_row,
+)
+from absorb_pl.evaluators.rules import (
+    AbsorptionRule,
+    Decisions,
+    Evidence,
+    Paper,
+    PaperPublished,
+    PaperPublishedLetters,
+    PaperPublishedToken,
+    PaperRule,
+    SaeBench,
+    SaeBench032,
+    SaeBench060,
+    SaeBenchRule,
+    Threshold,
+    configured_rules,
+    known_rules,
+    register_rule,
+    rule_named,
+    stored_scores,
+    threshold_types,
+)
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
+from absorb_pl.evaluators.sensitivity import SENSITIVITY_COLUMNS, sensitivity_table
 from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.evaluators.spelling_sweep import SWEEP_COLUMNS, SpellingSetting, SpellingSweep, SpellingSweepData
+from absorb_pl.evaluators.verdicts import WORD_COLUMNS, judge_words, order_columns, rate_tables
 from absorb_pl.evaluators.writers import PredictionTableWriter, write_table
 
 __all__ = [
     "ABLATION_COLUMNS",
     "ESTIMATES",
+    "FRACTION_COLUMNS",
+    "NO_WORDS",
+    "PROJECTION_COLUMNS",
     "RULE",
+    "SENSITIVITY_COLUMNS",
     "SWEEP_COLUMNS",
+    "WORD_COLUMNS",
     "AblationEvaluation",
     "AblationEvaluator",
     "AblationSettings",
@@ -45,9 +82,12 @@ __all__ = [
     "AbsorptionEvaluator",
     "AbsorptionInputs",
     "AbsorptionResult",
+    "AbsorptionRule",
     "AbsorptionStage",
     "CausalEvaluator",
+    "Decisions",
     "EvaluationRows",
+    "Evidence",
     "FeatureAbsorptionCalculator",
     "FeatureScore",
     "KSparseEvaluation",
@@ -55,10 +95,19 @@ __all__ = [
     "LatentEvaluation",
     "LinearProbeSettings",
     "LinearProbeStage",
+    "Paper",
+    "PaperPublished",
+    "PaperPublishedLetters",
+    "PaperPublishedToken",
     "PaperRule",
     "PredictionTableWriter",
     "ProbeData",
+    "ProjectionStage",
     "RateSettings",
+    "SaeBench",
+    "SaeBench032",
+    "SaeBench060",
+    "SaeBenchRule",
     "SaeProbing",
     "SaeProbingStage",
     "SaeSource",
@@ -67,13 +116,26 @@ __all__ = [
     "SpellingSweep",
     "SpellingSweepData",
     "SplitSettings",
+    "Threshold",
     "agreement_table",
+    "configured_rules",
     "evaluate_sae",
+    "judge_words",
     "k_sparse_table",
+    "known_rules",
     "latent_table",
     "letters_table",
     "main_latents_by_label",
+    "order_columns",
+    "rate_tables",
     "read_probe_weights",
+    "register_rule",
+    "rule_named",
+    "sae_rates",
+    "score_projections",
+    "sensitivity_table",
+    "stored_scores",
     "summary_row",
+    "threshold_types",
     "write_table",
 ]

@@ -12,13 +12,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.attribution import compute_prefix, word_integrated_gradients
-from absorb_pl.errors import AbsorbError, ManifestMismatchError, require_at_least
+from absorb_pl.errors import AbsorbError, ManifestMismatchError
 from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_prompts, read_probe_weights
+from absorb_pl.evaluators.rules import PaperRule
 from absorb_pl.evaluators.writers import empty_table
-from absorb_pl.functional import (
-    most_negative_latents,
-    paper_verdicts,
-)
+from absorb_pl.functional import most_negative_latents, paper_verdicts
 from absorb_pl.words import SpellingPrompt, Task
 
 _VERDICT_FIELDS = (
@@ -29,9 +27,10 @@ _VERDICT_FIELDS = (
     "second_latent",
     "second_score",
     "main_activation",
+    "main_max",
 )
 RULE = "paper"
-WORD_COLUMNS = {
+SCORED_COLUMNS = {
     "sae": "str",
     "rule": "str",
     "row": "int64",
@@ -39,12 +38,14 @@ WORD_COLUMNS = {
     "label": "str",
     "prompt": "str",
     "is_absorption": "bool",
+    "positive_token": "str",
     "top_latent": "int64",
     "top_score": "float64",
     "top_probe_cos": "float64",
     "second_latent": "int64",
     "second_score": "float64",
     "main_activation": "float64",
+    "main_max": "float64",
     "main_latents": "object",
     "main_scores": "object",
     "latents": "object",
@@ -91,30 +92,6 @@ class AbsorptionInputs:
         )
 
 
-@dataclass(frozen=True)
-class PaperRule:
-    """Settings of the absorption rule `paper`.
-
-    Attributes:
-        steps: Integrated-gradient steps.
-        delta_threshold: Least lead of the top latent's score over the second's, in logits.
-        cos_threshold: Least cosine of the top latent's decoder row with the probe.
-        silent: Activation below which a main latent counts as silent.
-        positive_token: Token of the right answer: `answer` is `" X"`, `published` the bare lower-case letter.
-        top_latents: How many best latents of a word are kept in the table.
-    """
-
-    steps: int = 6
-    delta_threshold: float = 1.0
-    cos_threshold: float = 0.025
-    silent: float = 1e-8
-    positive_token: PositiveToken = "answer"
-    top_latents: int = 10
-
-    def __post_init__(self) -> None:
-        require_at_least(1, steps=self.steps, top_latents=self.top_latents)
-
-
 def check_words(candidates: pd.DataFrame, texts: Sequence[SpellingPrompt]) -> None:
     """Refuse candidates that were found among other words than those at hand.
 
@@ -149,6 +126,8 @@ class AbsorptionEvaluator(CausalEvaluator):
         inputs: What the stages before found, or the run folder of a study that holds it.
         rule: Settings of the rule.
         batch_size: Most sequences in one run of the model.
+        positive_tokens: Tokens of the right answer to score with, each from the same prefixes; that of the rule when
+            None.
 
     Example:
         >>> evaluator_of_a_study = lambda: AbsorptionEvaluator(
@@ -156,7 +135,7 @@ class AbsorptionEvaluator(CausalEvaluator):
         ... )
     """
 
-    columns = WORD_COLUMNS
+    columns = SCORED_COLUMNS
 
     def __init__(
         self,
@@ -165,9 +144,11 @@ class AbsorptionEvaluator(CausalEvaluator):
         inputs: str | Path | AbsorptionInputs = "lightning_logs/demo",
         rule: PaperRule | None = None,
         batch_size: int = 256,
+        positive_tokens: Sequence[PositiveToken] | None = None,
     ) -> None:
         self.rule = rule or PaperRule()
         super().__init__(model, saes, self.rule.positive_token, batch_size)
+        self.positive_tokens = tuple(positive_tokens or self.positive_tokens)
         self.inputs = inputs if isinstance(inputs, AbsorptionInputs) else AbsorptionInputs.from_run(inputs)
         missing = sorted(set(self.saes) - set(self.inputs.letters["sae"]))
         if missing:
@@ -200,7 +181,7 @@ class AbsorptionEvaluator(CausalEvaluator):
             batch: A batch of a `PromptDataModule`.
 
         Returns:
-            One row an SAE and candidate word, with the columns of `WORD_COLUMNS`.
+            One row an SAE, positive token and candidate word, with the columns of `SCORED_COLUMNS`.
         """
         place = {row: number for number, row in enumerate(batch["index"].tolist())}
         wanted = {
@@ -209,8 +190,8 @@ class AbsorptionEvaluator(CausalEvaluator):
             if name in self._candidates and (rows := [row for row in self._candidates[name].index if row in place])
         }
         if not wanted:
-            return empty_table(WORD_COLUMNS)
-        prompts, metric = batch_prompts(batch), self.metric(batch)
+            return empty_table(SCORED_COLUMNS)
+        prompts = batch_prompts(batch)
         with torch.enable_grad():
             involved = sorted({place[row] for rows in wanted.values() for row in rows})
             prefix = compute_prefix(
@@ -222,18 +203,20 @@ class AbsorptionEvaluator(CausalEvaluator):
             )
             tables = []
             for name, rows in wanted.items():
-                found = word_integrated_gradients(
-                    self.language_model,
-                    self.saes[name],
-                    prompts,
-                    metric,
-                    hook_name=self.hooks[name],
-                    steps=self.rule.steps,
-                    prefix=prefix,
-                    rows=[place[row] for row in rows],
-                    batch_size=self.batch_size,
-                )
-                tables.append(self._verdicts(name, rows, found.scores, found.activations))
+                for token in self.positive_tokens:
+                    found = word_integrated_gradients(
+                        self.language_model,
+                        self.saes[name],
+                        prompts,
+                        self.metric(batch, token),
+                        hook_name=self.hooks[name],
+                        steps=self.rule.steps,
+                        prefix=prefix,
+                        rows=[place[row] for row in rows],
+                        batch_size=self.batch_size,
+                    )
+                    table = self._verdicts(name, rows, found.scores, found.activations)
+                    tables.append(table.assign(positive_token=token)[list(SCORED_COLUMNS)])
         return pd.concat(tables, ignore_index=True)
 
     def _verdicts(
@@ -278,6 +261,6 @@ class AbsorptionEvaluator(CausalEvaluator):
                         "activations": activations[here].gather(1, latents).tolist(),
                         "probe_cos": cosines[latents].tolist(),
                     }
-                )[list(WORD_COLUMNS)]
+                )
             )
         return pd.concat(tables, ignore_index=True)

@@ -1,7 +1,6 @@
-"""The absorption stage of a study: all SAEs' candidate words in few passes, one artifact an SAE."""
+"""The absorption stage of a study: all SAEs' candidate words in few passes, one artifact an SAE and positive token."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,21 @@ from typing_extensions import override
 
 from absorb_pl.data import PromptDataModule, Stage, TrainerFactory, write_artifact
 from absorb_pl.errors import CacheCorruptedError
-from absorb_pl.evaluators.absorption import WORD_COLUMNS, AbsorptionEvaluator, AbsorptionInputs, PaperRule
+from absorb_pl.evaluators.absorption import SCORED_COLUMNS, AbsorptionEvaluator, AbsorptionInputs
+from absorb_pl.evaluators.causal import PositiveToken
 from absorb_pl.evaluators.probing_stages import LinearProbeStage, SaeProbingStage
+from absorb_pl.evaluators.rules import PaperRule
 from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.evaluators.writers import PredictionTableWriter
 
+_VERDICTS = ["rule", "is_absorption"]
+
 
 class AbsorptionStage(Stage):
-    """Judges the candidate words of each SAE.
+    """Scores the candidate words of each SAE by integrated gradients.
 
-    SAEs are taken a few at a time, each pass over their words sharing one prefix cache.
+    SAEs are taken a few at a time, each pass over their words sharing one prefix cache, also between positive tokens.
+    What is kept are scores, to which a rule's thresholds are applied when tables are made.
 
     Args:
         cache_dir: Root of the cache.
@@ -29,7 +33,8 @@ class AbsorptionStage(Stage):
         saes: The SAEs by name.
         probes: The finished stage of the linear probes.
         probing: The finished stage that found main latents and candidates.
-        rule: Settings of the rule.
+        rule: Settings of the scores.
+        positive_tokens: Tokens of the right answer to score with.
         run_batch_size: Most sequences in one run of the model.
         saes_per_pass: SAEs held in memory at once.
     """
@@ -45,6 +50,7 @@ class AbsorptionStage(Stage):
         probes: LinearProbeStage,
         probing: SaeProbingStage,
         rule: PaperRule,
+        positive_tokens: Sequence[PositiveToken],
         run_batch_size: int,
         saes_per_pass: int,
     ) -> None:
@@ -52,50 +58,79 @@ class AbsorptionStage(Stage):
         self.run_dir = run_dir
         self.words, self.saes, self.probes, self.probing, self.rule = words, saes, probes, probing, rule
         self.run_batch_size, self.saes_per_pass = run_batch_size, saes_per_pass
+        self._units: dict[str, tuple[str, PositiveToken]] = {
+            _unit(sae, token): (sae, token) for sae in saes for token in positive_tokens
+        }
 
     @override
     def identity(self, unit: str) -> dict[str, Any]:
-        return {"probing": self.probing.identity(unit), "rule": asdict(self.rule), "format": 1}
+        sae, token = self._units[unit]
+        return {
+            "probing": self.probing.identity(sae),
+            "steps": self.rule.steps,
+            "positive_token": token,
+            "top_latents": self.rule.top_latents,
+            "format": 2,
+        }
 
     @override
     def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
-        missing = self.missing(units)
-        for start in range(0, len(missing), self.saes_per_pass):
-            self._run_pass(missing[start : start + self.saes_per_pass], make_trainer)
+        wanted = [unit for unit, (sae, _) in self._units.items() if sae in set(units)]
+        missing = self.missing(wanted)
+        by_tokens: dict[tuple[PositiveToken, ...], list[str]] = {}
+        for sae in units:
+            tokens: tuple[PositiveToken, ...] = tuple(
+                self._units[unit][1] for unit in missing if self._units[unit][0] == sae
+            )
+            if tokens:
+                by_tokens.setdefault(tokens, []).append(sae)
+        for tokens, saes in by_tokens.items():
+            for start in range(0, len(saes), self.saes_per_pass):
+                self._run_pass(saes[start : start + self.saes_per_pass], tokens, make_trainer)
         return len(missing)
 
-    def table(self, unit: str) -> pd.DataFrame:
-        """Verdicts on the candidate words of an SAE."""
-        return pd.read_parquet(self.folder(unit) / "words.parquet").assign(sae=unit)
+    def table(self, unit: str, positive_token: PositiveToken = "answer") -> pd.DataFrame:
+        """Stored scores of an SAE's candidate words with a positive token."""
+        folder = self.folder(_unit(unit, positive_token))
+        return pd.read_parquet(folder / "words.parquet").assign(sae=unit)
 
-    def _run_pass(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
-        found = {unit: self.probing.result(unit) for unit in units}
-        candidates = pd.concat([result.candidates.assign(sae=unit) for unit, result in found.items()])
+    def _run_pass(self, saes: Sequence[str], tokens: Sequence[PositiveToken], make_trainer: TrainerFactory) -> None:
+        found = {sae: self.probing.result(sae) for sae in saes}
+        candidates = pd.concat([result.candidates.assign(sae=sae) for sae, result in found.items()])
         inputs = AbsorptionInputs(
-            letters=pd.concat([result.letters.assign(sae=unit) for unit, result in found.items()]),
+            letters=pd.concat([result.letters.assign(sae=sae) for sae, result in found.items()]),
             candidates=candidates,
-            probe_weights={
-                hook: self.probes.weights(hook)[0] for hook in {self.saes[unit].hook_name for unit in units}
-            },
+            probe_weights={hook: self.probes.weights(hook)[0] for hook in {self.saes[sae].hook_name for sae in saes}},
         )
-        writer = PredictionTableWriter(self.run_dir / ".words.parquet", columns=WORD_COLUMNS)
+        writer = PredictionTableWriter(
+            self.run_dir / ".words.parquet", ("sae", "positive_token", "row"), columns=SCORED_COLUMNS
+        )
         trainer = make_trainer([writer])
         evaluator = AbsorptionEvaluator(
             self.words.language_model,
-            {unit: self.saes[unit].load(torch.device("cpu")) for unit in units},
+            {sae: self.saes[sae].load(torch.device("cpu")) for sae in saes},
             inputs,
             self.rule,
             self.run_batch_size,
+            tokens,
         )
         trainer.predict(evaluator, datamodule=self.words.only(sorted(set(candidates["row"]))), return_predictions=False)
         if trainer.is_global_zero:
             table = pd.read_parquet(writer.path)
-            for unit in units:
-                check_complete(unit, table, found[unit].candidates)
-                with write_artifact(self.path(unit), self.identity(unit)) as folder:
-                    table[table["sae"] == unit].to_parquet(folder / "words.parquet", index=False)
+            for sae in saes:
+                for token in tokens:
+                    unit, words = _unit(sae, token), table[table["positive_token"] == token]
+                    check_complete(sae, words, found[sae].candidates)
+                    with write_artifact(self.path(unit), self.identity(unit)) as folder:
+                        words[words["sae"] == sae].drop(columns=_VERDICTS).to_parquet(
+                            folder / "words.parquet", index=False
+                        )
             writer.path.unlink()
         trainer.strategy.barrier()
+
+
+def _unit(sae: str, token: PositiveToken) -> str:
+    return sae if token == "answer" else f"{sae}@{token}"
 
 
 def check_complete(unit: str, words: pd.DataFrame, candidates: pd.DataFrame) -> None:

@@ -16,9 +16,10 @@ from typing_extensions import override
 
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.errors import AbsorbError
-from absorb_pl.evaluators.absorption import RULE, AbsorptionEvaluator, AbsorptionInputs, PaperRule
+from absorb_pl.evaluators.absorption import RULE, AbsorptionEvaluator, AbsorptionInputs
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summary_row
+from absorb_pl.evaluators.rules import PaperRule
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.models import load_sae

@@ -38,11 +38,13 @@ class CausalEvaluator(LightningModule):
     Attributes:
         columns: Columns and dtypes of the tables.
         hooks: Hook that each SAE reads, by the SAE's name.
+        positive_tokens: Tokens of the right answer that metrics can be asked for.
         texts: The prompt of each word of the task, once prepared.
         class_names: The task's classes, once prepared.
     """
 
     columns: Mapping[str, str]
+    positive_tokens: tuple[PositiveToken, ...]
     texts: Sequence[SpellingPrompt]
     class_names: tuple[str, ...]
 
@@ -53,7 +55,7 @@ class CausalEvaluator(LightningModule):
         self.language_model = load_language_model(model) if isinstance(model, str) else model
         self.saes = dict(saes) if isinstance(saes, Mapping) else {name: load_sae(name) for name in saes}
         self.hooks = {name: sae_hook_name(sae) for name, sae in self.saes.items()}
-        self.positive_token: PositiveToken = positive_token
+        self.positive_tokens: tuple[PositiveToken, ...] = (positive_token,)
         self.batch_size = batch_size
 
     @abstractmethod
@@ -67,8 +69,10 @@ class CausalEvaluator(LightningModule):
             task: The task of the words.
             texts: The prompt of each word of the task.
         """
-        answers = answer_token_ids(task, self.language_model.tokenizer, self.positive_token)
-        self._answers = AnswerTokens(answers.answers.to(self.device), answers.positives.to(self.device))
+        self._answers = {}
+        for token in self.positive_tokens:
+            answers = answer_token_ids(task, self.language_model.tokenizer, token)
+            self._answers[token] = AnswerTokens(answers.answers.to(self.device), answers.positives.to(self.device))
         self.class_names, self.texts = task.classes, texts
         self.saes = {name: sae.to(self.device) for name, sae in self.saes.items()}
 
@@ -110,15 +114,19 @@ class CausalEvaluator(LightningModule):
             if (hook := self.hooks[name]) in probe_weights
         }
 
-    def metric(self, batch: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def metric(
+        self, batch: dict[str, Tensor], positive_token: PositiveToken | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """The letter metric of a batch's words, as the suffix engine asks for it.
 
         Args:
             batch: A batch of a `PromptDataModule`.
+            positive_token: One of `positive_tokens`; the first when None.
         """
+        tokens = self._answers[positive_token or self.positive_tokens[0]]
 
         def of_rows(last_logits: Tensor, rows: Tensor) -> Tensor:
-            return letter_metric(last_logits, batch["labels"][rows], self._answers.answers, self._answers.positives)
+            return letter_metric(last_logits, batch["labels"][rows], tokens.answers, tokens.positives)
 
         return of_rows
 

@@ -1,6 +1,6 @@
 """From verdicts a word to rates a letter and a row an SAE, each with its interval."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,20 +10,23 @@ import torch
 from absorb_pl.errors import AbsorbError, require_at_least
 from absorb_pl.functional import LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
 
+NO_WORDS = "no held-out words"
+FRACTION_COLUMNS = {"absorption_fraction": "value", "fraction_ci_low": "ci_low", "fraction_ci_high": "ci_high"}
+
 
 @dataclass(frozen=True)
 class RateSettings:
     """How rates are summed up.
 
     Attributes:
-        letters: `all` counts letters without candidate words as 0; `published` leaves them out.
+        letters: `counted` counts letters without candidate words as 0; `published` leaves them out.
         min_probe_f1: Least F1 of the linear probe at which a letter can be evaluated.
         confidence: Level of the intervals.
         resamples: Bootstrap replicates.
         seed: Seed of the bootstrap.
     """
 
-    letters: LettersMode = "all"
+    letters: LettersMode = "counted"
     min_probe_f1: float = 0.6
     confidence: float = 0.95
     resamples: int = 2000
@@ -48,26 +51,27 @@ def letters_table(
 
     Args:
         letters: From `evaluate_sae`.
-        words: Verdicts on its candidate words: `label, is_absorption`.
+        words: Verdicts on its candidate words: `label, is_absorption`, and `absorption_fraction` where there is one.
         rule: Name of the rule that gave them.
         settings: How rates are summed up.
         class_names: All classes of the task; those missing from `letters` get a row that says why.
 
     Returns:
-        `letters` with `rule, num_judged, num_absorbed, absorption_rate, ci_low, ci_high, evaluable, reason`; rates
-        are missing where they are not evaluable.
+        `letters` with `rule, num_judged, num_absorbed, sum_fraction, absorption_rate, ci_low, ci_high, evaluable,
+        reason, absorption_fraction, fraction_ci_low, fraction_ci_high`; rates are missing where they are not evaluable,
+        fractions also where the rule gives none.
     """
-    rates = [letter_rate(outcome, **_bootstrap(settings)) for outcome in _outcomes(letters, words, settings)]
     judged = words.groupby("label")["is_absorption"].agg(["size", "sum"]).reindex(letters["label"], fill_value=0)
     table = letters.assign(
         rule=rule,
         num_judged=judged["size"].to_numpy(int),
         num_absorbed=judged["sum"].to_numpy(int),
-        **_rate_columns(rates),
+        sum_fraction=_sum_fraction(letters, words),
+        **_rates_by(letters, words, settings, lambda outcomes, **how: [letter_rate(one, **how) for one in outcomes]),
     )
     counts = [name for name in map(str, table) if name.startswith("num_") and name != "num_splits"]
     absent = [
-        {"label": name, "main_latents": [], "rule": rule, "evaluable": False, "reason": "no held-out words"}
+        {"label": name, "main_latents": [], "rule": rule, "evaluable": False, "reason": NO_WORDS}
         | dict.fromkeys(counts, 0)
         for name in class_names
         if name not in set(letters["label"])
@@ -78,31 +82,80 @@ def letters_table(
 def summary_row(
     letters: pd.DataFrame, words: pd.DataFrame, latents: pd.DataFrame, settings: RateSettings
 ) -> dict[str, Any]:
-    """The figures of one SAE and rule: means over letters, and the SAE's rate with its interval.
+    """The figures of one SAE and rule: means over letters, and the SAE's rates with their intervals.
 
     Args:
         letters: From `evaluate_sae` or `letters_table`.
-        words: Verdicts on its candidate words: `label, is_absorption`.
+        words: Verdicts on its candidate words: `label, is_absorption`, and `absorption_fraction` where there is one.
         latents: From `latent_table`.
         settings: How rates are summed up.
     """
-    rate = sae_rate(_outcomes(letters, words, settings), mode=settings.letters, **_bootstrap(settings))
     top = latents[latents["rank"] == 0]
     return {
         **{f"probe_{name}": letters[f"probe_{name}"].mean() for name in ("f1", "precision", "recall")},
         **{f"top_latent_{name}": top[name].mean() for name in ("f1", "precision", "recall")},
         "main_latent_recall": letters["main_latent_recall"].mean(),
         "num_splits": letters["num_splits"].mean(),
-        **{name: values[0] for name, values in _rate_columns([rate]).items()},
-        "num_words": rate.num_words,
+        **sae_rates(letters, words, settings),
     }
 
 
-def _outcomes(letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings) -> list[LetterOutcome]:
-    verdicts = {label: rows["is_absorption"] for label, rows in words.groupby("label")}
+def sae_rates(letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings) -> dict[str, Any]:
+    """The rates of one SAE by one rule, with their intervals.
+
+    Args:
+        letters: From `evaluate_sae` or `letters_table`.
+        words: Verdicts on its candidate words, as for `summary_row`.
+        settings: How rates are summed up.
+    """
+    sizes: list[int] = []
+
+    def of_sae(outcomes: list[LetterOutcome], **how: Any) -> list[Rate]:
+        rate = sae_rate(outcomes, mode=settings.letters, **how)
+        sizes.append(rate.num_words)
+        return [rate]
+
+    return {name: values[0] for name, values in _rates_by(letters, words, settings, of_sae).items()} | {
+        "num_words": sizes[0]
+    }
+
+
+def _rates_by(
+    letters: pd.DataFrame,
+    words: pd.DataFrame,
+    settings: RateSettings,
+    sum_up: Callable[..., list[Rate]],
+) -> dict[str, list[Any]]:
+    how = {"confidence": settings.confidence, "resamples": settings.resamples, "seed": settings.seed}
+    full = sum_up(_outcomes(letters, words, "is_absorption", settings), **how)
+    columns: dict[str, list[Any]] = {
+        "absorption_rate": [rate.value for rate in full],
+        "ci_low": [rate.ci_low for rate in full],
+        "ci_high": [rate.ci_high for rate in full],
+        "evaluable": [rate.evaluable for rate in full],
+        "reason": [rate.reason for rate in full],
+    }
+    parts: list[Rate | None] = [None] * len(full)
+    if "absorption_fraction" in words:
+        parts = list(sum_up(_outcomes(letters, words, "absorption_fraction", settings), **how))
+    for name, field in FRACTION_COLUMNS.items():
+        values = [None if rate is None else getattr(rate, field) for rate in parts]
+        columns[name] = [float("nan") if value is None else value for value in values]
+    return columns
+
+
+def _sum_fraction(letters: pd.DataFrame, words: pd.DataFrame) -> Any:
+    if "absorption_fraction" not in words:
+        return float("nan")
+    sums = words.groupby("label")["absorption_fraction"].sum()
+    return sums.reindex(letters["label"], fill_value=0.0).to_numpy(float)
+
+
+def _outcomes(letters: pd.DataFrame, words: pd.DataFrame, amount: str, settings: RateSettings) -> list[LetterOutcome]:
+    amounts = {label: rows[amount] for label, rows in words.groupby("label")}
     return [
         LetterOutcome(
-            torch.tensor(verdicts[row["label"]].to_numpy(float) if row["label"] in verdicts else []),
+            torch.tensor(amounts[row["label"]].to_numpy(float) if row["label"] in amounts else []),
             num_true_positives=int(row["num_probe_true_positives"]),
             sample_portion=float(row["sample_portion"]),
             probe_f1=float(row["probe_f1"]),
@@ -110,17 +163,3 @@ def _outcomes(letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings
         )
         for row in letters.to_dict("records")
     ]
-
-
-def _rate_columns(rates: list[Rate]) -> dict[str, list[Any]]:
-    return {
-        "absorption_rate": [rate.value for rate in rates],
-        "ci_low": [rate.ci_low for rate in rates],
-        "ci_high": [rate.ci_high for rate in rates],
-        "evaluable": [rate.evaluable for rate in rates],
-        "reason": [rate.reason for rate in rates],
-    }
-
-
-def _bootstrap(settings: RateSettings) -> dict[str, Any]:
-    return {"confidence": settings.confidence, "resamples": settings.resamples, "seed": settings.seed}

@@ -8,6 +8,7 @@ from absorb_pl.functional.absorption import (
     PaperVerdicts,
     most_negative_latents,
     paper_candidates,
+    paper_decisions,
     paper_verdicts,
     sample_candidates,
 )
@@ -39,15 +40,24 @@ from absorb_pl.functional.logistic import (
 )
 from absorb_pl.functional.metrics import BinaryMetrics, auroc, binary_metrics, optimal_f1_threshold
 from absorb_pl.functional.probe_loss import l1_penalty, learnable_classes, positive_weights, probe_loss
+from absorb_pl.functional.projection import (
+    ProjectionScores,
+    fold_decoder_norms,
+    may_absorb,
+    probe_projection,
+    projection_scores,
+)
 from absorb_pl.functional.rates import LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
 from absorb_pl.functional.sae_stats import SaeStatistics
 from absorb_pl.functional.saebench import (
     SaeBenchVerdicts,
     SaeBenchVersion,
-    fold_decoder_norms,
-    probe_projection,
+    fraction_by_absorbers,
+    fraction_by_all,
+    full_absorption,
     saebench_verdicts,
 )
+from absorb_pl.functional.saebench_aggregate import SaeBenchAggregate, saebench_aggregate
 from absorb_pl.functional.similarity import cosine_similarity_matrix, unit_rows
 from absorb_pl.functional.splits import main_latents
 from absorb_pl.functional.validation import require_finite, require_latents, require_two_sided
@@ -62,7 +72,9 @@ __all__ = [
     "LetterOutcome",
     "LettersMode",
     "PaperVerdicts",
+    "ProjectionScores",
     "Rate",
+    "SaeBenchAggregate",
     "SaeBenchVerdicts",
     "SaeBenchVersion",
     "SaeStatistics",
@@ -74,6 +86,9 @@ __all__ = [
     "check_ks",
     "cosine_similarity_matrix",
     "fold_decoder_norms",
+    "fraction_by_absorbers",
+    "fraction_by_all",
+    "full_absorption",
     "k_sparse_logits",
     "l1_penalty",
     "latent_scores",
@@ -81,22 +96,26 @@ __all__ = [
     "letter_metric",
     "letter_rate",
     "main_latents",
+    "may_absorb",
     "mid_ranks",
     "minimise_probe_loss",
     "most_negative_latents",
     "newton_logistic",
     "optimal_f1_threshold",
     "paper_candidates",
+    "paper_decisions",
     "paper_verdicts",
     "pearson_correlation",
     "positive_weights",
     "probe_loss",
     "probe_projection",
+    "projection_scores",
     "rank_latents",
     "require_finite",
     "require_latents",
     "require_two_sided",
     "sae_rate",
+    "saebench_aggregate",
     "saebench_verdicts",
     "sample_candidates",
     "score_agreement",

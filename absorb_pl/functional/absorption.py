@@ -111,6 +111,7 @@ class PaperVerdicts:
         second_score: Its score.
         top_probe_cos: Cosine of the top latent's decoder row with the probe.
         main_activation: Summed activation of the main latents.
+        main_max: Largest activation of a main latent.
     """
 
     is_absorption: Bool[Tensor, " words"]
@@ -120,6 +121,45 @@ class PaperVerdicts:
     second_score: Float[Tensor, " words"]
     top_probe_cos: Float[Tensor, " words"]
     main_activation: Float[Tensor, " words"]
+    main_max: Float[Tensor, " words"]
+
+
+def paper_decisions(
+    top_score: Float[Tensor, " words"],
+    second_score: Float[Tensor, " words"],
+    top_probe_cos: Float[Tensor, " words"],
+    main_max: Float[Tensor, " words"],
+    *,
+    delta_threshold: float = 1.0,
+    cos_threshold: float = 0.025,
+    silent: float = SILENT,
+) -> Bool[Tensor, " words"]:
+    """Apply the thresholds of the paper's rule to what is known of each word (see `paper_verdicts`).
+
+    Args:
+        top_score: Most negative integrated-gradient score at the word, in logits.
+        second_score: The runner-up's.
+        top_probe_cos: Cosine of the top latent's decoder row with the probe.
+        main_max: Largest activation of a main latent.
+        delta_threshold: Least lead of the top score, in logits.
+        cos_threshold: Least cosine of the top latent with the probe.
+        silent: Activation below which a main latent counts as silent.
+
+    Returns:
+        Whether each word counts.
+
+    Example:
+        >>> scores, cos = torch.tensor([-3.0, -3.0]), torch.tensor([0.4, 0.4])
+        >>> paper_decisions(scores, torch.tensor([-0.5, -2.5]), cos, torch.zeros(2))
+        tensor([ True, False])
+    """
+    lead = top_score.double().abs() - second_score.double().abs()
+    return (
+        (main_max.double() < silent)
+        & (top_score <= 0)
+        & (lead >= delta_threshold)
+        & (top_probe_cos.double() >= cos_threshold)
+    )
 
 
 def paper_verdicts(
@@ -172,15 +212,22 @@ def paper_verdicts(
     latents, values = most_negative_latents(scores, count=2)
     top_cos = probe_cos[latents[:, 0]]
     mains = activations[:, list(main_latents)]
+    main_max = mains.amax(dim=1)
     return PaperVerdicts(
-        is_absorption=(mains < silent).all(dim=1)
-        & (values[:, 0] <= 0)
-        & (values[:, 0].double().abs() - values[:, 1].double().abs() >= delta_threshold)
-        & (top_cos.double() >= cos_threshold),
+        is_absorption=paper_decisions(
+            values[:, 0],
+            values[:, 1],
+            top_cos,
+            main_max,
+            delta_threshold=delta_threshold,
+            cos_threshold=cos_threshold,
+            silent=silent,
+        ),
         top_latent=latents[:, 0],
         top_score=values[:, 0],
         second_latent=latents[:, 1],
         second_score=values[:, 1],
         top_probe_cos=top_cos,
         main_activation=mains.sum(dim=1),
+        main_max=main_max,
     )

@@ -59,6 +59,8 @@ def zero_count_bound(sizes: Sequence[float | int], confidence: float = 0.95) -> 
     """
     n = np.asarray(sizes, dtype=np.float64)
     budget = np.log(2 / (1 - confidence))
+    if len(n) == 1:
+        return float(-np.expm1(-budget / n[0]))
     low, high = -np.log(n.max()) - budget / n.min(), -np.log(n.min())
     for _ in range(200):
         middle = (low + high) / 2
@@ -88,7 +90,8 @@ def bootstrap_interval(
     interval would call it certain. So the interval is widened to what such letters allow by themselves: its
     upper end is at least the estimate plus the share of never-absorbed letters times their
     `zero_count_bound`, and at least the bound of all letters; its lower end likewise for always-absorbed
-    ones. For one letter without absorption this is the Clopper–Pearson interval `[0, 1 − 0.025^(1/n)]`.
+    ones. A letter all of whose words have one and the same fraction widens it both ways, by as much as it leaves to 1
+    and to 0. For one letter without absorption this is the Clopper–Pearson interval `[0, 1 − 0.025^(1/n)]`.
 
     Args:
         amounts: Per letter, the absorbed amount (0 to 1) of each judged word.
@@ -137,9 +140,17 @@ def bootstrap_interval(
     sizes = [total * portion for total, portion in zip(totals, portions, strict=True)]
     none = [size for size, rate in zip(sizes, rates, strict=True) if rate == 0]
     everything = [size for size, rate in zip(sizes, rates, strict=True) if rate >= 1]
+    same = [
+        (size, rate)
+        for size, rate, amount, total in zip(sizes, rates, amounts, totals, strict=True)
+        if 0 < rate < 1 and len(amount) == total and len(amount.unique()) == 1
+    ]
+    both = _slack([size for size, _ in same], len(sizes), confidence)
     estimate, bound = float(np.mean(rates)), zero_count_bound(sizes, confidence)
-    high = max(float(high), bound, estimate + _slack(none, len(sizes), confidence))
-    low = min(float(low), 1 - bound, estimate - _slack(everything, len(sizes), confidence))
+    above = _slack(none, len(sizes), confidence) + both * max((1 - rate for _, rate in same), default=0)
+    below = _slack(everything, len(sizes), confidence) + both * max((rate for _, rate in same), default=0)
+    high = max(float(high), bound, estimate + above)
+    low = min(float(low), 1 - bound, estimate - below)
     return min(max(low, 0.0), 1.0), min(high, 1.0)
 
 

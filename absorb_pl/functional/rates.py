@@ -11,7 +11,8 @@ from absorb_pl.errors import ShapeError
 from absorb_pl.functional.bootstrap import bootstrap_interval
 from absorb_pl.functional.validation import require_finite
 
-LettersMode = Literal["all", "published"]
+LettersMode = Literal["counted", "published"]
+"""What letters without candidate words count for: nothing absorbed (`counted`), or they are left out."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def letter_rate(letter: LetterOutcome, *, confidence: float = 0.95, resamples: i
 def sae_rate(
     letters: Sequence[LetterOutcome],
     *,
-    mode: LettersMode = "all",
+    mode: LettersMode = "counted",
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -144,7 +145,7 @@ def sae_rate(
 
     Args:
         letters: The letters' outcomes.
-        mode: `"all"` evaluable letters, or only those with judged words (`"published"`).
+        mode: All evaluable letters (`"counted"`), or only those with judged words (`"published"`).
         confidence: Level of the bootstrap interval.
         resamples: Bootstrap replicates.
         seed: Seed of the bootstrap.

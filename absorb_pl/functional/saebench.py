@@ -12,51 +12,108 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from absorb_pl.functional.absorption import SILENT
-from absorb_pl.functional.similarity import unit_rows
-from absorb_pl.functional.validation import require_finite, require_latents
+from absorb_pl.functional.projection import projection_scores
 
 SaeBenchVersion = Literal["0.6.0", "0.3.2"]
 
 
-def probe_projection(
-    x: Float[Tensor, "words d_model"], probe_direction: Float[Tensor, " d_model"]
+def full_absorption(
+    top_projection: Float[Tensor, " words"],
+    top_probe_cos: Float[Tensor, " words"],
+    probe_projection: Float[Tensor, " words"],
+    main_max: Float[Tensor, " words"],
+    *,
+    cos_threshold: float = 0.025,
+    proportion_threshold: float = 0.4,
+    silent: float = SILENT,
+) -> Bool[Tensor, " words"]:
+    """Tell on which words one latent took over all of the feature, by either version (see `saebench_verdicts`).
+
+    Args:
+        top_projection: Largest projection of a latent.
+        top_probe_cos: That latent's cosine with the probe.
+        probe_projection: Projection of the activation itself.
+        main_max: Largest size of a main latent's activation.
+        cos_threshold: Least cosine of the sole absorber.
+        proportion_threshold: Least share of the activation's projection that it must hold.
+        silent: Size of activation below which a main latent counts as silent.
+
+    Returns:
+        Whether each word counts.
+
+    Example:
+        >>> full_absorption(torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([2.0]), torch.tensor([0.0]))
+        tensor([True])
+    """
+    whole = probe_projection.double()
+    return (
+        (main_max.double() < silent)
+        & (top_probe_cos.double() >= cos_threshold)
+        & (whole > 0)
+        & (top_projection.double() >= proportion_threshold * whole)
+    )
+
+
+def fraction_by_absorbers(
+    absorber_projections: Float[Tensor, "words absorbers"],
+    absorber_probe_cos: Float[Tensor, "words absorbers"],
+    probe_projection: Float[Tensor, " words"],
+    main_projection: Float[Tensor, " words"],
+    *,
+    cos_threshold: float = 0.1,
+    proportion_threshold: float = 0.4,
+    max_absorbers: int = 3,
 ) -> Float[Tensor, " words"]:
-    """Length of each activation along the probe's unit direction.
+    """Absorption fraction of version 0.6.0 (see `saebench_verdicts`).
 
     Args:
-        x: Residual activations at the word.
-        probe_direction: Weights of the class's probe, of any length.
+        absorber_projections: Positive projections of latents that are not main; 0 where there is none.
+        absorber_probe_cos: Their cosines with the probe.
+        probe_projection: Projection of the activation itself.
+        main_projection: Summed projection of the main latents.
+        cos_threshold: Least cosine of an absorber.
+        proportion_threshold: Least share of the activation's projection that absorbers must hold.
+        max_absorbers: Most absorbers that count.
 
     Returns:
-        Projections, in the units of `x`.
+        Fractions from 0 to 1, in float64.
 
     Example:
-        >>> probe_projection(torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 2.0]))
-        tensor([4.])
+        >>> held, cos = torch.tensor([[0.8]]), torch.tensor([[0.8]])
+        >>> fraction_by_absorbers(held, cos, torch.tensor([2.0]), torch.tensor([1.0]))
+        tensor([0.4444], dtype=torch.float64)
     """
-    unit = unit_rows(probe_direction[None])[0]
-    return x.to(unit.dtype) @ unit
+    whole, mains = probe_projection.double(), main_projection.double()
+    aligned = torch.where(absorber_probe_cos.double() >= cos_threshold, absorber_projections.double(), 0.0)
+    held = aligned.topk(min(max_absorbers, aligned.shape[1]), dim=1).values.sum(dim=1)
+    nothing = (mains >= whole) | (whole <= 0) | (held < proportion_threshold * whole)
+    taken = torch.minimum(held, whole - mains)
+    share = (taken / torch.where(mains > 0, taken + mains, 1.0)).clamp(0.0, 1.0)
+    return torch.where(nothing, 0.0, torch.where(mains > 0, share, 1.0))
 
 
-def fold_decoder_norms(
-    activations: Float[Tensor, "words latents"], decoder: Float[Tensor, "latents d_model"]
-) -> Float[Tensor, "words latents"]:
-    """Scale activations to what they would be with unit-norm decoder rows.
-
-    SAEBench requires such rows; with them, activation × cosine is a latent's part of the projection.
+def fraction_by_all(
+    all_projection: Float[Tensor, " words"],
+    probe_projection: Float[Tensor, " words"],
+    main_projection: Float[Tensor, " words"],
+) -> Float[Tensor, " words"]:
+    """Absorption fraction of version 0.3.2 (see `saebench_verdicts`).
 
     Args:
-        activations: Activations of the SAE as it is.
-        decoder: Its `W_dec`.
+        all_projection: Summed projection of all latents.
+        probe_projection: Projection of the activation itself.
+        main_projection: Summed projection of the main latents.
 
     Returns:
-        `activation × ‖decoder row‖`.
+        Fractions from 0 to 1, in float64.
 
     Example:
-        >>> fold_decoder_norms(torch.tensor([[2.0, 1.0]]), torch.tensor([[0.0, 3.0], [1.0, 0.0]]))
-        tensor([[6., 1.]])
+        >>> fraction_by_all(torch.tensor([2.0]), torch.tensor([2.0]), torch.tensor([0.5]))
+        tensor([0.7500], dtype=torch.float64)
     """
-    return activations * decoder.to(activations.dtype).norm(dim=1)
+    whole, mains, every = probe_projection.double(), main_projection.double(), all_projection.double()
+    nothing = (mains >= whole) | (every <= 0)
+    return torch.where(nothing, 0.0, ((every - mains) / torch.where(every > 0, every, 1.0)).clamp(0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -140,41 +197,35 @@ def saebench_verdicts(
         >>> verdicts.is_full_absorption, verdicts.absorption_fraction
         (tensor([ True, False]), tensor([1.0000, 0.4444], dtype=torch.float64))
     """
-    require_finite(activations=activations, projections=projections, probe_cos=probe_cos)
-    require_latents("main_latents", main_latents, activations.shape[1])
-    mains = list(main_latents)
-    projection_wl = activations * probe_cos
-    main_w = projection_wl[:, mains].sum(dim=1).double()
-    whole_w = projections.double()
-    top = projection_wl.topk(min(2, projection_wl.shape[1]), dim=1)
-    top_cos_w = probe_cos[top.indices[:, 0]]
-    full_w = (
-        (activations[:, mains].abs() < silent).all(dim=1)
-        & (top_cos_w.double() >= full_cos_threshold)
-        & (whole_w > 0)
-        & (top.values[:, 0].double() >= proportion_threshold * whole_w)
-    )
+    scores = projection_scores(activations, projections, probe_cos, main_latents, max_absorbers=max_absorbers)
     if version == "0.6.0":
-        may_absorb_l = probe_cos >= fraction_cos_threshold
-        may_absorb_l[mains] = False
-        absorbing_wl = torch.where(may_absorb_l, projection_wl, 0.0).clamp(min=0.0)
-        held_w = absorbing_wl.topk(min(max_absorbers, absorbing_wl.shape[1]), dim=1).values.sum(dim=1).double()
-        nothing_w = (main_w >= whole_w) | (whole_w <= 0) | (held_w < proportion_threshold * whole_w)
-        taken_w = torch.minimum(held_w, whole_w - main_w)
-        share_w = (taken_w / torch.where(main_w > 0, taken_w + main_w, 1.0)).clamp(0.0, 1.0)
-        fraction_w = torch.where(main_w > 0, share_w, 1.0)
+        fraction = fraction_by_absorbers(
+            scores.absorber_projections,
+            scores.absorber_probe_cos,
+            projections,
+            scores.main_projection,
+            cos_threshold=fraction_cos_threshold,
+            proportion_threshold=proportion_threshold,
+            max_absorbers=max_absorbers,
+        )
     else:
-        all_w = projection_wl.sum(dim=1).double()
-        nothing_w = (main_w >= whole_w) | (all_w <= 0)
-        fraction_w = ((all_w - main_w) / torch.where(all_w > 0, all_w, 1.0)).clamp(0.0, 1.0)
+        fraction = fraction_by_all(scores.all_projection, projections, scores.main_projection)
     return SaeBenchVerdicts(
-        absorption_fraction=torch.where(nothing_w, 0.0, fraction_w),
-        is_full_absorption=full_w,
-        top_latent=top.indices[:, 0],
-        top_projection=top.values[:, 0],
-        second_latent=top.indices[:, -1],
-        second_projection=top.values[:, -1],
-        top_probe_cos=top_cos_w,
-        main_projection=main_w,
-        main_activation=activations[:, mains].sum(dim=1),
+        absorption_fraction=fraction,
+        is_full_absorption=full_absorption(
+            scores.top_projection,
+            scores.top_probe_cos,
+            projections,
+            scores.main_max,
+            cos_threshold=full_cos_threshold,
+            proportion_threshold=proportion_threshold,
+            silent=silent,
+        ),
+        top_latent=scores.top_latent,
+        top_projection=scores.top_projection,
+        second_latent=scores.second_latent,
+        second_projection=scores.second_projection,
+        top_probe_cos=scores.top_probe_cos,
+        main_projection=scores.main_projection,
+        main_activation=scores.main_activation,
     )

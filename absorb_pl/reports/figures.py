@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from absorb_pl.data import writing_to
+from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -23,9 +24,10 @@ def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """All figures of a study by name.
 
     Args:
-        tables: `summary`, `letters` and `k_sparse`, as a study writes them.
+        tables: `summary`, `letters`, `k_sparse` and `sensitivity`, as a study writes them.
     """
     summary, letters, k_sparse = tables["summary"], tables["letters"], tables["k_sparse"]
+    sensitivity = tables["sensitivity"]
     makers: dict[str, Callable[[], Figure]] = {
         "top_latent_vs_l0": lambda: top_latent_figure(summary, "l0"),
         "top_latent_vs_layer": lambda: top_latent_figure(summary, "layer"),
@@ -35,7 +37,13 @@ def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
         "absorption_by_letter": lambda: letters_figure(letters, summary),
         "f1_vs_k": lambda: f1_vs_k_figure(k_sparse, summary),
     }
-    return {name: make() for name, make in makers.items()}
+    with_fraction = summary[summary["absorption_fraction"].notna()]
+    if len(with_fraction):
+        makers["absorption_fraction_vs_l0"] = lambda: absorption_figure(with_fraction, "l0", fraction=True)
+    figures = {name: make() for name, make in makers.items()}
+    for rule in summary["rule"].unique():
+        figures[f"sensitivity_{rule}"] = sensitivity_figure(sensitivity[sensitivity["rule"] == rule], summary)
+    return figures
 
 
 def save_figures(figures: dict[str, Figure], folder: Path) -> None:
@@ -47,7 +55,7 @@ def save_figures(figures: dict[str, Figure], folder: Path) -> None:
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=_DPI, bbox_inches="tight")
+            figure.savefig(folder / f"{name}.png", dpi=_DPI)
 
 
 def top_latent_figure(summary: pd.DataFrame, against: str) -> Figure:
@@ -80,32 +88,35 @@ def splits_figure(summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def absorption_figure(summary: pd.DataFrame, against: str) -> Figure:
-    """Absorption rate with its 95 % interval against `l0` or `layer`; one panel a rule."""
+def absorption_figure(summary: pd.DataFrame, against: str, *, fraction: bool = False) -> Figure:
+    """Absorption rate, or fraction, with its 95 % interval against `l0` or `layer`; one panel a rule."""
     rules = list(summary["rule"].unique())
-    figure = Figure(figsize=(5.6 * len(rules), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(rules), squeeze=False)[0]
+    what, measure = ("rate", "absorption_rate") if not fraction else ("fraction", "absorption_fraction")
+    interval = ("ci_low", "ci_high") if not fraction else ("fraction_ci_low", "fraction_ci_high")
+    figure = Figure(figsize=(min(5.6, 2.2 + 9.6 / len(rules)) * len(rules), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(rules), squeeze=False, sharey=True)[0]
     for axis, rule in zip(axes, rules, strict=True):
         rows = summary[(summary["rule"] == rule) & summary["evaluable"]]
-        _scatter(axis, rows, against, "absorption_rate", interval=("ci_low", "ci_high"))
-        axis.set(title=f"Absorption against {_axis_name(against)} (rule {rule})")
+        _scatter(axis, rows, against, measure, interval=interval)
+        axis.set_title(f"Absorption against {_axis_name(against)} (rule {rule})", fontsize=10)
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axis.set_ylim(bottom=0)
-    axes[0].set_ylabel("absorption rate, mean over letters")
+    axes[0].set_ylabel(f"absorption {what}, mean over letters")
     _legend(figure, summary)
     return figure
 
 
 def letters_figure(letters: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """Absorption rate letter by letter: bars of the mean over SAEs above a heat map SAE × letter."""
-    rows = letters[letters["rule"] == letters["rule"].iloc[0]]
+    """Absorption rate letter by letter by the first rule: bars of the mean over SAEs above a heat map SAE × letter."""
+    rule = letters["rule"].iloc[0]
+    rows = letters[letters["rule"] == rule]
     rates = rows.pivot_table(index="sae", columns="label", values="absorption_rate", dropna=False)
     rates = rates.reindex([sae for sae in summary["sae"].unique() if sae in rates.index])
     figure = Figure(figsize=(0.36 * len(rates.columns) + 3, 0.24 * len(rates) + 3.4), layout="constrained")
     bars, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, max(1.0, 0.24 * len(rates))])
     positions = np.arange(len(rates.columns))
     bars.bar(positions, rates.mean(axis=0), color=_COLOURS[0])
-    bars.set(title="Absorption letter by letter", ylabel="mean over SAEs")
+    bars.set(title=f"Absorption letter by letter (rule {rule})", ylabel="mean over SAEs")
     bars.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     bars.spines[["top", "right"]].set_visible(False)
     image = heat.imshow(rates.to_numpy(float), aspect="auto", cmap="magma_r", vmin=0)

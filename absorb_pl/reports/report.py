@@ -10,19 +10,24 @@ from torch import Tensor
 from absorb_pl.data import writing_to
 from absorb_pl.evaluators import write_table
 from absorb_pl.reports.figures import draw_figures, save_figures
+from absorb_pl.reports.saebench_results import SaeBenchRun, write_saebench_results
 from absorb_pl.reports.tensorboard import log_study
 from absorb_pl.reports.terminal import print_summary
 
 
 def report_study(
-    run_dir: Path, tables: Mapping[str, pd.DataFrame], probes: Mapping[str, tuple[Tensor, Tensor]]
+    run_dir: Path,
+    tables: Mapping[str, pd.DataFrame],
+    probes: Mapping[str, tuple[Tensor, Tensor]],
+    saebench: SaeBenchRun | None = None,
 ) -> None:
-    """Write a study's tables, probes, figures and events, and print the summary.
+    """Write a study's tables, probes, figures, events and results in other formats, and print the summary.
 
     Args:
         run_dir: The run's folder.
         tables: From `study_tables`.
         probes: Weight and bias of each hook's linear probe.
+        saebench: What files in SAEBench's format have in common; there are none when None.
 
     Raises:
         OutputFolderError: The folder cannot be written.
@@ -36,4 +41,5 @@ def report_study(
     figures = draw_figures(tables)
     save_figures(figures, run_dir / "figures")
     log_study(run_dir, tables, figures)
-    print_summary(tables["summary"])
+    reasons = write_saebench_results(run_dir / "saebench", tables, saebench) if saebench else {}
+    print_summary(tables["summary"], notes=[f"No SAEBench result of {sae}: {why}." for sae, why in reasons.items()])

@@ -1,20 +1,27 @@
 """The tables of a study, put together from its stages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from absorb_pl.data import PromptDataModule
 from absorb_pl.evaluators import (
-    RULE,
-    AbsorptionStage,
+    SENSITIVITY_COLUMNS,
+    AbsorptionRule,
     LinearProbeStage,
     RateSettings,
+    SaeProbing,
     SaeProbingStage,
     SaeSource,
-    letters_table,
-    summary_row,
+    judge_words,
+    order_columns,
+    rate_tables,
+    sensitivity_table,
 )
+
+_OF_SAES = ("latents", "k_sparse", "candidates")
+_OF_RULES = ("letters", "words", "sensitivity")
 
 
 def study_tables(
@@ -22,7 +29,8 @@ def study_tables(
     words: PromptDataModule,
     probes: LinearProbeStage,
     probing: SaeProbingStage,
-    absorption: AbsorptionStage,
+    scored: Mapping[str, Callable[[str], pd.DataFrame]],
+    rules: Sequence[AbsorptionRule],
     rates: RateSettings,
 ) -> dict[str, pd.DataFrame]:
     """Put the tables of a study together.
@@ -32,53 +40,95 @@ def study_tables(
         words: The prompts.
         probes: The finished stage of the linear probes.
         probing: The finished stage that found main latents and candidates.
-        absorption: The finished stage that judged the candidates.
+        scored: For each rule, gives the stored scores of an SAE's words.
+        rules: The rules to judge the words by.
         rates: How rates are summed up.
 
     Returns:
-        `summary` (a row an SAE and rule), `letters` (and label), `words` (and candidate word), `latents`,
-        `k_sparse`, `candidates` and `training` (a row an epoch of each probe).
+        `summary` (a row an SAE and rule), `letters` (and label), `words` (and candidate word), `sensitivity` (and
+        threshold and value), `latents`, `k_sparse`, `candidates` and `training` (a row an epoch of each probe).
     """
-    parts: dict[str, list[pd.DataFrame]] = {
-        name: [] for name in ("letters", "words", "latents", "k_sparse", "candidates", "training")
-    }
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in (*_OF_RULES, *_OF_SAES, "training")}
     summary = []
     for name, sae in saes.items():
-        found, verdicts = probing.result(name), absorption.table(name)
-        letters = letters_table(found.letters, verdicts, RULE, rates, words.task.classes)
-        summary.append(
-            {
-                "sae": name,
-                "model": words.language_model.cfg.model_name,
-                "hook_name": sae.hook_name,
-                "layer": sae.layer,
-                "architecture": sae.architecture,
-                **found.statistics,
-                "rule": RULE,
-                "shared_context": words.config.shared_context,
-                **summary_row(found.letters, verdicts, found.latents, rates),
-            }
-        )
-        texts = [words.texts[row] for row in found.candidates["row"]]
-        candidates = found.candidates.assign(word=[t.word for t in texts], prompt=[t.base for t in texts])
-        parts["words"].append(verdicts)
+        found = probing.result(name)
+        about = {
+            "sae": name,
+            "model": words.language_model.cfg.model_name,
+            "hook_name": sae.hook_name,
+            "layer": sae.layer,
+            "architecture": sae.architecture,
+            **found.statistics,
+            "shared_context": words.config.shared_context,
+        }
+        for rule in rules:
+            stored = scored[rule.name](name)
+            tables, row = judged(rule, name, stored, found.letters, found.latents, rates, words.task.classes)
+            summary.append({**about, **row})
+            for table, frame in tables.items():
+                parts[table].append(_with_hook(frame, sae.hook_name) if table == "letters" else frame)
+        for table, frame in _of_sae(found, words).items():
+            parts[table].append(_with_hook(_with_sae(frame, name), sae.hook_name))
         parts["training"].append(_curve(probing.curve(name), "k_sparse_probe", name))
-        for table, frame in (
-            ("letters", letters),
-            ("latents", found.latents),
-            ("k_sparse", found.k_sparse),
-            ("candidates", candidates),
-        ):
-            parts[table].append(_with_sae(frame, name, sae.hook_name))
     for hook in dict.fromkeys(sae.hook_name for sae in saes.values()):
         parts["training"].append(_curve(probes.curve(hook), "linear_probe", hook))
-    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+    tables = {name: _joined(frames) for name, frames in parts.items()}
+    tables["words"] = order_columns(tables["words"])
     return {"summary": pd.DataFrame(summary), **tables}
 
 
-def _with_sae(frame: pd.DataFrame, sae: str, hook_name: str) -> pd.DataFrame:
+def judged(
+    rule: AbsorptionRule,
+    sae: str,
+    stored: pd.DataFrame,
+    letters: pd.DataFrame,
+    latents: pd.DataFrame,
+    rates: RateSettings,
+    class_names: tuple[str, ...],
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Tables of one SAE by one rule.
+
+    Args:
+        rule: The rule.
+        sae: Name of the SAE.
+        stored: Stored scores of its words.
+        letters: From `evaluate_sae`.
+        latents: From `latent_table`.
+        rates: How rates are summed up.
+        class_names: All classes of the task.
+
+    Returns:
+        `letters`, `words` and `sensitivity`, and the row of the summary.
+    """
+    words = judge_words(rule, stored)
+    of_letters, row = rate_tables(rule, letters, words, latents, rates, class_names)
+    sensitivity = sensitivity_table(rule, stored, of_letters, row["letters"])
+    return {
+        "letters": _with_sae(of_letters, sae),
+        "words": words,
+        "sensitivity": _with_sae(sensitivity, sae).astype(SENSITIVITY_COLUMNS),
+    }, row
+
+
+def _of_sae(found: SaeProbing, words: PromptDataModule) -> dict[str, pd.DataFrame]:
+    texts = [words.texts[row] for row in found.candidates["row"]]
+    candidates = found.candidates.assign(word=[t.word for t in texts], prompt=[t.base for t in texts])
+    return {"latents": found.latents, "k_sparse": found.k_sparse, "candidates": candidates}
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Frames below each other; empty ones say nothing about the columns' types."""
+    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+
+
+def _with_sae(frame: pd.DataFrame, sae: str) -> pd.DataFrame:
     frame = frame.copy()
     frame.insert(0, "sae", sae)
+    return frame
+
+
+def _with_hook(frame: pd.DataFrame, hook_name: str) -> pd.DataFrame:
+    frame = frame.copy()
     frame.insert(1, "hook_name", hook_name)
     return frame
 

@@ -14,6 +14,7 @@ FOLDER = "tensorboard"
 _HPARAMS = ("architecture", "hook_name", "layer", "d_sae", "rule")
 _SCALARS = (
     "absorption_rate",
+    "absorption_fraction",
     "l0",
     "explained_variance",
     "num_splits",
@@ -37,22 +38,48 @@ def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mappin
     folder = run_dir / FOLDER
     with writing_to(run_dir):
         shutil.rmtree(folder, ignore_errors=True)
-        with SummaryWriter(str(folder)) as writer:
-            for name, figure in figures.items():
-                writer.add_figure(f"figures/{name}", figure, close=False)
-            writer.add_text("summary", _markdown(tables["summary"]))
+        _write_overview(folder, tables["summary"], figures)
         for (kind, name), curve in tables["training"].groupby(["probe", "name"], sort=False):
             with SummaryWriter(str(folder / str(kind) / _folder_name(str(name)))) as writer:
                 for metric in curve.columns.difference(["probe", "name", "epoch"]):
                     for epoch, value in curve[["epoch", metric]].dropna().itertuples(index=False):
                         writer.add_scalar(metric, value, int(epoch))
-        for row in tables["summary"].to_dict("records"):
-            with SummaryWriter(str(folder / "saes")) as writer:
-                writer.add_hparams(
-                    {name: row[name] for name in _HPARAMS},
-                    {f"sae/{name}": float(row[name]) for name in _SCALARS if pd.notna(row[name])},
-                    run_name=_folder_name(f"{row['sae']}-{row['rule']}"),
-                )
+        _write_rates(folder, tables["summary"])
+
+
+def log_rates(run_dir: Path, summary: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
+    """Write the TensorBoard events of rates alone anew, below `run_dir/tensorboard`.
+
+    Args:
+        run_dir: The folder of a run, or of rates rescored.
+        summary: The `summary` table.
+        figures: Figures by name.
+
+    Raises:
+        OutputFolderError: The folder cannot be written.
+    """
+    folder = run_dir / FOLDER
+    with writing_to(run_dir):
+        shutil.rmtree(folder, ignore_errors=True)
+        _write_overview(folder, summary, figures)
+        _write_rates(folder, summary)
+
+
+def _write_overview(folder: Path, summary: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
+    with SummaryWriter(str(folder)) as writer:
+        for name, figure in figures.items():
+            writer.add_figure(f"figures/{name}", figure, close=False)
+        writer.add_text("summary", _markdown(summary))
+
+
+def _write_rates(folder: Path, summary: pd.DataFrame) -> None:
+    for row in summary.to_dict("records"):
+        with SummaryWriter(str(folder / "saes")) as writer:
+            writer.add_hparams(
+                {name: row[name] for name in _HPARAMS},
+                {f"sae/{name}": float(row[name]) for name in _SCALARS if pd.notna(row[name])},
+                run_name=_folder_name(f"{row['sae']}-{row['rule']}"),
+            )
 
 
 def _folder_name(name: str) -> str:

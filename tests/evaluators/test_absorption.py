@@ -202,7 +202,7 @@ def test_letter_rates_by_hand():
     assert found[0]["ci_low"] < 0.3 < found[0]["ci_high"]
 
 
-@pytest.mark.parametrize(("letters", "rate", "words"), [("all", (0.3 + 0) / 2, 30), ("published", 0.3, 20)])
+@pytest.mark.parametrize(("letters", "rate", "words"), [("counted", (0.3 + 0) / 2, 30), ("published", 0.3, 20)])
 def test_sae_rates_by_hand(letters, rate, words):
     found = summary_row(LETTER_ROWS, VERDICTS, LATENTS, RateSettings(letters=letters))
     assert found["absorption_rate"] == pytest.approx(rate)

@@ -17,6 +17,7 @@ from absorb_pl.reports.figures import (
     splits_figure,
     top_latent_figure,
 )
+from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 
 SUMMARY = pd.DataFrame(
     {
@@ -27,6 +28,7 @@ SUMMARY = pd.DataFrame(
         "d_sae": [1024, 256, 1024],
         "l0": [10.0, 40.0, 25.0],
         "explained_variance": [0.9, 0.8, 0.7],
+        "dead_fraction": [0.0, 0.25, 0.5],
         "rule": "paper",
         "probe_f1": [0.95, 0.95, 0.85],
         "probe_precision": [0.9, 0.9, 0.8],
@@ -39,6 +41,9 @@ SUMMARY = pd.DataFrame(
         "absorption_rate": [0.3, 0.1, np.nan],
         "ci_low": [0.2, 0.05, np.nan],
         "ci_high": [0.45, 0.2, np.nan],
+        "absorption_fraction": np.nan,
+        "fraction_ci_low": np.nan,
+        "fraction_ci_high": np.nan,
         "evaluable": [True, True, False],
         "reason": ["", "", "no evaluable letter"],
         "num_words": [100, 90, 0],
@@ -62,7 +67,29 @@ K_SPARSE = pd.DataFrame(
 TRAINING = pd.DataFrame(
     {"probe": "linear_probe", "name": "blocks.1.hook_resid_post", "epoch": [0, 1], "train/loss": [1.5, 0.5]}
 )
-TABLES = {"summary": SUMMARY, "letters": LETTERS, "k_sparse": K_SPARSE, "training": TRAINING}
+SENSITIVITY = pd.DataFrame(
+    [
+        {
+            "sae": sae,
+            "rule": "paper",
+            "threshold": threshold,
+            "value": value,
+            "is_default": value == 1.0,
+            "absorption_rate": rate / (1 + value),
+            "absorption_fraction": np.nan,
+        }
+        for sae, rate in (("rel/wide", 0.6), ("rel/narrow", 0.2))
+        for threshold in ("delta_threshold", "cos_threshold")
+        for value in (0.0, 1.0, 3.0)
+    ]
+)
+TABLES = {
+    "summary": SUMMARY,
+    "letters": LETTERS,
+    "k_sparse": K_SPARSE,
+    "training": TRAINING,
+    "sensitivity": SENSITIVITY,
+}
 
 
 def points(axis):
@@ -146,7 +173,7 @@ def test_figures_of_one_sae_and_of_none_evaluable():
     one = SUMMARY.iloc[[2]].reset_index(drop=True)
     figures = draw_figures({**TABLES, "summary": one, "letters": LETTERS[LETTERS["sae"] == "rel/deep"]})
     assert points(figures["absorption_vs_l0"].axes[0]) == []
-    assert len(figures) == 7
+    assert len(figures) == 8
 
 
 def test_reports_below_a_file_are_refused(tmp_path):
@@ -172,7 +199,7 @@ def test_the_terminal_table_holds_every_figure():
     wide, narrow, deep = (next(line for line in lines if f"rel/{name}" in line) for name in ("wide", "narrow", "deep"))
     cells = [cell.strip() for cell in wide.strip("│┃ ").split("│")]
     assert cells == [
-        *("rel/wide", "1", "1024", "10.0", "0.900", "0.950", "0.70 / 0.30", "0.50"),
+        *("rel/wide", "1", "1024", "10.0", "0%", "0.900", "0.950", "0.80", "0.50"),
         *("30.0% [20.0%, 45.0%]", "100"),
     ]
     assert "10.0% [ 5.0%, 20.0%]" in narrow
@@ -180,9 +207,43 @@ def test_the_terminal_table_holds_every_figure():
     assert len({len(line) for line in lines[1:]}) == 1
 
 
-def test_two_rules_are_told_apart_on_the_terminal():
+def printed(summary):
     stream = io.StringIO()
-    both = pd.concat([SUMMARY, SUMMARY.assign(rule="other")], ignore_index=True)
-    print_summary(both, Console(file=stream, width=40))
-    assert "rel/wide (paper)" in stream.getvalue()
-    assert "rel/wide (other)" in stream.getvalue()
+    print_summary(summary, Console(file=stream, width=40))
+    return [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in stream.getvalue().splitlines()]
+
+
+def test_rules_stand_side_by_side_on_the_terminal():
+    other = SUMMARY.assign(
+        rule="other",
+        absorption_rate=[0.6, 0.5, np.nan],
+        absorption_fraction=[0.7, 0.65, np.nan],
+        fraction_ci_low=[0.6, 0.55, np.nan],
+        fraction_ci_high=[0.8, 0.75, np.nan],
+        num_words=[90, 90, 0],
+    )
+    lines = printed(pd.concat([SUMMARY, other], ignore_index=True))
+    (wide,) = (line for line in lines if line[0] == "rel/wide")
+    assert wide[-4:] == ["30.0% [20.0%, 45.0%]", "60.0% [20.0%, 45.0%] (n = 90)", "70.0% [60.0%, 80.0%]", "100"]
+    (deep,) = (line for line in lines if line[0] == "rel/deep")
+    assert deep[-4:] == ["not evaluable: no evaluable letter"] * 2 + ["-", "0"]
+
+
+def test_rules_that_agree_share_a_column_under_both_names():
+    stream = io.StringIO()
+    print_summary(pd.concat([SUMMARY, SUMMARY.assign(rule="other")], ignore_index=True), Console(file=stream))
+    text = stream.getvalue()
+    assert text.count("30.0% [20.0%, 45.0%]") == 1
+    assert "paper" in text
+    assert "other" in text
+
+
+def test_sensitivity_panels_have_the_default_marked():
+    figure = sensitivity_figure(SENSITIVITY, SUMMARY)
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_xlabel() for axis in axes] == ["delta_threshold", "cos_threshold"]
+    for axis in axes:
+        curves = [line.get_xydata().tolist() for line in axis.get_lines() if len(line.get_xdata()) == 3]
+        assert np.allclose(curves, [[[0, 0.6], [1, 0.3], [3, 0.15]], [[0, 0.2], [1, 0.1], [3, 0.05]]])
+        (marked,) = (line for line in axis.get_lines() if line.get_linestyle() == "--")
+        assert set(marked.get_xdata()) == {1.0}

@@ -1,0 +1,101 @@
+"""Projections on the probe: what the rules of SAEBench are decided on, from cached residual rows alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from absorb_pl.evaluators.writers import empty_table
+from absorb_pl.functional import (
+    ProjectionScores,
+    cosine_similarity_matrix,
+    fold_decoder_norms,
+    probe_projection,
+    projection_scores,
+)
+
+PROJECTION_COLUMNS = {
+    "row": "int64",
+    "label": "str",
+    "top_latent": "int64",
+    "top_score": "float64",
+    "top_probe_cos": "float64",
+    "second_latent": "int64",
+    "second_score": "float64",
+    "main_activation": "float64",
+    "main_max": "float64",
+    "probe_projection": "float64",
+    "main_projection": "float64",
+    "all_projection": "float64",
+    "absorber_latents": "object",
+    "absorber_projections": "object",
+    "absorber_probe_cos": "object",
+}
+_FIELDS = {"top_score": "top_projection", "second_score": "second_projection"}
+_LISTS = ("absorber_latents", "absorber_projections", "absorber_probe_cos")
+_CHUNK_VALUES = 2**24
+
+
+@torch.no_grad()
+def score_projections(
+    sae: Any,
+    x: Float[Tensor, "words d_model"],
+    rows: Sequence[int],
+    labels: Sequence[str],
+    probe_weight: Float[Tensor, "classes d_model"],
+    class_names: Sequence[str],
+    main_latents: Mapping[str, Sequence[int]],
+    *,
+    stored_absorbers: int = 5,
+    chunk_values: int = _CHUNK_VALUES,
+) -> pd.DataFrame:
+    """Project words' latents on their class's probe, with decoder norms folded into activations.
+
+    Args:
+        sae: The SAE.
+        x: Residual rows at the words.
+        rows: Number of each word in the task.
+        labels: Class of each word.
+        probe_weight: Weights of the linear probe.
+        class_names: Names of the classes.
+        main_latents: The main latents of each class.
+        stored_absorbers: Most absorbers that will be asked for.
+        chunk_values: Most latent activations held at once, whatever the SAE's width.
+
+    Returns:
+        One row a word with the columns of `PROJECTION_COLUMNS`, classes in order.
+    """
+    device = sae.W_dec.device
+    decoder = sae.W_dec.float()
+    cosines = cosine_similarity_matrix(probe_weight.to(device).float(), decoder)
+    chunk = max(1, chunk_values // len(decoder))
+    tables = []
+    for c, label in enumerate(class_names):
+        own = torch.tensor([number for number, name in enumerate(labels) if name == label], dtype=torch.long)
+        for part in own.split(chunk) if len(own) else ():
+            inputs = x[part].to(device)
+            latents = fold_decoder_norms(sae.encode(inputs.to(sae.W_dec.dtype)).float(), decoder)
+            scores = projection_scores(
+                latents,
+                probe_projection(inputs.float(), probe_weight[c].to(device)),
+                cosines[c],
+                list(main_latents[label]),
+                max_absorbers=stored_absorbers,
+            )
+            tables.append(_table(scores, [rows[number] for number in part.tolist()], label))
+    return pd.concat(tables, ignore_index=True) if tables else empty_table(PROJECTION_COLUMNS)
+
+
+def _table(scores: ProjectionScores, rows: Sequence[int], label: str) -> pd.DataFrame:
+    columns: dict[str, Any] = {"row": rows, "label": label}
+    counts = (scores.absorber_latents >= 0).sum(dim=1).tolist()
+    for name, dtype in PROJECTION_COLUMNS.items():
+        if name in columns:
+            continue
+        values = getattr(scores, _FIELDS.get(name, name))
+        listed = (values if dtype == "int64" or name == "absorber_latents" else values.double()).tolist()
+        columns[name] = [one[:n] for one, n in zip(listed, counts, strict=True)] if name in _LISTS else listed
+    return pd.DataFrame(columns).astype(PROJECTION_COLUMNS)

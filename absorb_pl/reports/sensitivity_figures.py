@@ -1,0 +1,56 @@
+"""Figures of how much rates depend on the thresholds of a rule."""
+
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+_MEASURES = {"absorption_rate": "absorption rate", "absorption_fraction": "absorption fraction"}
+
+
+def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    """Rates against each threshold of one rule, one line an SAE, from the sparsest (dark) to the densest (bright).
+
+    The value used for the rule's own rates is marked by a dashed line. A panel is left out where a threshold moves no
+    SAE's measure.
+
+    Args:
+        sensitivity: The rule's rows of a study's `sensitivity` table.
+        summary: The study's `summary`, which gives the SAEs' sparsities.
+    """
+    panels = [
+        (threshold, measure)
+        for threshold in sensitivity["threshold"].unique()
+        for measure in _MEASURES
+        if _moves(sensitivity[sensitivity["threshold"] == threshold], measure)
+    ]
+    columns = max(1, min(3, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(4.4 * columns + 2.4, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    l0 = summary.drop_duplicates("sae").set_index("sae")["l0"].sort_values()
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for (threshold, measure), axis in zip(panels, axes, strict=False):
+        here = sensitivity[sensitivity["threshold"] == threshold]
+        for number, sae in enumerate(l0.index):
+            line = here[here["sae"] == sae]
+            colour = colormaps["viridis"](0.9 * number / max(1, len(l0) - 1))
+            label = str(sae).split("/", 1)[-1] if axis is axes[0] else None
+            axis.plot(line["value"], line[measure], marker=".", linewidth=1, color=colour, label=label)
+        for value in here.loc[here["is_default"], "value"].unique():
+            axis.axvline(value, color="grey", linestyle="--", linewidth=0.9)
+        axis.set(xlabel=threshold, ylabel=f"{_MEASURES[measure]}, mean over letters")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    if panels:
+        figure.legend(loc="outside right upper", fontsize=6, frameon=False)
+        figure.suptitle(f"Sensitivity to thresholds (rule {sensitivity['rule'].iloc[0]}; dashed: the value used)")
+    else:
+        axes[0].set_visible(False)
+        figure.suptitle("No letter can be evaluated, or no threshold moves a rate")
+    return figure
+
+
+def _moves(rows: pd.DataFrame, measure: str) -> bool:
+    return bool((rows.groupby("sae")[measure].nunique() > 1).any())
