@@ -1,15 +1,17 @@
-"""The command line: `absorb-pl fit | validate | test | predict | study | rescore`."""
+"""The command line: `absorb-pl study | rescore | list | fit | validate | test | predict`."""
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from absorb_pl import __version__
+from absorb_pl.commands import LIST, OWN_PARSERS, RESCORE, STUDY
 from absorb_pl.errors import AbsorbError
 
 COMMANDS = {
-    "study": "Measure splitting and absorption in a list of SAEs, from words to tables and figures.",
-    "rescore": "Apply other thresholds of a rule to the scores that a finished study stored, without a model.",
+    "study": STUDY,
+    "rescore": RESCORE,
+    "list": LIST,
     "fit": "Train a linear or k-sparse probe on cached activations.",
     "validate": "Score a trained probe on the validation words.",
     "test": "Score a trained probe on the held-out words; evaluators run as callbacks.",
@@ -48,8 +50,8 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     else:
         try:
-            if command in _OWN:
-                _OWN[command](words[1:])
+            if command in OWN_PARSERS:
+                OWN_PARSERS[command](words[1:])
             else:
                 _run_trainer(None if args is None else words)
         except ValueError as error:
@@ -65,39 +67,6 @@ def _named_error(error: BaseException | None) -> AbsorbError | None:
     while error is not None and not isinstance(error, AbsorbError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _run_study(words: list[str]) -> None:
-    from jsonargparse import ArgumentParser
-
-    from absorb_pl.study import StudyConfig, run_study
-
-    parser = ArgumentParser(prog="absorb-pl study", description=COMMANDS["study"])
-    parser.add_argument("--config", action="config", help="A YAML file with any of the settings below.")
-    parser.add_class_arguments(StudyConfig)
-    settings = parser.instantiate_classes(parser.parse_args(words))
-    settings.pop("config")
-    run_study(StudyConfig(**settings))
-
-
-def _run_rescore(words: list[str]) -> None:
-    from jsonargparse import ArgumentParser
-
-    from absorb_pl.evaluators import known_rules, threshold_types
-    from absorb_pl.reports import rescore_run
-
-    parser = ArgumentParser(prog="absorb-pl rescore", description=COMMANDS["rescore"])
-    parser.add_argument("--config", action="config", help="A YAML file with any of the settings below.")
-    parser.add_argument("--run_dir", type=str, required=True, help="The run folder of a finished study.")
-    parser.add_argument("--rule", type=str, default="paper", help=f"One of {', '.join(known_rules())}.")
-    for name, kind in threshold_types().items():
-        parser.add_argument(f"--{name}", type=kind | None, default=None, help="As in the study when left out.")
-    settings = parser.parse_args(words).as_dict()
-    settings.pop("config")
-    rescore_run(**settings)
-
-
-_OWN = {"study": _run_study, "rescore": _run_rescore}
 
 
 def _run_trainer(words: list[str] | None) -> None:

@@ -84,15 +84,15 @@ class RunFolder:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Measure a stage; yields a dictionary for counts worth keeping.
+        """Measure a stage; yields a dictionary for counts worth keeping, that of before where it has run before.
 
         Args:
             name: Name of the stage in the manifest.
         """
-        facts: dict[str, Any] = {}
+        facts: dict[str, Any] = dict(self.stages.get(name, {}))
         start = time.perf_counter()
         yield facts
-        facts["seconds"] = round(time.perf_counter() - start, 3)
+        facts["seconds"] = round(facts.get("seconds", 0.0) + time.perf_counter() - start, 3)
         facts["peak_memory_mib"] = round(_peak_memory_bytes() / 2**20, 1)
         if torch.cuda.is_available():
             facts["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)

@@ -13,6 +13,7 @@ from absorb_pl.models import (
     sae_architecture,
     sae_hook_name,
     sae_identity,
+    split_control,
 )
 
 
@@ -27,6 +28,7 @@ class SaeSource:
         identity: Content hash of its weights and configuration.
         architecture: How it was trained, where its metadata say so, else how it infers.
         d_sae: Number of latents.
+        control: Which control of an SAE it is; empty for an SAE itself.
     """
 
     name: str
@@ -35,6 +37,7 @@ class SaeSource:
     identity: str
     architecture: str
     d_sae: int
+    control: str = ""
 
     @classmethod
     def check(cls, name: str, model: Any, dtype: str = "float32") -> "SaeSource":
@@ -54,7 +57,15 @@ class SaeSource:
         sae = load_sae(name, dtype=dtype)
         require_rows(sae)
         check_sae_fits(model, sae)
-        return cls(name, dtype, sae_hook_name(sae), sae_identity(sae), sae_architecture(sae), sae.W_dec.shape[0])
+        return cls(
+            name,
+            dtype,
+            sae_hook_name(sae),
+            sae_identity(sae),
+            sae_architecture(sae),
+            sae.W_dec.shape[0],
+            split_control(name)[1] or "",
+        )
 
     @property
     def layer(self) -> int:

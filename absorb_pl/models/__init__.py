@@ -15,7 +15,7 @@ from absorb_pl.models.language_model import (
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.models.sae import check_sae_fits, reads_sequences, require_rows, sae_architecture, sae_hook_name
 from absorb_pl.models.sae_listing import layer_of_hook, list_saes
-from absorb_pl.models.sae_loading import load_sae
+from absorb_pl.models.sae_loading import load_sae, split_control
 from absorb_pl.models.sae_names import expand_sae_names
 from absorb_pl.models.sae_rows import decode_rows, encode_rows, encoder_parts
 from absorb_pl.models.splice import ApplySaesAndRunOutput, SaeReconstructionCache, apply_saes_and_run
@@ -57,5 +57,6 @@ __all__ = [
     "sae_hook_name",
     "sae_identity",
     "speller_path",
+    "split_control",
     "tokenizer_identity",
 ]

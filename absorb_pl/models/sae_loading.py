@@ -11,6 +11,7 @@ from sae_lens import SAE, TrainingSAE
 from absorb_pl.errors import AbsorbError, NonFiniteError
 from absorb_pl.models.adapters import AdaptedSae
 from absorb_pl.models.bundled import SPELLER, bundled_sae_path
+from absorb_pl.models.controls import CONTROL_KINDS, control_sae
 from absorb_pl.models.identity import sae_tensors
 from absorb_pl.models.placement import check_device, check_dtype, local_folder, local_path
 from absorb_pl.models.sae import refuse_transcoder
@@ -37,7 +38,8 @@ def load_sae(
               (`my_saes:load(layer=3)`) and, where it gives a mapping, a key (`my_saes:load/wide`).
 
             Behind any of them `@<hook name>` says which hook it reads (`my_sae@blocks.3.hook_resid_post`), in place
-            of what the SAE itself says.
+            of what the SAE itself says; `#random` or `#shuffled_decoder` at the end gives that control of the SAE
+            (see `control_sae`).
         device: A torch device.
         dtype: Dtype of the weights: `float32`, `float64`, `bfloat16` or `float16`.
         converter: A SAELens loader (`PretrainedSaeDiskLoader` for a folder, `PretrainedSaeHuggingfaceLoader` for a
@@ -61,6 +63,9 @@ def load_sae(
         absorb_pl.errors.SaeNotFoundError: `name` was 'speller/no-such-sae', expected the name of a bundled...
     """
     check_dtype(dtype)
+    named, control = split_control(name)
+    if control is not None:
+        return control_sae(load_sae(named, device=device, dtype=dtype, converter=converter), control)
     source, hook_name = split_hook(name)
     sae = _load(source, check_device(device), dtype, converter)
     refuse_transcoder(name, sae)
@@ -90,6 +95,23 @@ def load_sae(
     sae.eval()
     sae.requires_grad_(False)
     return sae
+
+
+def split_control(name: str) -> tuple[str, str | None]:
+    """Part an SAE's name from the control asked for behind it.
+
+    Args:
+        name: Name for `load_sae`.
+
+    Returns:
+        The name of the SAE itself, and the kind of control or None.
+
+    Example:
+        >>> split_control("my_sae#random")
+        ('my_sae', 'random')
+    """
+    sae, _, kind = name.rpartition("#")
+    return (sae, kind) if kind in CONTROL_KINDS and local_path(name) is None else (name, None)
 
 
 def split_hook(name: str) -> tuple[str, str | None]:

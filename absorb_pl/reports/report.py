@@ -1,6 +1,6 @@
 """All that a study shows: tables and probes on disk, figures, TensorBoard events, and the summary on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +11,27 @@ from absorb_pl.data import writing_to
 from absorb_pl.evaluators import write_table
 from absorb_pl.reports.figures import draw_figures, save_figures
 from absorb_pl.reports.saebench_results import SaeBenchRun, write_saebench_results
+from absorb_pl.reports.tables import without_controls
 from absorb_pl.reports.tensorboard import log_study
-from absorb_pl.reports.terminal import print_summary
+from absorb_pl.reports.terminal import print_rates, print_summary
+
+_SO_FAR = "summary_so_far.parquet"
+
+
+def report_part(run_dir: Path, tables: Mapping[str, pd.DataFrame], names: Sequence[str]) -> None:
+    """Show the rates of SAEs that are through while others are not, and write `summary_so_far.parquet`.
+
+    Args:
+        run_dir: The run's folder.
+        tables: From `study_tables`, of all SAEs so far.
+        names: The SAEs that are new.
+
+    Raises:
+        OutputFolderError: The folder cannot be written.
+    """
+    summary = tables["summary"]
+    write_table(summary, run_dir / _SO_FAR)
+    print_rates(summary[summary["sae"].isin(list(names))])
 
 
 def report_study(
@@ -38,7 +57,8 @@ def report_study(
         (run_dir / "probes").mkdir(exist_ok=True)
         for hook, (weight, bias) in probes.items():
             save_file({"weight": weight, "bias": bias}, run_dir / "probes" / f"{hook}.safetensors")
-    figures = draw_figures(tables)
+        (run_dir / _SO_FAR).unlink(missing_ok=True)
+    figures = draw_figures(without_controls(tables))
     save_figures(figures, run_dir / "figures")
     log_study(run_dir, tables, figures)
     reasons = write_saebench_results(run_dir / "saebench", tables, saebench) if saebench else {}

@@ -19,7 +19,7 @@ from absorb_pl.evaluators import (
 )
 from absorb_pl.reports.figures import absorption_figure, save_figures
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
-from absorb_pl.reports.tables import judged
+from absorb_pl.reports.tables import judged, without_controls
 from absorb_pl.reports.tensorboard import log_rates
 from absorb_pl.reports.terminal import print_summary
 
@@ -82,9 +82,10 @@ def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | 
     folder = run_dir / "rescored" / name
     for table, frame in found.items():
         write_table(frame, folder / "tables" / f"{table}.parquet")
+    drawn = without_controls(found)
     figures = {
-        "absorption_vs_l0": absorption_figure(found["summary"], "l0"),
-        f"sensitivity_{rule}": sensitivity_figure(found["sensitivity"], found["summary"]),
+        "absorption_vs_l0": absorption_figure(drawn["summary"], "l0"),
+        f"sensitivity_{rule}": sensitivity_figure(drawn["sensitivity"], drawn["summary"]),
     }
     save_figures(figures, folder / "figures")
     log_rates(folder, found["summary"], figures)

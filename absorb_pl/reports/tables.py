@@ -58,6 +58,7 @@ def study_tables(
             "hook_name": sae.hook_name,
             "layer": sae.layer,
             "architecture": sae.architecture,
+            "control": sae.control,
             **found.statistics,
             "shared_context": words.config.shared_context,
         }
@@ -75,6 +76,29 @@ def study_tables(
     tables = {name: _joined(frames) for name, frames in parts.items()}
     tables["words"] = order_columns(tables["words"])
     return {"summary": pd.DataFrame(summary), **tables}
+
+
+def join_tables(parts: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """Put the tables of several groups of SAEs below each other.
+
+    Args:
+        parts: From `study_tables`.
+    """
+    tables = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    tables["training"] = tables["training"].drop_duplicates(["probe", "name", "epoch"], ignore_index=True)
+    tables["words"] = order_columns(tables["words"])
+    return tables
+
+
+def without_controls(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Tables without the rows about controls, whose rates would blur means over SAEs.
+
+    Args:
+        tables: From `study_tables`.
+    """
+    summary = tables["summary"]
+    controls = set(summary.loc[summary["control"] != "", "sae"])
+    return {name: table[~table["sae"].isin(controls)] if "sae" in table else table for name, table in tables.items()}
 
 
 def judged(

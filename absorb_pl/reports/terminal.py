@@ -30,7 +30,7 @@ def summary_table(summary: pd.DataFrame) -> Table:
     table.add_column("SAE", no_wrap=True)
     names = list(summary["sae"].unique())
     first = {str(name): rows.iloc[0].to_dict() for name, rows in summary.groupby("sae", sort=False)}
-    cells = [[name, *(show(first[name]) for show in _ABOUT.values())] for name in names]
+    cells = [[_line_head(first[name]), *(show(first[name]) for show in _ABOUT.values())] for name in names]
     for name in _ABOUT:
         table.add_column(name.replace(" ", "\n", 1), justify="right", no_wrap=True)
     for header, column in _measure_columns(summary, names, first).items():
@@ -58,6 +58,37 @@ def _measure_columns(
     return {"\n".join([*rules, column[0]]): list(column[1:]) for column, rules in columns.items()}
 
 
+def print_listing(listing: pd.DataFrame, console: Console | None = None) -> None:
+    """Print a table of SAEs, as wide as it needs to be.
+
+    Args:
+        listing: From `absorb_pl.models.list_saes`.
+        console: Where to print; the terminal when None.
+    """
+    table = Table(title=f"{len(listing)} SAEs", header_style="bold")
+    for name in ("SAE", "model", "hook", "width", "published L0", "architecture"):
+        table.add_column(name, no_wrap=True, justify="right" if name in ("width", "published L0") else "left")
+    for row in listing.to_dict("records"):
+        l0 = "" if pd.isna(row["published_l0"]) else f"{row['published_l0']:.1f}"
+        texts = [row["name"], row["model"], row["hook_name"], row["d_sae"]]
+        cells = ["" if pd.isna(value) else str(value) for value in texts]
+        table.add_row(*cells, l0, "" if pd.isna(row["architecture"]) else str(row["architecture"]))
+    _print(table, console or Console())
+
+
+def print_rates(summary: pd.DataFrame, console: Console | None = None) -> None:
+    """Print a line an SAE with its rates.
+
+    Args:
+        summary: Rows of the `summary` table of a study.
+        console: Where to print; the terminal when None.
+    """
+    console = console or Console()
+    for name, rows in summary.groupby("sae", sort=False):
+        rates = ", ".join(f"{row['rule']} {_rate(row, row['num_words']).strip()}" for row in rows.to_dict("records"))
+        console.print(f"{name}: {rates}", highlight=False, markup=False, soft_wrap=True)
+
+
 def print_summary(summary: pd.DataFrame, console: Console | None = None, notes: Sequence[str] = ()) -> None:
     """Print the summary, as wide as it needs to be.
 
@@ -66,14 +97,22 @@ def print_summary(summary: pd.DataFrame, console: Console | None = None, notes: 
         console: Where to print; the terminal when None.
         notes: Lines to print below it.
     """
-    console = console or Console()
-    table = summary_table(summary)
+    console = _print(summary_table(summary), console or Console())
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
+
+
+def _print(table: Table, console: Console) -> Console:
+    """Print a table whole, and give the console, which may have been widened for it."""
     needed = Console(width=_WIDEST).measure(table).maximum
     if not console.is_terminal or console.width < needed:
         console = Console(file=console.file, width=needed)
     console.print(table)
-    for note in notes:
-        console.print(note, highlight=False, markup=False)
+    return console
+
+
+def _line_head(row: Mapping[Hashable, Any]) -> str:
+    return f"  control: {row['control'].replace('_', ' ')}" if row["control"] else row["sae"]
 
 
 def _rate(row: Mapping[Hashable, Any] | None, words: int) -> str:

@@ -1,0 +1,7 @@
+"""The pipeline: from words to a table of how much each SAE splits and absorbs."""
+
+from absorb_pl.study.config import StudyConfig, TrainerSettings
+from absorb_pl.study.pipeline import StudyResult
+from absorb_pl.study.sweep import run_study
+
+__all__ = ["StudyConfig", "StudyResult", "TrainerSettings", "run_study"]

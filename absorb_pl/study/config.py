@@ -1,0 +1,119 @@
+"""Settings of a study, as they stand in a configuration file."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from absorb_pl.data import StorageDtype
+from absorb_pl.errors import AbsorbError, require_at_least
+from absorb_pl.evaluators import (
+    AbsorptionRule,
+    KSparseSettings,
+    LinearProbeSettings,
+    PaperRule,
+    RateSettings,
+    SaeBenchRule,
+    SplitSettings,
+    configured_rules,
+)
+from absorb_pl.words import TaskConfig
+
+ControlKind = Literal["random", "shuffled_decoder"]
+"""Controls that can be scored beside each SAE, see `absorb_pl.models.control_sae`."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Where a study runs; the words of `lightning.Trainer`.
+
+    Attributes:
+        accelerator: `cpu`, `gpu`, or `auto` for a CUDA GPU where there is one.
+        devices: Number of devices.
+        strategy: `auto`, `ddp`, …
+        progress_bar: Whether stages show progress bars.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    progress_bar: bool = True
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Settings of a study.
+
+    Attributes:
+        saes: Names for `load_sae`, or patterns over bundled SAEs and SAELens releases (`speller/*`).
+        model: Name for `load_language_model`.
+        models: SAEs by model, in place of `saes` and `model`: a study each, in a folder of its own below `run_dir`.
+        controls: Controls to score beside each SAE.
+        run_dir: Where tables, figures, probes and the manifest go.
+        cache_dir: Where finished stages are kept, shared by all studies.
+        task: What to ask about which words.
+        model_dtype: Dtype of the language model.
+        sae_dtype: Dtype of the SAEs.
+        activation_dtype: Storage dtype of cached activations.
+        prompt_batch_size: Prompts a forward pass.
+        run_batch_size: Most sequences in one run of the suffix engine.
+        saes_per_pass: SAEs that go through the stages together and are held in memory at once while words are
+            scored; their results are shown when they are through.
+        test_fraction: Share of each class's words held out for evaluation.
+        seed: Seed of the split and of probe training.
+        linear_probe: Training of the linear probes.
+        k_sparse: Training of the k-sparse probes.
+        splits: How main latents and candidate words are found.
+        rules: Names of the absorption rules: `paper` and its variants `paper-published`, `paper-published-token` and
+            `paper-published-letters`, `saebench-0.6.0`, `saebench-0.3.2`, or registered ones.
+        rule: Settings of the rule `paper` and its variants.
+        saebench: Settings of SAEBench's rules.
+        rates: How rates are summed up.
+        trainer: Where the study runs.
+    """
+
+    saes: list[str] = field(default_factory=list)
+    model: str = "speller"
+    models: dict[str, list[str]] = field(default_factory=dict)
+    controls: list[ControlKind] = field(default_factory=list)
+    run_dir: str = "lightning_logs/study"
+    cache_dir: str = "lightning_logs/cache"
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model_dtype: str = "float32"
+    sae_dtype: str = "float32"
+    activation_dtype: StorageDtype = "float32"
+    prompt_batch_size: int = 64
+    run_batch_size: int = 256
+    saes_per_pass: int = 16
+    test_fraction: float = 0.2
+    seed: int = 42
+    linear_probe: LinearProbeSettings = field(default_factory=LinearProbeSettings)
+    k_sparse: KSparseSettings = field(default_factory=KSparseSettings)
+    splits: SplitSettings = field(default_factory=SplitSettings)
+    rules: list[str] = field(default_factory=lambda: ["paper", "saebench-0.6.0", "saebench-0.3.2"])
+    rule: PaperRule = field(default_factory=PaperRule)
+    saebench: SaeBenchRule = field(default_factory=SaeBenchRule)
+    rates: RateSettings = field(default_factory=RateSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1,
+            prompt_batch_size=self.prompt_batch_size,
+            run_batch_size=self.run_batch_size,
+            saes_per_pass=self.saes_per_pass,
+        )
+        if bool(self.saes) == bool(self.models):
+            raise AbsorbError(
+                "saes",
+                self.saes,
+                expected="SAEs of one model, or `models` with the SAEs of several, and not both",
+                remedy="Name SAEs (`absorb-pl list` shows which there are).",
+            )
+        self.chosen_rules()
+
+    def chosen_rules(self) -> list[AbsorptionRule]:
+        """The rules with their settings.
+
+        Raises:
+            RuleError: A name is unknown or stands twice, or there is none.
+        """
+        return configured_rules(self.rules, {"rule": self.rule, "saebench": self.saebench})

@@ -1,0 +1,75 @@
+"""Studies of several models by one configuration."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from lightning.pytorch.utilities import rank_zero_only
+
+from absorb_pl.evaluators import write_table
+from absorb_pl.reports import print_summary
+from absorb_pl.study.config import StudyConfig
+from absorb_pl.study.pipeline import StudyResult, study_of_model
+
+
+def run_study(config: StudyConfig) -> StudyResult:
+    """Measure splitting and absorption in a list of SAEs, of one model or of several.
+
+    Every model has one pass over its words, whatever the number of its SAEs and hooks. With `models`, each has a run
+    folder of its own below `run_dir`, named after it, and the tables of all are below `run_dir/tables`, with the column
+    `model` first.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        The tables, which are also in the run's folder.
+
+    Raises:
+        AbsorbError: One of the named errors of `absorb_pl.errors`; nothing half-written is left behind.
+
+    Example:
+        >>> def example():
+        ...     result = run_study(StudyConfig(saes=["my_sae"], model="speller", run_dir="lightning_logs/my_sae"))
+        ...     return result.tables["summary"][["sae", "rule", "absorption_rate", "ci_low", "ci_high"]]
+    """
+    if not config.models:
+        return study_of_model(config)
+    run_dir = Path(config.run_dir)
+    results = {
+        model: study_of_model(
+            replace(config, model=model, saes=saes, models={}, run_dir=str(run_dir / folder_of_model(model)))
+        )
+        for model, saes in config.models.items()
+    }
+    names = list(next(iter(results.values())).tables)
+    tables = {name: _joined({model: result.tables[name] for model, result in results.items()}) for name in names}
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        for name, table in tables.items():
+            write_table(table, run_dir / "tables" / f"{name}.parquet")
+        if len(results) > 1:
+            print_summary(tables["summary"])
+    return StudyResult(run_dir, tables)
+
+
+def folder_of_model(model: str) -> str:
+    """Name of a model's folder below the run's.
+
+    Args:
+        model: Name for `load_language_model`.
+
+    Example:
+        >>> folder_of_model("google/gemma-2-2b")
+        'google-gemma-2-2b'
+    """
+    return re.sub(r"[^\w.-]+", "-", model).strip("-.")
+
+
+def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    parts = []
+    for model, table in tables.items():
+        rest = table.drop(columns="model", errors="ignore")
+        rest.insert(0, "model", model)
+        parts.append(rest)
+    return pd.concat(parts, ignore_index=True)

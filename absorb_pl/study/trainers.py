@@ -1,0 +1,64 @@
+"""The Trainers that the stages of a study run under."""
+
+import dataclasses
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from typing_extensions import override
+
+from absorb_pl.data import TrainerFactory
+from absorb_pl.errors import AbsorbError
+from absorb_pl.study.config import TrainerSettings
+
+
+class _StageBar(TQDMProgressBar):
+    """A progress bar that says which stage it is of."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self.stage = stage
+
+    @property
+    @override
+    def predict_description(self) -> str:
+        return self.stage
+
+
+def stage_trainers(settings: TrainerSettings, stage: str) -> TrainerFactory:
+    """Make the Trainers of a stage.
+
+    Args:
+        settings: Where they run.
+        stage: What the progress bar says.
+
+    Returns:
+        A function from callbacks to a Trainer; it raises `AbsorbError` where there are no such devices.
+    """
+    accelerator = settings.accelerator
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"  # Apple's GPUs have no float64
+
+    def make(callbacks: list[Callback]) -> Trainer:
+        try:
+            return trainer(callbacks)
+        except (MisconfigurationException, ValueError) as error:
+            raise AbsorbError(
+                "trainer", dataclasses.asdict(settings), expected="devices that this machine has", remedy=str(error)
+            ) from error
+
+    def trainer(callbacks: list[Callback]) -> Trainer:
+        return Trainer(
+            accelerator=accelerator,
+            devices=settings.devices,
+            strategy=settings.strategy,
+            callbacks=[*callbacks, _StageBar(stage)] if settings.progress_bar else callbacks,
+            enable_progress_bar=settings.progress_bar,
+            inference_mode=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+
+    return make
