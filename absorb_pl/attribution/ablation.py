@@ -187,8 +187,6 @@ def _prompt_ablations(
             model, {hook_name: sae}, prompt, return_type=return_type, extra_fwd_hooks=extra_hooks
         )
         clean_output = at_least_float32(clean.model_output)
-        original = check_metric(metric_fn(clean_output), 1)
-        check_finite(original)
         prompts = TokenizedPrompts(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens, dtype=torch.bool),
@@ -204,7 +202,7 @@ def _prompt_ablations(
 
         def measure(runs: Tensor, changed: Tensor) -> Tensor:
             if return_logits and not extra_hooks:
-                suffix = bucket_logits(model, bucket, runs, (hook_name, changed), last_only=False)
+                suffix = bucket_logits(model, bucket, runs, hook_name, changed, last_only=False)
                 before = clean_output[:, : length - suffix.shape[1]].expand(len(runs), -1, -1)
                 output = torch.cat([before, suffix], dim=1)
             else:
@@ -215,10 +213,12 @@ def _prompt_ablations(
             check_finite(values)
             return values
 
+        prompt_itself = torch.zeros(1, dtype=torch.long, device=tokens.device)
+        original = measure(prompt_itself, sae_in[:, position])
         [(latents, metrics)] = _ablate(
             sae,
             bucket,
-            torch.zeros(1, dtype=torch.long, device=tokens.device),
+            prompt_itself,
             hook_name,
             measure,
             latents=ablate_features,
@@ -289,9 +289,8 @@ def word_ablations(
 
     @torch.no_grad()
     def visit(bucket: PrefixBucket, members: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        def measure(runs: Tensor, values: Tensor | None = None) -> Tensor:
-            changed = None if values is None else (hook_name, values)
-            logits = bucket_logits(model, bucket, runs, changed)[:, -1]
+        def measure(runs: Tensor, values: Tensor) -> Tensor:
+            logits = bucket_logits(model, bucket, runs, hook_name, values)[:, -1]
             return check_metric(metric(logits, bucket.rows[runs]), len(runs))
 
         pairs = _ablate(
@@ -305,7 +304,8 @@ def word_ablations(
             modify_ablation_deltas_fn=modify_ablation_deltas_fn,
             batch_size=batch_size,
         )
-        for (removed, metrics), original in zip(pairs, measure(members), strict=True):
+        unchanged = measure(members, bucket.activations[hook_name][members])
+        for (removed, metrics), original in zip(pairs, unchanged, strict=True):
             yield removed, metrics - original, original
 
     found = visit_words(model, prompts, hook_name, rows, visit, prefix=prefix, engine=engine, batch_size=batch_size)

@@ -153,7 +153,8 @@ def bucket_logits(
     model: Any,
     bucket: PrefixBucket,
     members: Int[Tensor, " runs"],
-    changed: tuple[str, Float[Tensor, "runs ..."]] | None = None,
+    hook_name: str,
+    values: Float[Tensor, "runs ..."],
     *,
     last_only: bool = True,
 ) -> Float[Tensor, "runs tokens vocab"]:
@@ -163,8 +164,9 @@ def bucket_logits(
         model: The language model.
         bucket: The bucket.
         members: Places in the bucket, repeated as often as there are runs of a prompt.
-        changed: One of the bucket's hooks and the activation to put there at the word, one a run; gradients reach
-            it. As it is if not given.
+        hook_name: One of the bucket's hooks.
+        values: The activation to put there at the word, one a run; gradients reach it. The bucket's
+            own activations change nothing.
         last_only: Give the last position alone, rather than all of `bucket.token_ids`.
 
     Returns:
@@ -172,21 +174,16 @@ def bucket_logits(
 
     Example:
         >>> def example(model, prefix):
-        ...     bucket = prefix.buckets[0]
-        ...     return bucket_logits(model, bucket, torch.arange(len(bucket.rows)))
+        ...     bucket, hook = prefix.buckets[0], prefix.hook_names[0]
+        ...     return bucket_logits(model, bucket, torch.arange(len(bucket.rows)), hook, bucket.activations[hook])
     """
     shared = bucket.shared
     if shared is None:
-        hooks = [] if changed is None else [(changed[0], replace_at(bucket.index, changed[1]))]
-        with model.hooks(fwd_hooks=hooks):
+        with model.hooks(fwd_hooks=[(hook_name, replace_at(bucket.index, values))]):
             logits = _forward(model, bucket.token_ids[members])
             return at_least_float32(logits[:, -1:] if last_only else logits)
-    if changed is None:
-        deepest = max(shared.sites, key=lambda name: shared.sites[name].block)
-        changed = deepest, bucket.activations[deepest][members]
-    name, values = changed
     order, run = _in_prefix_order(shared, members)
-    site = shared.sites[name]
+    site = shared.sites[hook_name]
     logits = shared.bare.logits(
         bucket.token_ids[members[order]],
         run,

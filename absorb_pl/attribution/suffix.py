@@ -230,7 +230,7 @@ def _integrate(
             alpha = alphas[part].view(-1, *[1] * (x.ndim - 1))
             point = ((1 - alpha) * x[words[part]] + alpha * end[words[part]]).requires_grad_()
             runs = members[words[part]]
-            logits = bucket_logits(model, bucket, runs, (hook_name, point))[:, -1]
+            logits = bucket_logits(model, bucket, runs, hook_name, point)[:, -1]
             values = check_metric(metric(logits, bucket.rows[runs]), len(runs))
             gradients.append(torch.autograd.grad(values.sum(), point)[0])
         by_step = torch.cat(gradients).unflatten(0, (len(members), steps))

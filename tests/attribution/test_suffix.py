@@ -352,7 +352,7 @@ class TestOnOneModel:
             members = torch.arange(len(bucket.rows)).repeat_interleave(2)
             values = bucket.activations[hook_name][members]
             values = values + torch.randn(values.shape, generator=generator)
-            found = bucket_logits(family, bucket, members, (hook_name, values))[:, -1]
+            found = bucket_logits(family, bucket, members, hook_name, values)[:, -1]
             for member, value, logits in zip(members.tolist(), values, found, strict=True):
                 row = int(bucket.rows[member])
                 hook = (hook_name, replace_at(POSITIONS[row], value[None]))

@@ -18,7 +18,7 @@ def script(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "comparisons"),
-    [pytest.param("bench_attribution", 6, marks=pytest.mark.slow), ("bench_cache", 3), ("bench_probing", 4)],
+    [pytest.param("bench_attribution", 8, marks=pytest.mark.slow), ("bench_cache", 3), ("bench_probing", 4)],
 )
 def test_both_ways_agree_and_the_ratios_are_written(script, tmp_path, name, comparisons):
     file = tmp_path / "figures" / f"{name}.json"
