@@ -117,6 +117,7 @@ def test_the_manifest_says_what_was_made_from_what(study):
         "k-sparse probes",
         "projections",
         "absorption",
+        "tables",
         "report",
     ]
     assert made(study[1].run_dir) == (2, 3, 3, 3)
