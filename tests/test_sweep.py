@@ -86,7 +86,7 @@ def test_controls_are_the_controls_of_the_sae(sweep):
     for kind in ("random", "shuffled_decoder"):
         assert sae_identity(load_sae(f"{SAE}#{kind}")) == sae_identity(control_sae(load_sae(SAE), kind))
     summary = sweep.result.tables["summary"].drop_duplicates("sae").set_index("sae")
-    # behind a shuffled decoder every latent fires as it did and tells the same classes apart, but rebuilds something else
+    # behind a shuffled decoder every latent fires as it did and tells classes apart as it did
     kept, own = summary.loc[f"{SAE}#shuffled_decoder"], summary.loc[SAE]
     assert (
         kept[["l0", "num_splits", "main_latent_recall"]].tolist()
