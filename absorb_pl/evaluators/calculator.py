@@ -182,7 +182,7 @@ class FeatureAbsorptionCalculator:
         for rows in torch.arange(len(tokens)).split(self.filter_prompts_batch_size):
             batch = tokens.select(rows)
             found = read_residuals(self.model, batch.input_ids, batch.attention_mask, batch.word_positions, [hook])
-            total = encode_rows(sae, found[hook])[:, mains].sum(dim=-1).float().cpu()
+            total = encode_rows(sae, found[hook])[:, mains].float().abs().sum(dim=-1).cpu()
             silent += rows[total < SILENT].tolist()
         return silent
 
