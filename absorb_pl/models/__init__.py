@@ -8,9 +8,7 @@ from absorb_pl.models.identity import content_hash, model_identity, sae_identity
 from absorb_pl.models.language_model import (
     check_hook,
     context_length,
-    has_next_token_logits,
     load_language_model,
-    require_next_token_logits,
 )
 from absorb_pl.models.portions import CHUNK_BYTES, rows_at_once
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
@@ -20,6 +18,7 @@ from absorb_pl.models.sae_loading import load_sae
 from absorb_pl.models.sae_names import expand_sae_names
 from absorb_pl.models.sae_rows import decode_rows, encode_and_project, encode_rows, encoder_parts
 from absorb_pl.models.splice import ApplySaesAndRunOutput, SaeReconstructionCache, apply_saes_and_run
+from absorb_pl.words.next_token import has_next_token_logits, require_next_token_logits
 from absorb_pl.words.positions import prepends_bos
 
 __all__ = [
