@@ -28,6 +28,32 @@ def gpt2(golden: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def make_sae() -> Callable[..., Any]:
+    """Makes a SAELens SAE of an architecture with random weights, of which about a third of the latents fire."""
+    import torch
+
+    def make(architecture: str, hook: str = "blocks.1.hook_resid_post", d_in: int = 32, **options: Any) -> Any:
+        from sae_lens.registry import get_sae_class
+        from sae_lens.saes.sae import SAEMetadata
+
+        kind, config = get_sae_class(architecture)
+        if "topk" in architecture:
+            options = {"k": 7, **options}
+        if hook.endswith("hook_z"):
+            options = {"reshape_activations": "hook_z", **options}
+        sae = kind(config(d_in=d_in, d_sae=48, metadata=SAEMetadata(hook_name=hook), **options))
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in sae.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+            if architecture == "jumprelu":
+                sae.threshold.abs_()
+        return sae
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def _one_thread() -> Iterator[None]:
     """Sums in one thread, so that figures may be compared bit for bit with those of another process."""
     import torch

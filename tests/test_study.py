@@ -309,7 +309,7 @@ def test_a_bar_that_no_letter_reaches_is_said_and_drawn(study, study_config, tmp
     summary = result.tables["summary"]
     assert summary["absorption_rate"].isna().all()
     assert not summary["evaluable"].any()
-    assert set(summary["reason"]) == {"no evaluable letter"}
+    assert set(summary["reason"]) == {"no evaluable label"}
     reasons = set(result.tables["letters"]["reason"]) - {"no probe true positives", "no held-out words"}
     assert reasons
     assert all(reason.endswith(" is below 1.1") for reason in reasons)

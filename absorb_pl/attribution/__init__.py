@@ -17,7 +17,7 @@ from absorb_pl.attribution.integrated import (
     calculate_integrated_gradient_attribution_patching,
 )
 from absorb_pl.attribution.prefix import PrefixBucket, WordPrefix, compute_prefix
-from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients
+from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients, words_at_once
 
 __all__ = [
     "Attribution",
@@ -35,4 +35,5 @@ __all__ = [
     "compute_prefix",
     "word_ablations",
     "word_integrated_gradients",
+    "words_at_once",
 ]

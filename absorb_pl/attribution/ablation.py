@@ -19,7 +19,7 @@ from absorb_pl.attribution.prefix import (
     compute_prefix,
     replace_at,
 )
-from absorb_pl.attribution.suffix import WordMetric, check_positive, visit_words
+from absorb_pl.attribution.suffix import WordMetric, check_positive, visit_words, words_at_once
 from absorb_pl.errors import AbsorbError, PromptError, ShapeError
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.models.sae import sae_hook_name
@@ -358,7 +358,7 @@ def _ablate(
     """For each word, the latents removed and the metric without each of them."""
     x = at_least_float32(bucket.activations[hook_name][members])
     if latents is None:
-        word_of, latent_of = (encode(sae, x).abs() > firing_threshold).nonzero().to(x.device).unbind(dim=1)
+        word_of, latent_of = _firing(sae, x, firing_threshold)
     else:
         every = torch.tensor(list(latents), dtype=torch.long, device=x.device)
         word_of = torch.arange(len(members), device=x.device).repeat_interleave(len(every))
@@ -367,12 +367,24 @@ def _ablate(
     starts = range(0, len(word_of), batch_size)
     for start in track(starts, description="latents", disable=not show_progress):
         words, removed = word_of[start : start + batch_size], latent_of[start : start + batch_size]
-        deltas = _removal(sae, x[words], removed)
+        parts = zip(words.split(words_at_once(sae)), removed.split(words_at_once(sae)), strict=True)
+        deltas = torch.cat([_removal(sae, x[word], latent) for word, latent in parts])
         if modify_ablation_deltas_fn is not None:
             deltas = _same_shape(modify_ablation_deltas_fn(deltas, removed.tolist()), deltas)
         metrics.append(measure(members[words], x[words] + deltas))
     values = torch.cat(metrics)
     return [(latent_of[word_of == place], values[word_of == place]) for place in range(len(members))]
+
+
+def _firing(sae: Any, x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Which latents fire at which words: the words' places in `x`, ascending, and the latents."""
+    pairs, start = [], 0
+    for part in x.split(words_at_once(sae)):
+        words, latents = (encode(sae, part).abs() > threshold).nonzero().to(x.device).unbind(dim=1)
+        pairs.append((start + words, latents))
+        start += len(part)
+    words, latents = zip(*pairs, strict=True)
+    return torch.cat(words), torch.cat(latents)
 
 
 def _removal(sae: Any, x: Tensor, removed: Tensor) -> Tensor:

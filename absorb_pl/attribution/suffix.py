@@ -17,12 +17,17 @@ from absorb_pl.attribution.prefix import (
     compute_prefix,
 )
 from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError
+from absorb_pl.models.portions import rows_at_once
 from absorb_pl.models.sae import sae_hook_name
 from absorb_pl.models.splice import encode
 from absorb_pl.words import TokenizedPrompts
 
 WordMetric = Callable[[Tensor, Tensor], Tensor]
 """`metric(last_logits [rows, vocab], rows [rows]) -> [rows]`; `rows` says which prompt each row is of."""
+
+
+_MATRICES = 16
+"""Most matrices of words × latents that scoring holds at the same time, with what has been scored so far."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ def word_integrated_gradients(
     Only the activation x needs a gradient: `decode` is affine, so x(α) lies on the line from the activation
     to `decode(0)`, and the latents' gradients are the mean gradient of x taken back through `decode` once.
 
+    What is returned are whole matrices of words × latents. For a wide SAE ask for a few words at a time and keep what
+    is needed of each: `words_at_once(sae)` says how many, and no more are worked on at once here.
+
     Args:
         model: The language model.
         sae: The SAE.
@@ -104,11 +112,31 @@ def word_integrated_gradients(
     hook_name = hook_name or sae_hook_name(sae)
 
     def visit(bucket: PrefixBucket, members: Tensor) -> Iterable[tuple[Tensor, ...]]:
-        scores = _integrate(model, sae, bucket, members, hook_name, metric, steps, batch_size)
-        return zip(*scores, strict=True)
+        for part in members.split(words_at_once(sae)):
+            scores = _integrate(model, sae, bucket, part, hook_name, metric, steps, batch_size)
+            yield from zip(*scores, strict=True)
 
     found = visit_words(model, prompts, hook_name, rows, visit, prefix=prefix, engine=engine, batch_size=batch_size)
     return WordScores(*(torch.stack(part) for part in zip(*found, strict=True)))
+
+
+def words_at_once(sae: Any) -> int:
+    """How many words' latents are scored at once, so that a wide SAE takes no more than `CHUNK_BYTES` of memory.
+
+    Args:
+        sae: The SAE.
+
+    Returns:
+        A number of words, at least one.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> words_at_once(SimpleNamespace(W_dec=torch.empty(2**16, 0))), words_at_once(
+        ...     SimpleNamespace(W_dec=torch.empty(2**20, 0))
+        ... )
+        (128, 8)
+    """
+    return rows_at_once(sae.W_dec.shape[0], max(4, sae.W_dec.element_size()), _MATRICES)
 
 
 def check_positive(**counts: int) -> None:

@@ -93,6 +93,7 @@ class ActivationDataModule(LightningDataModule):
         test_fraction: Share of each class held out for `test`.
         val_fraction: Share of each class held out for validation.
         split_seed: Seed of the split.
+        model_dtype: Dtype of a model loaded by name.
 
     Attributes:
         prompt_data: The `PromptDataModule` behind the rows.
@@ -112,9 +113,10 @@ class ActivationDataModule(LightningDataModule):
         test_fraction: float = 0.2,
         val_fraction: float = 0.1,
         split_seed: int = 42,
+        model_dtype: str = "float32",
     ) -> None:
         super().__init__()
-        self.prompt_data = PromptDataModule(model, task, prompt_batch_size)
+        self.prompt_data = PromptDataModule(model, task, prompt_batch_size, model_dtype=model_dtype)
         self.hook_name = hook_name
         self.cache_dir = Path(cache_dir)
         self.dtype: StorageDtype = dtype

@@ -34,14 +34,20 @@ class ActivationCollector(LightningModule):
     Args:
         model: A `TransformerBridge`, or a name for `load_language_model`.
         hook_names: TransformerLens hook names.
+        model_dtype: Dtype of a model loaded by name.
 
     Raises:
         HookNotFoundError: The model has no such hook.
     """
 
-    def __init__(self, model: Any = "speller", hook_names: Sequence[str] = ("blocks.1.hook_resid_post",)) -> None:
+    def __init__(
+        self,
+        model: Any = "speller",
+        hook_names: Sequence[str] = ("blocks.1.hook_resid_post",),
+        model_dtype: str = "float32",
+    ) -> None:
         super().__init__()
-        self.language_model = load_language_model(model) if isinstance(model, str) else model
+        self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
         self.hook_names = tuple(hook_names)
         for hook in self.hook_names:
             check_hook(self.language_model, hook)

@@ -73,6 +73,7 @@ class PromptDataModule(LightningDataModule):
         task: What to ask about which words.
         batch_size: Prompts a batch.
         rows: Numbers of the words to serve, or a Parquet table with a column `row`; all words when None.
+        model_dtype: Dtype of a model loaded by name.
 
     Attributes:
         config: The task's settings.
@@ -90,9 +91,10 @@ class PromptDataModule(LightningDataModule):
         task: TaskConfig | None = None,
         batch_size: int = 64,
         rows: str | Path | Sequence[int] | None = None,
+        model_dtype: str = "float32",
     ) -> None:
         super().__init__()
-        self.language_model = load_language_model(model) if isinstance(model, str) else model
+        self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
         self.batch_size = batch_size
         self.config = task or TaskConfig()
         causal, tokenizer = has_next_token_logits(self.language_model), self.language_model.tokenizer

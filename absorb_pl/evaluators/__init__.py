@@ -18,6 +18,7 @@ from absorb_pl.evaluators.calculator import (
 )
 from absorb_pl.evaluators.callbacks import AbsorptionEvaluation, KSparseEvaluation, LatentEvaluation
 from absorb_pl.evaluators.causal import CausalEvaluator, read_probe_weights
+from absorb_pl.evaluators.children import children_table, held_out_children, with_children
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.evaluators.probing_stages import (
@@ -51,6 +52,7 @@ from absorb_pl.evaluators.rules import (
     SaeBench060,
     SaeBenchRule,
     Threshold,
+    check_rules_fit,
     configured_rules,
     known_rules,
     register_rule,
@@ -118,8 +120,11 @@ __all__ = [
     "SplitSettings",
     "Threshold",
     "agreement_table",
+    "check_rules_fit",
+    "children_table",
     "configured_rules",
     "evaluate_sae",
+    "held_out_children",
     "judge_words",
     "k_sparse_table",
     "known_rules",
@@ -137,5 +142,6 @@ __all__ = [
     "stored_scores",
     "summary_row",
     "threshold_types",
+    "with_children",
     "write_table",
 ]

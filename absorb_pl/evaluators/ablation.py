@@ -11,7 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.attribution import compute_prefix, word_ablations, word_integrated_gradients
+from absorb_pl.attribution import (
+    WordAblations,
+    WordScores,
+    compute_prefix,
+    word_ablations,
+    word_integrated_gradients,
+    words_at_once,
+)
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.evaluators.callbacks import Findings, SaeEvaluation
 from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_prompts, read_probe_weights
@@ -83,6 +90,11 @@ class AblationEvaluator(CausalEvaluator):
             holds them.
         settings: Settings of the evaluator.
         batch_size: Most sequences in one run of the model.
+        sae_dtype: Dtype of SAEs loaded by name.
+        model_dtype: Dtype of a model loaded by name.
+
+    Raises:
+        NotCausalError: The model gives no next-token logits.
 
     Example:
         >>> evaluator_of_a_study = lambda: AblationEvaluator(
@@ -99,9 +111,11 @@ class AblationEvaluator(CausalEvaluator):
         probes: str | Path | Mapping[str, Any] | None = None,
         settings: AblationSettings | None = None,
         batch_size: int = 256,
+        sae_dtype: str = "float32",
+        model_dtype: str = "float32",
     ) -> None:
         self.settings = settings or AblationSettings()
-        super().__init__(model, saes, self.settings.positive_token, batch_size)
+        super().__init__(model, saes, self.settings.positive_token, batch_size, sae_dtype, model_dtype)
         self.probe_weights = read_probe_weights(probes) if isinstance(probes, str | Path) else dict(probes or {})
 
     @override
@@ -128,35 +142,38 @@ class AblationEvaluator(CausalEvaluator):
                 self.language_model, prompts, sorted(set(self.hooks.values())), batch_size=self.batch_size
             )
             for name, sae in self.saes.items():
-                shared: dict[str, Any] = {
-                    "hook_name": self.hooks[name],
-                    "prefix": prefix,
-                    "batch_size": self.batch_size,
-                }
-                found = word_integrated_gradients(
-                    self.language_model, sae, prompts, metric, steps=self.settings.steps, **shared
-                )
-                removed = word_ablations(
-                    self.language_model,
-                    sae,
-                    prompts,
-                    metric,
-                    firing_threshold=self.settings.firing_threshold,
-                    **shared,
-                )
-                at = (removed.rows, removed.latents)
-                scores = {
-                    "activation": found.activations[at],
-                    "ig_score": found.scores[at],
-                    "attribution": found.attributions[at],
-                    "ablation_effect": removed.scores,
-                }
-                tables.append(self._pairs(name, batch, *at, scores))
+                for places in torch.arange(len(prompts)).split(words_at_once(sae)):
+                    shared: dict[str, Any] = {
+                        "hook_name": self.hooks[name],
+                        "prefix": prefix,
+                        "rows": places.tolist(),
+                        "batch_size": self.batch_size,
+                    }
+                    found = word_integrated_gradients(
+                        self.language_model, sae, prompts, metric, steps=self.settings.steps, **shared
+                    )
+                    removed = word_ablations(
+                        self.language_model,
+                        sae,
+                        prompts,
+                        metric,
+                        firing_threshold=self.settings.firing_threshold,
+                        **shared,
+                    )
+                    tables.append(self._pairs(name, batch, places, found, removed))
         return pd.concat(tables, ignore_index=True)
 
     def _pairs(
-        self, name: str, batch: dict[str, Tensor], words: Tensor, latents: Tensor, scores: Mapping[str, Tensor]
+        self, name: str, batch: dict[str, Tensor], places: Tensor, found: WordScores, removed: WordAblations
     ) -> pd.DataFrame:
+        latents, words = removed.latents, removed.rows
+        at = (words - places[0].to(words.device), latents)
+        scores = {
+            "activation": found.activations[at],
+            "ig_score": found.scores[at],
+            "attribution": found.attributions[at],
+            "ablation_effect": removed.scores,
+        }
         rows, labels = batch["index"][words].tolist(), batch["labels"][words]
         columns = {
             "row": rows,
@@ -215,6 +232,7 @@ class AblationEvaluation(SaeEvaluation):
         seed: Seed of that sample.
         settings: Settings of the evaluator.
         batch_size: Most sequences in one run of the model.
+        sae_dtype: Dtype of an SAE loaded by name.
     """
 
     name = "ablation"
@@ -226,8 +244,9 @@ class AblationEvaluation(SaeEvaluation):
         seed: int = 42,
         settings: AblationSettings | None = None,
         batch_size: int = 256,
+        sae_dtype: str = "float32",
     ) -> None:
-        super().__init__(sae)
+        super().__init__(sae, sae_dtype)
         self.num_words, self.seed = num_words, seed
         self.settings, self.batch_size = settings, batch_size
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.attribution import compute_prefix, word_integrated_gradients
+from absorb_pl.attribution import WordPrefix, WordScores, compute_prefix, word_integrated_gradients, words_at_once
 from absorb_pl.errors import AbsorbError, ManifestMismatchError
 from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_prompts, read_probe_weights
 from absorb_pl.evaluators.rules import PaperRule
@@ -128,6 +128,12 @@ class AbsorptionEvaluator(CausalEvaluator):
         batch_size: Most sequences in one run of the model.
         positive_tokens: Tokens of the right answer to score with, each from the same prefixes; that of the rule when
             None.
+        sae_dtype: Dtype of SAEs loaded by name.
+        model_dtype: Dtype of a model loaded by name.
+
+    Raises:
+        NotCausalError: The model gives no next-token logits.
+        AbsorbError: The inputs lack one of the SAEs.
 
     Example:
         >>> evaluator_of_a_study = lambda: AbsorptionEvaluator(
@@ -145,9 +151,11 @@ class AbsorptionEvaluator(CausalEvaluator):
         rule: PaperRule | None = None,
         batch_size: int = 256,
         positive_tokens: Sequence[PositiveToken] | None = None,
+        sae_dtype: str = "float32",
+        model_dtype: str = "float32",
     ) -> None:
         self.rule = rule or PaperRule()
-        super().__init__(model, saes, self.rule.positive_token, batch_size)
+        super().__init__(model, saes, self.rule.positive_token, batch_size, sae_dtype, model_dtype)
         self.positive_tokens = tuple(positive_tokens or self.positive_tokens)
         self.inputs = inputs if isinstance(inputs, AbsorptionInputs) else AbsorptionInputs.from_run(inputs)
         missing = sorted(set(self.saes) - set(self.inputs.letters["sae"]))
@@ -203,21 +211,29 @@ class AbsorptionEvaluator(CausalEvaluator):
             )
             tables = []
             for name, rows in wanted.items():
+                at_once = words_at_once(self.saes[name])
                 for token in self.positive_tokens:
-                    found = word_integrated_gradients(
-                        self.language_model,
-                        self.saes[name],
-                        prompts,
-                        self.metric(batch, token),
-                        hook_name=self.hooks[name],
-                        steps=self.rule.steps,
-                        prefix=prefix,
-                        rows=[place[row] for row in rows],
-                        batch_size=self.batch_size,
-                    )
-                    table = self._verdicts(name, rows, found.scores, found.activations)
-                    tables.append(table.assign(positive_token=token)[list(SCORED_COLUMNS)])
+                    for start in range(0, len(rows), at_once):
+                        part = rows[start : start + at_once]
+                        found = self._scores(name, batch, prefix, [place[row] for row in part], token)
+                        table = self._verdicts(name, part, found.scores, found.activations)
+                        tables.append(table.assign(positive_token=token)[list(SCORED_COLUMNS)])
         return pd.concat(tables, ignore_index=True)
+
+    def _scores(
+        self, name: str, batch: dict[str, Tensor], prefix: WordPrefix, places: list[int], token: PositiveToken
+    ) -> WordScores:
+        return word_integrated_gradients(
+            self.language_model,
+            self.saes[name],
+            batch_prompts(batch),
+            self.metric(batch, token),
+            hook_name=self.hooks[name],
+            steps=self.rule.steps,
+            prefix=prefix,
+            rows=places,
+            batch_size=self.batch_size,
+        )
 
     def _verdicts(
         self,

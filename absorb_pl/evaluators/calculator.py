@@ -13,7 +13,7 @@ from torch import Tensor
 from absorb_pl.attribution import word_integrated_gradients
 from absorb_pl.data import read_residuals
 from absorb_pl.functional import SILENT, cosine_similarity_matrix, most_negative_latents, paper_verdicts
-from absorb_pl.models import context_length, encode_rows, sae_hook_name
+from absorb_pl.models import context_length, encode_rows, require_next_token_logits, sae_hook_name
 from absorb_pl.words import (
     Formatter,
     SpellingPrompt,
@@ -102,6 +102,9 @@ class FeatureAbsorptionCalculator:
         probe_cos_sim_threshold: Least cosine of the top latent's decoder row with the probe.
         ablation_delta_threshold: Least lead of the top latent's score over the second's.
         seed: Seed of the in-context draws and of the sample of words.
+
+    Raises:
+        NotCausalError: The model gives no next-token logits.
     """
 
     model: Any
@@ -119,6 +122,10 @@ class FeatureAbsorptionCalculator:
     probe_cos_sim_threshold: float = 0.025
     ablation_delta_threshold: float = 1.0
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        """Refuse models whose answers are not next tokens."""
+        require_next_token_logits(self.model, type(self).__name__)
 
     def calculate_absorption_sampled(
         self,
@@ -182,7 +189,7 @@ class FeatureAbsorptionCalculator:
         for rows in torch.arange(len(tokens)).split(self.filter_prompts_batch_size):
             batch = tokens.select(rows)
             found = read_residuals(self.model, batch.input_ids, batch.attention_mask, batch.word_positions, [hook])
-            total = encode_rows(sae, found[hook])[:, mains].sum(dim=-1).float().cpu()
+            total = encode_rows(sae, found[hook])[:, mains].float().abs().sum(dim=-1).cpu()
             silent += rows[total < SILENT].tolist()
         return silent
 

@@ -62,6 +62,7 @@ class SaeEvaluation(Callback):
 
     Args:
         sae: Name for `load_sae`, or an SAE.
+        sae_dtype: Dtype of an SAE loaded by name.
 
     Attributes:
         tables: What the last test found.
@@ -69,8 +70,8 @@ class SaeEvaluation(Callback):
 
     name: str
 
-    def __init__(self, sae: Any) -> None:
-        self.sae = load_sae(sae) if isinstance(sae, str) else sae
+    def __init__(self, sae: Any, sae_dtype: str = "float32") -> None:
+        self.sae = load_sae(sae, dtype=sae_dtype) if isinstance(sae, str) else sae
         self.tables: dict[str, pd.DataFrame] = {}
         self._rows = _TestRows()
 
@@ -120,12 +121,13 @@ class LatentEvaluation(SaeEvaluation):
     Args:
         sae: Name for `load_sae`, or an SAE.
         top: Latents a class.
+        sae_dtype: Dtype of an SAE loaded by name.
     """
 
     name = "latents"
 
-    def __init__(self, sae: Any, top: int = 5) -> None:
-        super().__init__(sae)
+    def __init__(self, sae: Any, top: int = 5, sae_dtype: str = "float32") -> None:
+        super().__init__(sae, sae_dtype)
         self.top = top
 
     @override
@@ -145,12 +147,20 @@ class KSparseEvaluation(SaeEvaluation):
         splits: How main latents and candidate words are found.
         max_epochs: Epochs of the ranking probe.
         seed: Seed of the order of its batches.
+        sae_dtype: Dtype of an SAE loaded by name.
     """
 
     name = "k_sparse"
 
-    def __init__(self, sae: Any, splits: SplitSettings | None = None, max_epochs: int = 50, seed: int = 42) -> None:
-        super().__init__(sae)
+    def __init__(
+        self,
+        sae: Any,
+        splits: SplitSettings | None = None,
+        max_epochs: int = 50,
+        seed: int = 42,
+        sae_dtype: str = "float32",
+    ) -> None:
+        super().__init__(sae, sae_dtype)
         self.splits = splits or SplitSettings()
         self.max_epochs, self.seed = max_epochs, seed
 
@@ -184,6 +194,7 @@ class AbsorptionEvaluation(KSparseEvaluation):
         max_epochs: Epochs of the ranking probe.
         batch_size: Most sequences in one run of the model.
         seed: Seed of the order of the ranking probe's batches.
+        sae_dtype: Dtype of an SAE loaded by name.
     """
 
     name = "absorption"
@@ -197,8 +208,9 @@ class AbsorptionEvaluation(KSparseEvaluation):
         max_epochs: int = 50,
         batch_size: int = 256,
         seed: int = 42,
+        sae_dtype: str = "float32",
     ) -> None:
-        super().__init__(sae, splits, max_epochs, seed)
+        super().__init__(sae, splits, max_epochs, seed, sae_dtype)
         self.rule, self.rates, self.batch_size = rule or PaperRule(), rates or RateSettings(), batch_size
 
     @override

@@ -16,7 +16,7 @@ from absorb_pl.data import PromptBatches, PromptDataModule, prompt_data_of
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import cosine_similarity_matrix, letter_metric
-from absorb_pl.models import load_language_model, load_sae, sae_hook_name
+from absorb_pl.models import load_language_model, load_sae, require_next_token_logits, sae_hook_name
 from absorb_pl.words import AnswerTokens, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
 
 PositiveToken = Literal["answer", "published"]
@@ -34,6 +34,11 @@ class CausalEvaluator(LightningModule):
         saes: SAEs by name, or a list of names for `load_sae`.
         positive_token: Token of the right answer.
         batch_size: Most sequences in one run of the model.
+        sae_dtype: Dtype of SAEs loaded by name.
+        model_dtype: Dtype of a model loaded by name.
+
+    Raises:
+        NotCausalError: The model gives no next-token logits.
 
     Attributes:
         columns: Columns and dtypes of the tables.
@@ -49,11 +54,21 @@ class CausalEvaluator(LightningModule):
     class_names: tuple[str, ...]
 
     def __init__(
-        self, model: Any, saes: Sequence[str] | Mapping[str, Any], positive_token: PositiveToken, batch_size: int
+        self,
+        model: Any,
+        saes: Sequence[str] | Mapping[str, Any],
+        positive_token: PositiveToken,
+        batch_size: int,
+        sae_dtype: str = "float32",
+        model_dtype: str = "float32",
     ) -> None:
         super().__init__()
-        self.language_model = load_language_model(model) if isinstance(model, str) else model
-        self.saes = dict(saes) if isinstance(saes, Mapping) else {name: load_sae(name) for name in saes}
+        self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
+        require_next_token_logits(self.language_model, type(self).__name__)
+        if isinstance(saes, Mapping):
+            self.saes = dict(saes)
+        else:
+            self.saes = {name: load_sae(name, dtype=sae_dtype) for name in saes}
         self.hooks = {name: sae_hook_name(sae) for name, sae in self.saes.items()}
         self.positive_tokens: tuple[PositiveToken, ...] = (positive_token,)
         self.batch_size = batch_size

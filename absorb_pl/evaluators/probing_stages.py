@@ -211,7 +211,7 @@ class SaeProbingStage(UnitStage):
             "dtype": sae.dtype,
             "settings": asdict(self.settings),
             "splits": asdict(self.splits),
-            "format": 1,
+            "format": 2,
         }
 
     @override

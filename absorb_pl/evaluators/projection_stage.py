@@ -46,7 +46,7 @@ class ProjectionStage(UnitStage):
 
     @override
     def identity(self, unit: str) -> dict[str, Any]:
-        return {"probing": self.probing.identity(unit), "stored_absorbers": self.stored_absorbers, "format": 1}
+        return {"probing": self.probing.identity(unit), "stored_absorbers": self.stored_absorbers, "format": 2}
 
     @override
     def make(self, unit: str, device: torch.device) -> None:

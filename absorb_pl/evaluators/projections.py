@@ -12,10 +12,11 @@ from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import (
     ProjectionScores,
     cosine_similarity_matrix,
-    fold_decoder_norms,
     probe_projection,
     projection_scores,
+    unit_rows,
 )
+from absorb_pl.models import encode_and_project
 
 PROJECTION_COLUMNS = {
     "row": "int64",
@@ -52,7 +53,10 @@ def score_projections(
     stored_absorbers: int = 5,
     chunk_values: int = _CHUNK_VALUES,
 ) -> pd.DataFrame:
-    """Project words' latents on their class's probe, with decoder norms folded into activations.
+    """Project what words' latents contribute to the reconstruction on their class's probe.
+
+    Contributions are taken through the SAE's own `decode` (see `models.encode_and_project`), so that decoder norms,
+    also those that activations hold already, and norms of the input count as they do in the reconstruction.
 
     Args:
         sae: The SAE.
@@ -69,21 +73,23 @@ def score_projections(
         One row a word with the columns of `PROJECTION_COLUMNS`, classes in order.
     """
     device = sae.W_dec.device
-    decoder = sae.W_dec.float()
-    cosines = cosine_similarity_matrix(probe_weight.to(device).float(), decoder)
-    chunk = max(1, chunk_values // len(decoder))
+    directions = probe_weight.to(device).float()
+    cosines = cosine_similarity_matrix(directions, sae.W_dec.float())
+    units = unit_rows(directions)
+    chunk = max(1, chunk_values // len(sae.W_dec))
     tables = []
     for c, label in enumerate(class_names):
         own = torch.tensor([number for number, name in enumerate(labels) if name == label], dtype=torch.long)
         for part in own.split(chunk) if len(own) else ():
             inputs = x[part].to(device)
-            latents = fold_decoder_norms(sae.encode(inputs.to(sae.W_dec.dtype)).float(), decoder)
+            latents, contributions = encode_and_project(sae, inputs, units[c])
             scores = projection_scores(
                 latents,
-                probe_projection(inputs.float(), probe_weight[c].to(device)),
+                probe_projection(inputs.float(), directions[c]),
                 cosines[c],
                 list(main_latents[label]),
                 max_absorbers=stored_absorbers,
+                latent_projections=contributions,
             )
             tables.append(_table(scores, [rows[number] for number in part.tolist()], label))
     return pd.concat(tables, ignore_index=True) if tables else empty_table(PROJECTION_COLUMNS)

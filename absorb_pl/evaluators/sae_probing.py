@@ -43,7 +43,7 @@ class SplitSettings:
     Attributes:
         f1_jump: Gain in F1 that a further main latent must exceed.
         max_k: Most main latents a class.
-        silent: Summed activation below which main latents count as silent.
+        silent: Summed size of activation below which main latents count as silent.
         max_words_per_letter: Most candidate words a class; more are sampled.
         seed: Seed of that sample.
     """
@@ -134,7 +134,7 @@ def _letters_and_candidates(
         count = len(mains[label])
         own = rows.y[:, c].nonzero().squeeze(-1)
         probe_logit, sparse_logit = rows.probe_logits[own, c], logits[own, ks.index(count), c]
-        main_activation = activations[own, c, :count].sum(dim=1)
+        main_activation = activations[own, c, :count].abs().sum(dim=1)
         eligible = own[paper_candidates(probe_logit, sparse_logit, main_activation, silent=settings.silent)]
         generator = torch.Generator().manual_seed(settings.seed * 1_000 + c)
         kept, portion = sample_candidates(eligible, settings.max_words_per_letter, generator)

@@ -14,7 +14,7 @@ from typing_extensions import override
 from absorb_pl.data import Share
 from absorb_pl.errors import PromptError
 from absorb_pl.evaluators.writers import empty_table
-from absorb_pl.models import load_language_model
+from absorb_pl.models import load_language_model, require_next_token_logits
 from absorb_pl.words import (
     FIRST_LETTER_TEMPLATE,
     Formatter,
@@ -120,6 +120,10 @@ class SpellingSweep(LightningModule):
         num_words: Most words graded a setting; more are sampled.
         batch_size: Prompts in one run of the model.
         seed: Seed of the sample and of the in-context draws.
+        model_dtype: Dtype of a model loaded by name.
+
+    Raises:
+        NotCausalError: The model gives no next-token logits.
 
     Example:
         >>> sweep_of_a_model = lambda: SpellingSweep("speller", answer="first_letter", num_words=50)
@@ -135,9 +139,11 @@ class SpellingSweep(LightningModule):
         num_words: int = 100,
         batch_size: int = 32,
         seed: int = 42,
+        model_dtype: str = "float32",
     ) -> None:
         super().__init__()
-        self.language_model = load_language_model(model) if isinstance(model, str) else model
+        self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
+        require_next_token_logits(self.language_model, type(self).__name__)
         self.answer: Answer = answer
         self.template, self.num_words, self.batch_size, self.seed = template, num_words, batch_size, seed
         tokenizer = self.language_model.tokenizer

@@ -14,6 +14,7 @@ WORD_COLUMNS = (
     "row",
     "word",
     "label",
+    "child",
     "prompt",
     "is_absorption",
     "absorption_fraction",
@@ -39,7 +40,8 @@ WORD_COLUMNS = (
     "absorber_probe_cos",
 )
 """Columns of the table of words, in order. `top_score` is the score by which a rule ranks latents: integrated
-gradients for the paper's, projection on the probe for SAEBench's. What a rule does not use is missing."""
+gradients for the paper's, projection on the probe for SAEBench's. What a rule does not use is missing; `child` stands
+only where the task has finer labels."""
 
 
 def judge_words(rule: AbsorptionRule, words: pd.DataFrame) -> pd.DataFrame:
@@ -62,8 +64,8 @@ def judge_words(rule: AbsorptionRule, words: pd.DataFrame) -> pd.DataFrame:
 
 
 def order_columns(words: pd.DataFrame) -> pd.DataFrame:
-    """Words of one or several rules with all columns of `WORD_COLUMNS`, in their order."""
-    return words.reindex(columns=list(WORD_COLUMNS))
+    """Words of one or several rules with all columns of `WORD_COLUMNS`, in their order; `child` where they have it."""
+    return words.reindex(columns=[name for name in WORD_COLUMNS if name != "child" or name in words])
 
 
 def rate_tables(

@@ -11,6 +11,7 @@ from absorb_pl.functional.absorption import (
     paper_decisions,
     paper_verdicts,
     sample_candidates,
+    written_cosines,
 )
 from absorb_pl.functional.agreement import (
     Agreement,
@@ -126,5 +127,6 @@ __all__ = [
     "top_agreement",
     "top_latents_by_encoder",
     "unit_rows",
+    "written_cosines",
     "zero_count_bound",
 ]

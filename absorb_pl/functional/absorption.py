@@ -27,13 +27,14 @@ def paper_candidates(
 
     The linear probe sees the feature (logit > 0), the k-sparse probe on the main latents does not (logit ≤
     0), and the main latents' summed activation is below 1e-8 (arXiv 2409.14507, section 5; the published
-    `get_stats_and_likely_false_negative_tokens` and `_filter_prompts`).
+    `get_stats_and_likely_false_negative_tokens` and `_filter_prompts`). Where latents can be negative (AbsTopK),
+    their sizes are summed: a latent is silent at 0, not below it.
 
     Args:
         probe_logits: Logits of the class's linear probe.
         k_sparse_logits: Logits of its k-sparse probe with k the number of main latents.
-        main_activation: Summed activation of the main latents.
-        silent: Activation below which latents count as silent.
+        main_activation: Summed size of the main latents' activations.
+        silent: Size of activation below which latents count as silent.
 
     Returns:
         True for candidates.
@@ -46,7 +47,7 @@ def paper_candidates(
         tensor([ True, False])
     """
     require_finite(probe_logits=probe_logits, k_sparse_logits=k_sparse_logits, main_activation=main_activation)
-    return (probe_logits > 0) & (k_sparse_logits <= 0) & (main_activation < silent)
+    return (probe_logits > 0) & (k_sparse_logits <= 0) & (main_activation.abs() < silent)
 
 
 def sample_candidates(
@@ -99,6 +100,25 @@ def most_negative_latents(
     return top.indices, top.values
 
 
+def written_cosines(
+    activations: Float[Tensor, " latents"], probe_cos: Float[Tensor, " latents"]
+) -> Float[Tensor, " latents"]:
+    """Cosines with the probe of what latents write: that of the decoder row, or against it where they are negative.
+
+    Args:
+        activations: Activations of some latents.
+        probe_cos: Cosine of each one's decoder row with the probe.
+
+    Returns:
+        Cosines; those of the decoder rows for latents that are not negative.
+
+    Example:
+        >>> written_cosines(torch.tensor([2.0, 0.0, -2.0]), torch.tensor([0.5, 0.5, -0.5]))
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+    return torch.where(activations < 0, -probe_cos, probe_cos)
+
+
 @dataclass(frozen=True)
 class PaperVerdicts:
     """What the paper's rule says of each word.
@@ -109,9 +129,9 @@ class PaperVerdicts:
         top_score: Its score, in units of the metric (logits).
         second_latent: Runner-up.
         second_score: Its score.
-        top_probe_cos: Cosine of the top latent's decoder row with the probe.
+        top_probe_cos: Cosine of what the top latent writes with the probe (see `written_cosines`).
         main_activation: Summed activation of the main latents.
-        main_max: Largest activation of a main latent.
+        main_max: Largest size of a main latent's activation.
     """
 
     is_absorption: Bool[Tensor, " words"]
@@ -139,11 +159,11 @@ def paper_decisions(
     Args:
         top_score: Most negative integrated-gradient score at the word, in logits.
         second_score: The runner-up's.
-        top_probe_cos: Cosine of the top latent's decoder row with the probe.
-        main_max: Largest activation of a main latent.
+        top_probe_cos: Cosine of what the top latent writes with the probe.
+        main_max: Largest size of a main latent's activation.
         delta_threshold: Least lead of the top score, in logits.
         cos_threshold: Least cosine of the top latent with the probe.
-        silent: Activation below which a main latent counts as silent.
+        silent: Size of activation below which a main latent counts as silent.
 
     Returns:
         Whether each word counts.
@@ -177,7 +197,8 @@ def paper_verdicts(
     A word counts when every main latent is silent, the latent with the most negative integrated-gradient
     score has a score of at most 0, that score exceeds the runner-up's in size by at least `delta_threshold`,
     and its decoder row has a cosine of at least `cos_threshold` with the probe (arXiv 2409.14507, section 5;
-    the published `FeatureAbsorptionCalculator._is_absorption`).
+    the published `FeatureAbsorptionCalculator._is_absorption`). A latent that is negative (AbsTopK) writes against its
+    decoder row, so there the cosine's sign is turned, and it is silent at 0, not below it.
 
     Args:
         scores: Integrated-gradient scores at the word.
@@ -186,7 +207,7 @@ def paper_verdicts(
         main_latents: The class's main latents.
         delta_threshold: Least lead of the top score, in logits.
         cos_threshold: Least cosine of the top latent with the probe.
-        silent: Activation below which a main latent counts as silent.
+        silent: Size of activation below which a main latent counts as silent.
 
     Returns:
         One verdict a word.
@@ -210,9 +231,9 @@ def paper_verdicts(
     if scores.shape[1] < 2:
         raise ShapeError("scores", tuple(scores.shape), expected="at least two latents", remedy="Use a wider SAE.")
     latents, values = most_negative_latents(scores, count=2)
-    top_cos = probe_cos[latents[:, 0]]
+    top_cos = written_cosines(activations.gather(1, latents[:, :1])[:, 0], probe_cos[latents[:, 0]])
     mains = activations[:, list(main_latents)]
-    main_max = mains.amax(dim=1)
+    main_max = mains.abs().amax(dim=1)
     return PaperVerdicts(
         is_absorption=paper_decisions(
             values[:, 0],

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from absorb_pl.errors import require_at_least
+from absorb_pl.functional.absorption import written_cosines
 from absorb_pl.functional.similarity import unit_rows
 from absorb_pl.functional.validation import require_finite, require_latents
 
@@ -40,7 +41,9 @@ def fold_decoder_norms(
 ) -> Float[Tensor, "words latents"]:
     """Scale activations to what they would be with unit-norm decoder rows.
 
-    SAEBench requires such rows; with them, activation × cosine is a latent's part of the projection.
+    SAEBench requires such rows; with them, activation × cosine is a latent's part of the projection. Not for SAEs
+    whose activations hold the norms already (`rescale_acts_by_decoder_norm`), nor for those that normalise what they
+    read: `models.encode_and_project` asks any SAE what its latents contribute.
 
     Args:
         activations: Activations of the SAE as it is.
@@ -60,8 +63,8 @@ def fold_decoder_norms(
 class ProjectionScores:
     """What is known of each word, whatever the thresholds.
 
-    A latent's projection is its activation (for unit-norm decoder rows) times the cosine of its decoder row with the
-    probe.
+    A latent's projection is that of what it contributes to the reconstruction, decode(f_j e_j) - decode(0), on the
+    probe's unit direction: for unit-norm decoder rows, activation times cosine.
 
     Attributes:
         probe_projection: Projection of the activation itself.
@@ -71,13 +74,13 @@ class ProjectionScores:
         main_max: Largest size of a main latent's activation.
         top_latent: Latent with the largest projection.
         top_projection: Its projection.
-        top_probe_cos: Its cosine with the probe.
+        top_probe_cos: Cosine of what it writes with the probe (see `written_cosines`).
         second_latent: Runner-up.
         second_projection: Its projection.
         absorber_latents: Latents that could be absorbers (see `may_absorb`), largest projection first; -1 where a
             word has fewer than others.
         absorber_projections: Their projections; 0 where there is none.
-        absorber_probe_cos: Their cosines; 0 where there is none.
+        absorber_probe_cos: Cosines of what they write; 0 where there is none.
     """
 
     probe_projection: Float[Tensor, " words"]
@@ -137,15 +140,18 @@ def projection_scores(
     main_latents: Sequence[int],
     *,
     max_absorbers: int = 3,
+    latent_projections: Float[Tensor, "words latents"] | None = None,
 ) -> ProjectionScores:
     """Sum up the words of one class for the rules of SAEBench.
 
     Args:
-        activations: Activations at the word for unit-norm decoder rows (see `fold_decoder_norms`).
+        activations: Activations at the word; for unit-norm decoder rows (see `fold_decoder_norms`) where
+            `latent_projections` are not given.
         projections: `probe_projection` of the residual activations.
         probe_cos: Cosine of each latent's decoder row with the class's probe.
         main_latents: The class's main latents.
         max_absorbers: Most absorbers that will be asked for.
+        latent_projections: Projection of what each latent contributes; `activations × probe_cos` when None.
 
     Returns:
         One entry a word, enough for any threshold and up to `max_absorbers` absorbers.
@@ -166,12 +172,17 @@ def projection_scores(
     require_at_least(1, max_absorbers=max_absorbers)
     mains = list(main_latents)
     main_acts = activations[:, mains]
-    projection_wl = activations * probe_cos
+    if latent_projections is None:
+        projection_wl = activations * probe_cos
+    else:
+        require_finite(latent_projections=latent_projections)
+        projection_wl = latent_projections.clone()
     top = projection_wl.topk(min(2, projection_wl.shape[1]), dim=1)
     main_w = projection_wl[:, mains].sum(dim=1, dtype=torch.float64)
     all_w = projection_wl.sum(dim=1, dtype=torch.float64)
     projection_wl[:, mains] = 0
-    projection_wl = torch.where(may_absorb(projection_wl, probe_cos, max_absorbers), projection_wl, 0)
+    written_cos = probe_cos.abs()  # of what projects above 0, the sign of an activation being its cosine's
+    projection_wl = torch.where(may_absorb(projection_wl, written_cos, max_absorbers), projection_wl, 0)
     most = int((projection_wl > 0).sum(dim=1).max()) if len(projection_wl) else 0
     absorbing = projection_wl.topk(most, dim=1)
     present = absorbing.values > 0
@@ -183,10 +194,10 @@ def projection_scores(
         main_max=main_acts.abs().amax(dim=1),
         top_latent=top.indices[:, 0],
         top_projection=top.values[:, 0],
-        top_probe_cos=probe_cos[top.indices[:, 0]],
+        top_probe_cos=written_cosines(activations.gather(1, top.indices[:, :1])[:, 0], probe_cos[top.indices[:, 0]]),
         second_latent=top.indices[:, -1],
         second_projection=top.values[:, -1],
         absorber_latents=torch.where(present, absorbing.indices, -1),
         absorber_projections=absorbing.values,
-        absorber_probe_cos=torch.where(present, probe_cos[absorbing.indices], 0),
+        absorber_probe_cos=torch.where(present, written_cos[absorbing.indices], 0),
     )

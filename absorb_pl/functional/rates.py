@@ -161,10 +161,10 @@ def sae_rate(
         (0.125, 0.25)
     """
     counted = [letter for letter in letters if not letter.reason]
-    reason = "no evaluable letter" if not counted else ""
+    reason = "no evaluable label" if not counted else ""
     if mode == "published":
         counted = [letter for letter in counted if len(letter.amounts)]
-        reason = reason or ("no letter with candidate words" if not counted else "")
+        reason = reason or ("no label with candidate words" if not counted else "")
     return _mean_rate(counted, reason, confidence, resamples, seed)
 
 

@@ -8,20 +8,21 @@ from absorb_pl.models.identity import content_hash, model_identity, sae_identity
 from absorb_pl.models.language_model import (
     check_hook,
     context_length,
-    has_next_token_logits,
     load_language_model,
-    require_next_token_logits,
 )
+from absorb_pl.models.portions import CHUNK_BYTES, rows_at_once
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.models.sae import check_sae_fits, reads_sequences, require_rows, sae_architecture, sae_hook_name
 from absorb_pl.models.sae_listing import layer_of_hook, list_saes
 from absorb_pl.models.sae_loading import load_sae, split_control
 from absorb_pl.models.sae_names import expand_sae_names
-from absorb_pl.models.sae_rows import decode_rows, encode_rows, encoder_parts
+from absorb_pl.models.sae_rows import decode_rows, encode_and_project, encode_rows, encoder_parts
 from absorb_pl.models.splice import ApplySaesAndRunOutput, SaeReconstructionCache, apply_saes_and_run
+from absorb_pl.words.next_token import has_next_token_logits, require_next_token_logits
 from absorb_pl.words.positions import prepends_bos
 
 __all__ = [
+    "CHUNK_BYTES",
     "CONTROL_KINDS",
     "SPELLER",
     "AdaptedSae",
@@ -37,6 +38,7 @@ __all__ = [
     "context_length",
     "control_sae",
     "decode_rows",
+    "encode_and_project",
     "encode_rows",
     "encoder_parts",
     "expand_sae_names",
@@ -53,6 +55,7 @@ __all__ = [
     "reads_sequences",
     "require_next_token_logits",
     "require_rows",
+    "rows_at_once",
     "sae_architecture",
     "sae_hook_name",
     "sae_identity",

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from absorb_pl.errors import SaeInterfaceError
 from absorb_pl.models.adapters import AdaptedSae
 from absorb_pl.models.sae import require_rows
 
@@ -57,6 +58,49 @@ def decode_rows(sae: Any, latents: Float[Tensor, "rows latents"]) -> Float[Tenso
     """
     with torch.no_grad(), _flat(sae):
         return sae.decode(latents).detach()
+
+
+def encode_and_project(
+    sae: Any, x: Float[Tensor, "rows d_in"], direction: Float[Tensor, " d_in"]
+) -> tuple[Float[Tensor, "rows latents"], Float[Tensor, "rows latents"]]:
+    """Latents of rows, and how far what each contributes to the reconstruction reaches along a direction.
+
+    What latent j contributes is decode(f_j e_j) - decode(0). `decode` is affine, so its part along the direction is
+    f_j times the derivative of `decode(f) · direction` by f_j, whatever the SAE does with decoder norms
+    (`rescale_acts_by_decoder_norm`) or with the norm of what it read (`normalize_activations`): one backward pass gives
+    all latents of a row.
+
+    Args:
+        sae: Anything with `encode` and a differentiable `decode`.
+        x: Activations, one vector a row.
+        direction: A direction in the SAE's input, heads side by side; of length one for projections.
+
+    Returns:
+        Latents, and contributions along the direction in units of `x`; both in float32 or better.
+
+    Raises:
+        SaeArchitectureError: Its latents at a token depend on the tokens before it.
+        SaeInterfaceError: `decode` is not differentiable.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> sae = SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu, decode=lambda latents: 3 * latents)
+        >>> encode_and_project(sae, torch.tensor([[1.0, -2.0]]), torch.tensor([1.0, 0.0]))[1]
+        tensor([[3., 0.]])
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _flat(sae):
+        latents = encode_rows(sae, x.clone()).requires_grad_()
+        decoded = sae.decode(latents)
+        if not decoded.requires_grad:
+            raise SaeInterfaceError(
+                "sae.decode",
+                type(sae).__name__,
+                expected="a differentiable method, as its derivative says what each latent contributes",
+                remedy="Compute it with torch operations, without `no_grad` or `detach`.",
+            )
+        (slopes,) = torch.autograd.grad(decoded, latents, direction.to(decoded).expand_as(decoded))
+    latents = _wide(latents.detach())
+    return latents, _wide(slopes) * latents
 
 
 def encoder_parts(

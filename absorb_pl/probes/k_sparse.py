@@ -47,6 +47,7 @@ class KSparseProbe(OneVsRestModule):
         weight_decay: Weight decay of the ranking probe.
         optimizer: Optimiser of the ranking probe.
         class_names: Names of the classes.
+        sae_dtype: Dtype of an SAE loaded by name.
 
     Raises:
         SaeNotFoundError: There is no SAE, or the module given is none.
@@ -82,8 +83,9 @@ class KSparseProbe(OneVsRestModule):
         weight_decay: float = 1e-6,
         optimizer: OptimizerName = "Adam",
         class_names: Sequence[str] | None = None,
+        sae_dtype: str = "float32",
     ) -> None:
-        module = _resolve_sae(sae)
+        module = _resolve_sae(sae, sae_dtype)
         num_latents = module.W_dec.shape[0]
         super().__init__(num_latents, num_outputs, lr, end_lr, weight_decay, l1_decay, optimizer, class_names)
         ks, class_names = list(check_ks(ks, num_latents)), None if class_names is None else list(class_names)
@@ -264,9 +266,9 @@ class KSparseProbe(OneVsRestModule):
         self.solved.fill_(True)
 
 
-def _resolve_sae(sae: Any) -> Any:
+def _resolve_sae(sae: Any, dtype: str) -> Any:
     if isinstance(sae, str):
-        return load_sae(sae)
+        return load_sae(sae, dtype=dtype)
     if not all(hasattr(sae, name) for name in ("encode", "W_dec")):
         raise SaeNotFoundError(
             "sae",

@@ -8,10 +8,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from absorb_pl.functional import SaeStatistics
-from absorb_pl.models import decode_rows, encode_rows
-
-CHUNK_BYTES = 2**29
-"""Most bytes of one matrix of latents, 512 MiB; SAEs work with two to four such matrices at a time."""
+from absorb_pl.models import CHUNK_BYTES, decode_rows, encode_rows
 
 
 def chunks_for(x: Shaped[Tensor, "rows ..."], num_latents: int, itemsize: int = 4) -> tuple[Tensor, ...]:

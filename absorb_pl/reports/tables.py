@@ -14,10 +14,13 @@ from absorb_pl.evaluators import (
     SaeProbing,
     SaeProbingStage,
     SaeSource,
+    children_table,
+    held_out_children,
     judge_words,
     order_columns,
     rate_tables,
     sensitivity_table,
+    with_children,
 )
 
 _OF_SAES = ("latents", "k_sparse", "candidates")
@@ -46,10 +49,11 @@ def study_tables(
 
     Returns:
         `summary` (a row an SAE and rule), `letters` (and label), `words` (and candidate word), `sensitivity` (and
-        threshold and value), `latents`, `k_sparse`, `candidates` and `training` (a row an epoch of each probe).
+        threshold and value), `latents`, `k_sparse`, `candidates` and `training` (a row an epoch of each probe); of a
+        task with finer labels also `children` (a row an SAE, rule, label and child).
     """
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in (*_OF_RULES, *_OF_SAES, "training")}
-    summary = []
+    summary, hierarchy = [], bool(words.task.children)
     for name, sae in saes.items():
         found = probing.result(name)
         about = {
@@ -62,10 +66,15 @@ def study_tables(
             **found.statistics,
             "shared_context": words.config.shared_context,
         }
+        held_out = held_out_children(probes, sae.hook_name) if hierarchy else None
         for rule in rules:
-            stored = scored[rule.name](name)
+            stored = with_children(scored[rule.name](name), words.task)
             tables, row = judged(rule, name, stored, found.letters, found.latents, rates, words.task.classes)
             summary.append({**about, **row})
+            if held_out is not None:
+                children = children_table(tables["words"], tables["letters"], held_out)
+                children.insert(0, "rule", rule.name)
+                parts.setdefault("children", []).append(_with_sae(children, name))
             for table, frame in tables.items():
                 parts[table].append(_with_hook(frame, sae.hook_name) if table == "letters" else frame)
         for table, frame in _of_sae(found, words).items():

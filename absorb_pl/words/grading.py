@@ -11,6 +11,7 @@ from torch import Tensor
 
 from absorb_pl.errors import PromptError
 from absorb_pl.words.formatters import Formatter, spelling_formatter
+from absorb_pl.words.next_token import require_next_token_logits
 from absorb_pl.words.positions import prepends_bos, tokenize_prompts
 from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt
 
@@ -62,6 +63,9 @@ class SpellingGrader:
             order.
         seed: Seed of the draws, as in `create_icl_prompt`.
 
+    Raises:
+        NotCausalError: The model gives no next-token logits.
+
     Example:
         >>> def first_grade(model):
         ...     return SpellingGrader(model, [" dog", " emu"], seed=0).grade_word(" cat").is_correct
@@ -75,6 +79,10 @@ class SpellingGrader:
     example_separator: str = "\n"
     shuffle_examples: bool = True
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse models whose answers are not next tokens."""
+        require_next_token_logits(self.model, type(self).__name__)
 
     def grade_word(self, word: str) -> SpellingGrade:
         """Grade one word.

@@ -223,7 +223,7 @@ def test_a_lower_bar_lets_more_letters_in():
 def test_no_letter_is_evaluable_by_a_higher_bar():
     found = summary_row(LETTER_ROWS, VERDICTS, LATENTS, RateSettings(min_probe_f1=0.99))
     assert (found["absorption_rate"], found["ci_low"], found["evaluable"]) == (None, None, False)
-    assert found["reason"] == "no evaluable letter"
+    assert found["reason"] == "no evaluable label"
 
 
 MODULE = Mock(spec=LightningModule)

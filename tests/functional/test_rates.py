@@ -79,8 +79,8 @@ def test_letters_without_candidates_count_as_zero_unless_published():
     ]
     nothing = sae_rate(letters[2:])
     assert (nothing.value, nothing.ci_low, nothing.evaluable) == (None, None, False)
-    assert nothing.reason == "no evaluable letter"
-    assert sae_rate(letters[1:2], mode="published").reason == "no letter with candidate words"
+    assert nothing.reason == "no evaluable label"
+    assert sae_rate(letters[1:2], mode="published").reason == "no label with candidate words"
 
 
 def test_a_poor_probe_with_nan_f1_is_not_evaluable():

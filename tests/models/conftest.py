@@ -1,4 +1,4 @@
-"""Small models of several families, and SAEs of every kind on disk."""
+"""Small models of several families."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import SAE
-from sae_lens.registry import get_sae_class
-from sae_lens.saes.sae import SAEMetadata
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig
 
@@ -57,25 +54,3 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Calla
         return made[family]
 
     return model
-
-
-@pytest.fixture(scope="session")
-def make_sae() -> Callable[..., SAE[Any]]:
-    """Makes a SAELens SAE of an architecture with random weights, of which about a third of the latents fire."""
-
-    def make(architecture: str, hook: str = "blocks.1.hook_resid_post", d_in: int = 32, **options: Any) -> SAE[Any]:
-        kind, config = get_sae_class(architecture)
-        if "topk" in architecture:
-            options = {"k": 7, **options}
-        if hook.endswith("hook_z"):
-            options = {"reshape_activations": "hook_z", **options}
-        sae = kind(config(d_in=d_in, d_sae=48, metadata=SAEMetadata(hook_name=hook), **options))
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for parameter in sae.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
-            if architecture == "jumprelu":
-                sae.threshold.abs_()
-        return sae
-
-    return make

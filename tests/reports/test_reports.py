@@ -45,7 +45,7 @@ SUMMARY = pd.DataFrame(
         "fraction_ci_low": np.nan,
         "fraction_ci_high": np.nan,
         "evaluable": [True, True, False],
-        "reason": ["", "", "no evaluable letter"],
+        "reason": ["", "", "no evaluable label"],
         "num_words": [100, 90, 0],
     }
 )
@@ -203,7 +203,7 @@ def test_the_terminal_table_holds_every_figure():
         *("30.0% [20.0%, 45.0%]", "100"),
     ]
     assert "10.0% [ 5.0%, 20.0%]" in narrow
-    assert "not evaluable: no evaluable letter" in deep
+    assert "not evaluable: no evaluable label" in deep
     assert len({len(line) for line in lines[1:]}) == 1
 
 
@@ -226,7 +226,7 @@ def test_rules_stand_side_by_side_on_the_terminal():
     (wide,) = (line for line in lines if line[0] == "rel/wide")
     assert wide[-4:] == ["30.0% [20.0%, 45.0%]", "60.0% [20.0%, 45.0%] (n = 90)", "70.0% [60.0%, 80.0%]", "100"]
     (deep,) = (line for line in lines if line[0] == "rel/deep")
-    assert deep[-4:] == ["not evaluable: no evaluable letter"] * 2 + ["-", "0"]
+    assert deep[-4:] == ["not evaluable: no evaluable label"] * 2 + ["-", "0"]
 
 
 def test_rules_that_agree_share_a_column_under_both_names():

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from absorb_pl.errors import RuleError
+from absorb_pl.errors import NotCausalError, RuleError
 from absorb_pl.functional import LettersMode
+from absorb_pl.models import has_next_token_logits
 
 Evidence = Literal["gradients", "projections"]
 """What is stored of which words. `gradients`: integrated-gradient scores of the words on which the linear probe sees
@@ -190,6 +191,38 @@ def configured_rules(names: Sequence[str], sections: Mapping[str, Any]) -> list[
         known = {} if section is None else section if isinstance(section, Mapping) else asdict(section)
         rules.append(kind(kind.settings_type(**known)))
     return rules
+
+
+def check_rules_fit(rules: Sequence[AbsorptionRule], model: Any) -> None:
+    """Refuse rules that read what a model does not give, before anything is computed.
+
+    Rules on gradients read the model's answer, so they need next-token logits; those on projections take any model.
+
+    Args:
+        rules: The rules of a study.
+        model: Its language model.
+
+    Raises:
+        NotCausalError: A rule reads next-token logits and the model gives none; says which rules there are for it.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> encoder = SimpleNamespace(cfg=SimpleNamespace(attention_dir="bidirectional"))
+        >>> check_rules_fit([rule_named("paper")()], encoder)
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.NotCausalError: `rules` was 'paper', expected rules that need no next-token logits, ...
+    """
+    unfit = next((rule.name for rule in rules if rule.evidence == "gradients"), None)
+    if unfit is not None and not has_next_token_logits(model):
+        fit = [name for name, rule in _RULES.items() if rule.evidence == "projections"]
+        raise NotCausalError(
+            "rules",
+            unfit,
+            expected="rules that need no next-token logits, which this model (an encoder, or one without a trained "
+            "unembedding) does not give",
+            remedy=f"Ask for rules that project activations: {', '.join(fit)}. Or take a causal model.",
+        )
 
 
 def threshold_types() -> dict[str, type]:

@@ -21,7 +21,7 @@ class PaperRule:
         steps: Integrated-gradient steps.
         delta_threshold: Least lead of the top latent's score over the second's, in logits.
         cos_threshold: Least cosine of the top latent's decoder row with the probe.
-        silent: Activation below which a main latent counts as silent.
+        silent: Size of activation below which a main latent counts as silent.
         positive_token: Token of the right answer: `answer` is `" X"`, `published` the bare lower-case letter.
         top_latents: How many best latents of a word are kept in the table.
     """

@@ -1,32 +1,11 @@
 """Six families of models and tokenizers, from prompts to cached residuals, against runs of one prompt each."""
 
-import json
-
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
     AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
-    BertTokenizerFast,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GemmaTokenizerFast,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2TokenizerFast,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    GPTNeoXTokenizerFast,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaTokenizerFast,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from absorb_pl.data import PromptDataModule, ensure_activations
@@ -45,113 +24,16 @@ from absorb_pl.words import (
 )
 
 FAMILIES = ["gpt2", "gpt_neox", "llama", "mistral", "gemma2", "bert"]
-KNOWN = [
-    "cat",
-    "dog",
-    "kitchen",
-    "apple",
-    "banana",
-    "cherry",
-    "eagle",
-    "forest",
-    "garden",
-    "house",
-    "island",
-    "jungle",
-    "knife",
-    "lemon",
-    "queen",
-    "river",
-]
 LONG = ["catdog", "housekitchen", "riverbananas", "zebra"]
 HOOKS = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
-TINY = {"vocab_size": 2000, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-SMALL = TINY | {"intermediate_size": 64, "max_position_embeddings": 128}
-
-
-def corpus():
-    for word in KNOWN:
-        yield from [f" {word} has the first letter: {word[0].upper()}\n", word] * 3
-    for letter in LETTERS:
-        yield from [f"word: {letter.upper()} {letter} z{letter}\n"] * 3
-
-
-def trained(backend, trainer):
-    backend.train_from_iterator(corpus(), trainer)
-    model = json.loads(backend.to_str())["model"]
-    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model.get("merges", [])]}
-
-
-def byte_level_parts():
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|endoftext|>", "<|padding|>"]
-    return trained(backend, trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=special, show_progress=False))
-
-
-def sentencepiece_parts(*special):
-    backend = Tokenizer(models.BPE(byte_fallback=True))
-    backend.normalizer = normalizers.Replace(" ", "▁")
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex("[:\n]"), behavior="isolated"),
-            pre_tokenizers.Split("▁", behavior="merged_with_next"),
-        ]
-    )
-    special = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
-    return trained(backend, trainers.BpeTrainer(special_tokens=special, show_progress=False))
-
-
-def mistral_tokenizer():
-    """As Mistral 7B's: a `▁` before every text, also before one that begins with a space."""
-    parts = sentencepiece_parts("<unk>", "<s>", "</s>")
-    backend = Tokenizer(models.BPE(**parts, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-
-
-def bert_tokenizer():
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    parts = trained(backend, trainers.WordPieceTrainer(special_tokens=special, show_progress=False))
-    return BertTokenizerFast(vocab=parts["vocab"])
-
-
-TOKENIZERS = {
-    "gpt2": lambda: GPT2TokenizerFast(**byte_level_parts()),
-    "gpt_neox": lambda: GPTNeoXTokenizerFast(**byte_level_parts()),
-    "llama": lambda: LlamaTokenizerFast(**sentencepiece_parts("<unk>", "<s>", "</s>")),
-    "mistral": mistral_tokenizer,
-    "gemma2": lambda: GemmaTokenizerFast(**sentencepiece_parts("<pad>", "<eos>", "<bos>", "<unk>")),
-    "bert": bert_tokenizer,
-}
-MODELS = {
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=2000, n_embd=32, n_layer=3, n_head=2, n_positions=128)),
-    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SMALL, num_key_value_heads=1, sliding_window=5)),
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, num_key_value_heads=1, head_dim=16, sliding_window=4)),
-    "bert": lambda: BertForMaskedLM(BertConfig(**SMALL)),
-}
 BEGIN = {"gpt2": ["<|endoftext|>"], "gpt_neox": [], "llama": ["<s>"], "mistral": ["<s>"], "gemma2": ["<bos>"]}
 """What TransformerLens puts before a text: nothing for GPT-NeoX, which was trained without."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(request, tmp_path_factory):
+def family(request, family_folder):
     """Name, folder and loaded model of a family, its tokenizer as `AutoTokenizer` reads it from the folder."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp(request.param)
-    TOKENIZERS[request.param]().save_pretrained(folder)
-    model = MODELS[request.param]()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
+    folder = family_folder(request.param)
     return request.param, folder, load_language_model(str(folder))
 
 
@@ -174,9 +56,9 @@ def direct_run(family, prompt):
     return ids, place + 1, [state[0, place + 1] for state in states[:3]]
 
 
-def test_cached_residuals_are_those_of_one_unpadded_prompt(family, tmp_path):
+def test_cached_residuals_are_those_of_one_unpadded_prompt(family, known_words, tmp_path):
     model = family[2]
-    words = [*LONG, *KNOWN]
+    words = [*LONG, *known_words]
     data = PromptDataModule(model, TaskConfig(words=words, max_icl_examples=2), batch_size=7)
     assert len(set(data.prompts.lengths.tolist())) > 2
     caches = ensure_activations(
@@ -205,9 +87,9 @@ def test_cached_residuals_are_those_of_one_unpadded_prompt(family, tmp_path):
             torch.testing.assert_close(cached, state, rtol=1e-5, atol=1e-5 * float(state.abs().max()))
 
 
-def test_words_end_in_the_token_that_is_read(family):
+def test_words_end_in_the_token_that_is_read(family, known_words):
     name, _, model = family
-    data = PromptDataModule(model, TaskConfig(words=[*LONG, *KNOWN], max_icl_examples=1))
+    data = PromptDataModule(model, TaskConfig(words=[*LONG, *known_words], max_icl_examples=1))
     counts = token_counts(model.tokenizer, data.task.words)
     assert max(counts) > 1
     assert counts[data.task.words.index(" " * (name != "bert") + "cat")] == 1
@@ -219,11 +101,13 @@ def test_words_end_in_the_token_that_is_read(family):
         assert text[0] in "Ġ▁" or name == "bert"
 
 
-def test_vocabularies_read_as_text(family):
+def test_vocabularies_read_as_text(family, known_words):
     name, _, model = family
     words = get_alpha_tokens(model.tokenizer)
     space = " " * (name != "bert")
-    assert {f"{space}{word}" for word in KNOWN if token_counts(model.tokenizer, [space + word]) == [1]} <= set(words)
+    assert {f"{space}{word}" for word in known_words if token_counts(model.tokenizer, [space + word]) == [1]} <= set(
+        words
+    )
     assert space + "cat" in words
     assert not any(word.strip() in ("CLS", "SEP", "endoftext", "s", "bos", "unk") for word in words if len(word) > 2)
     assert all(word.strip().isascii() and word.strip().isalpha() for word in words)

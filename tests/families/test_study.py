@@ -1,0 +1,104 @@
+"""A study of an encoder: rules that project alone, and what reads next-token logits is refused by name."""
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+
+from absorb_pl.errors import NotCausalError
+from absorb_pl.evaluators import (
+    AblationEvaluator,
+    FeatureAbsorptionCalculator,
+    SpellingSweep,
+    check_rules_fit,
+    configured_rules,
+    known_rules,
+)
+from absorb_pl.models import load_language_model
+from absorb_pl.study import run_study
+from absorb_pl.words import SpellingGrader, TableSettings, TaskConfig
+
+HOOKS = {"topk": "blocks.1.hook_resid_post", "abstopk": "blocks.1.attn.hook_z"}
+
+
+@pytest.fixture(scope="module")
+def bert(family_folder):
+    return load_language_model(str(family_folder("bert")))
+
+
+@pytest.fixture(scope="module")
+def finished(family_folder, known_words, make_sae, study_config, tmp_path_factory):
+    """A study of words written forwards and backwards, the short and the long of each apart."""
+    folder = tmp_path_factory.mktemp("encoder")
+    for architecture, hook in HOOKS.items():
+        make_sae(architecture, hook).save_model(folder / architecture)
+    both = {word: "forwards" for word in known_words} | {word[::-1]: "backwards" for word in known_words}
+    lines = [f"{word},{kind},{kind} {'short' if len(word) < 6 else 'long'}" for word, kind in both.items()]
+    (folder / "words.csv").write_text("\n".join(["text,parent,label", *lines]))
+    config = dataclasses.replace(
+        study_config(folder, "--k_sparse.max_epochs=1", "--rules=[saebench-0.6.0,saebench-0.3.2]"),
+        model=str(family_folder("bert")),
+        saes=[str(folder / architecture) for architecture in HOOKS],
+        task=TaskConfig(
+            name="table",
+            template="{word} is:",
+            table=TableSettings(path=str(folder / "words.csv"), parent="parent"),
+            max_icl_examples=1,
+        ),
+        test_fraction=0.5,
+    )
+    return config, run_study(config)
+
+
+def test_a_study_of_an_encoder_by_rules_that_project(finished):
+    config, result = finished
+    summary, words = result.tables["summary"], result.tables["words"]
+    assert summary["hook_name"].tolist() == [hook for hook in HOOKS.values() for _ in config.rules]
+    assert (summary["num_words"] > 0).all()
+    assert summary["absorption_fraction"].between(0, 1).all()
+    assert set(words["rule"]) == set(config.rules)
+    assert words.groupby(["sae", "rule"]).size().nunique() == 1
+    stages = json.loads((result.run_dir / "manifest.json").read_text())["stages"]
+    assert "absorption" not in stages
+    pd.testing.assert_frame_equal(pd.read_parquet(result.run_dir / "tables/words.parquet"), words)
+
+
+def test_children_share_out_what_their_class_has(finished):
+    config, result = finished
+    words, children, letters = (result.tables[name] for name in ("words", "children", "letters"))
+    pd.testing.assert_frame_equal(pd.read_parquet(result.run_dir / "tables/children.parquet"), children)
+    assert len(children) == len(config.saes) * len(config.rules) * 4
+    assert not children.duplicated(["sae", "rule", "label", "child"]).any()
+    assert all(child.startswith(label) for label, child in zip(children["label"], children["child"], strict=True))
+    keys = ["sae", "rule", "label"]
+    counts = ["num_words", "num_probe_true_positives", "num_candidates", "num_absorbed"]
+    of_labels = children.groupby(keys)[counts].sum()
+    pd.testing.assert_frame_equal(of_labels, letters.set_index(keys)[counts].sort_index(), check_dtype=False)
+    absorbed = words.groupby([*keys, "child"])["is_absorption"].mean()
+    known = children[children["num_probe_true_positives"] > 0].set_index([*keys, "child"])["absorption_rate"]
+    assert known.to_dict() == pytest.approx(absorbed.to_dict())
+    assert children.loc[children["num_probe_true_positives"] == 0, "absorption_rate"].isna().all()
+
+
+def test_rules_that_read_answers_are_refused_with_those_that_do_not(bert, gpt2):
+    projecting = configured_rules(["saebench-0.6.0", "saebench-0.3.2"], {})
+    check_rules_fit(projecting, bert)
+    check_rules_fit(configured_rules(list(known_rules()), {}), gpt2)
+    with pytest.raises(NotCausalError, match=r"was 'paper'.*saebench-0\.6\.0, saebench-0\.3\.2"):
+        check_rules_fit([*projecting, *configured_rules(["paper"], {})], bert)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        AblationEvaluator,
+        SpellingSweep,
+        lambda model: SpellingGrader(model, ["cat", "dog"]),
+        lambda model: FeatureAbsorptionCalculator(model, ["cat", "dog"]),
+    ],
+    ids=["AblationEvaluator", "SpellingSweep", "SpellingGrader", "FeatureAbsorptionCalculator"],
+)
+def test_what_reads_answers_refuses_an_encoder(bert, make, request):
+    with pytest.raises(NotCausalError, match=request.node.callspec.id):
+        make(bert)
