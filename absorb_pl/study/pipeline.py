@@ -18,6 +18,7 @@ from absorb_pl.evaluators import (
     ProjectionStage,
     SaeProbingStage,
     SaeSource,
+    check_rules_fit,
 )
 from absorb_pl.models import expand_sae_names, load_language_model
 from absorb_pl.probes import quiet_lightning
@@ -62,10 +63,12 @@ def study_of_model(config: StudyConfig) -> StudyResult:
     cache_dir, writes = Path(config.cache_dir), getattr(rank_zero_only, "rank", 0) == 0
     trainers = partial(stage_trainers, config.trainer)
     trainers("check")([])
+    rules = config.chosen_rules()
     run = RunFolder(Path(config.run_dir), dataclasses.asdict(config), writes=writes)
 
     with run.stage("load"):
         model = load_language_model(config.model, dtype=config.model_dtype)
+        check_rules_fit(rules, model)
         names = [
             name
             for sae in expand_sae_names(config.saes)
@@ -88,7 +91,6 @@ def study_of_model(config: StudyConfig) -> StudyResult:
         probes = LinearProbeStage(cache_dir, data, config.linear_probe)
         facts["made"] = probes.run(hooks, trainers("linear probes"))
 
-    rules = config.chosen_rules()
     of_projections = [rule.name for rule in rules if rule.evidence == "projections"]
     tokens = {rule.name: rule.settings.positive_token for rule in rules if rule.evidence == "gradients"}
     probing = SaeProbingStage(cache_dir, data, saes, probes, config.k_sparse, config.splits)
