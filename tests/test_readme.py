@@ -61,7 +61,7 @@ def test_commands_of_the_readme_run_in_order(workplace: Path):
         elif words[0] == "tensorboard":
             shown = run([str(Path(program).with_name("tensorboard")), *words[1:], "--inspect"], workplace)
             assert "scalars" in shown
-    assert set(ran) == {"study", "rescore", "fit", "test", "predict"}
+    assert set(ran) == {"study", "rescore", "list", "fit", "test", "predict"}
 
     demo, ddp = workplace / "lightning_logs/demo", workplace / "lightning_logs/demo_ddp"
     for name in ("summary", "letters", "words", "sensitivity", "latents", "k_sparse", "candidates", "training"):

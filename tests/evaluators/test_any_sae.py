@@ -83,7 +83,7 @@ def result(
 
 
 def test_every_kind_of_sae_is_measured(result: StudyResult) -> None:
-    summary = result.tables["summary"].set_index("sae")
+    summary = result.tables["summary"].drop_duplicates("sae").set_index("sae")
     assert list(summary.index) == [*KINDS, "checkpoint", "my_any_saes:load"]
     assert summary["architecture"].to_dict() == {
         **{name: name for name in KINDS},

@@ -187,7 +187,8 @@ def test_a_latent_turned_round_is_the_same_latent(words, measured, name):
     for column in ("top_latent", "main_max"):
         assert found[column].tolist() == pytest.approx(gradients[column].tolist())
     found = words.projections(other, mains)
-    for column in ("top_latent", "main_max", "top_probe_cos", "absorber_latents"):
+    assert found["absorber_latents"].map(list).tolist() == projections["absorber_latents"].map(list).tolist()
+    for column in ("top_latent", "main_max", "top_probe_cos"):
         assert found[column].tolist() == pytest.approx(projections[column].tolist(), abs=1e-6), column
 
 

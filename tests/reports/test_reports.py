@@ -25,6 +25,7 @@ SUMMARY = pd.DataFrame(
         "hook_name": ["blocks.1.hook_resid_post"] * 2 + ["blocks.5.hook_resid_post"],
         "layer": [1, 1, 5],
         "architecture": ["topk", "standard", "topk"],
+        "control": ["", "", ""],
         "d_sae": [1024, 256, 1024],
         "l0": [10.0, 40.0, 25.0],
         "explained_variance": [0.9, 0.8, 0.7],
