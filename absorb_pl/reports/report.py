@@ -38,8 +38,7 @@ def report_study(
         (run_dir / "probes").mkdir(exist_ok=True)
         for hook, (weight, bias) in probes.items():
             save_file({"weight": weight, "bias": bias}, run_dir / "probes" / f"{hook}.safetensors")
-    figures = draw_figures(tables)
-    save_figures(figures, run_dir / "figures")
+    figures = save_figures(draw_figures(tables), run_dir / "figures")
     log_study(run_dir, tables, figures)
     reasons = write_saebench_results(run_dir / "saebench", tables, saebench) if saebench else {}
     print_summary(tables["summary"], notes=[f"No SAEBench result of {sae}: {why}." for sae, why in reasons.items()])
