@@ -152,7 +152,7 @@ def _sum_fraction(letters: pd.DataFrame, words: pd.DataFrame) -> Any:
 
 
 def _outcomes(letters: pd.DataFrame, words: pd.DataFrame, amount: str, settings: RateSettings) -> list[LetterOutcome]:
-    amounts = {label: rows[amount] for label, rows in words.groupby("label")}
+    amounts = dict(iter(words.groupby("label")[amount]))
     return [
         LetterOutcome(
             torch.tensor(amounts[row["label"]].to_numpy(float) if row["label"] in amounts else []),

@@ -34,6 +34,7 @@ class OneVsRestModule(LightningModule):
         pos_weight: Weight of positive rows of each class.
         min_steps_per_epoch: Optimiser steps that an epoch should have at least; `fit_probe` cuts smaller batches
             where the rows are too few.
+        rows_per_step: Rows an optimiser step, where a batch is a whole epoch; None where a batch is a step.
 
     Args:
         input_dim: Width of the layer's input.
@@ -49,6 +50,7 @@ class OneVsRestModule(LightningModule):
     pos_weight: Tensor
     class_mask: Tensor
     min_steps_per_epoch: int = 1
+    rows_per_step: int | None = None
 
     def __init__(
         self,
@@ -174,7 +176,18 @@ class OneVsRestModule(LightningModule):
     def finish(self) -> None:
         """Do what is to be done once after the last epoch, before the last checkpoint is written."""
 
-    def _shared_step(self, batch: Batch, stage: str) -> Tensor:
+    def training_loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """What an optimiser step minimises; the step's rows enter the training metrics.
+
+        Args:
+            batch: The rows of the step.
+
+        Returns:
+            A scalar.
+        """
+        return self._loss(batch, "train")
+
+    def _loss(self, batch: Batch, stage: str) -> Tensor:
         x, y = batch["x"], batch["y"]
         require_finite(x=x)
         if y.shape[1:] != self.class_mask.shape:
@@ -188,10 +201,12 @@ class OneVsRestModule(LightningModule):
         loss = probe_loss(logits, y, self.pos_weight, self.class_mask)
         if self.l1_decay:
             loss = loss + self.penalty()
-        self.log(f"{stage}/loss", loss, batch_size=len(x), on_step=False, on_epoch=True, sync_dist=True)
         if f"{stage}_metrics" in self.metrics:
             self.metric(stage).update(logits[:, None], y.bool(), batch["index"])
         return loss
+
+    def _log_loss(self, loss: Tensor, stage: str, rows: int) -> None:
+        self.log(f"{stage}/loss", loss, batch_size=rows, on_step=False, on_epoch=True, sync_dist=True)
 
     def metric(self, stage: str) -> MetricCollection:
         """The metrics of a stage.
@@ -204,20 +219,40 @@ class OneVsRestModule(LightningModule):
         """
         return cast(MetricCollection, self.metrics[f"{stage}_metrics"])
 
-    def training_step(self, batch: Batch) -> Tensor:
-        """Loss of a batch; with the epoch's last batch, its metrics."""
-        loss = self._shared_step(batch, "train")
+    def training_step(self, batch: Batch) -> Tensor | None:
+        """Loss of a batch, or the steps of a whole epoch; with the epoch's last batch, its metrics."""
+        loss = None
+        if self.automatic_optimization:
+            loss = self.training_loss(batch)
+            self._log_loss(loss, "train", len(batch["x"]))
+        else:
+            self._log_loss(self._train_epoch(batch), "train", 1)
         if self.trainer.is_last_batch:
             self._log_metrics("train")
         return loss
 
+    def _train_epoch(self, batch: Batch) -> Tensor:
+        """Step through an epoch's rows and give the mean loss; a batch a step costs more in the loop than in itself."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        parts = {name: rows.split(self.rows_per_step or len(rows)) for name, rows in batch.items()}
+        total = torch.zeros((), device=self.device)
+        for number, x in enumerate(parts["x"]):
+            loss = self.training_loss({name: rows[number] for name, rows in parts.items()})
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(x)
+        schedule: Any = self.lr_schedulers()
+        schedule.step()
+        return total / len(batch["x"])
+
     def validation_step(self, batch: Batch) -> None:
         """Loss and metrics of a batch."""
-        self._shared_step(batch, "val")
+        self._log_loss(self._loss(batch, "val"), "val", len(batch["x"]))
 
     def test_step(self, batch: Batch) -> None:
         """Loss and metrics of a batch."""
-        self._shared_step(batch, "test")
+        self._log_loss(self._loss(batch, "test"), "test", len(batch["x"]))
 
     def _log_metrics(self, stage: str) -> None:
         if f"{stage}_metrics" in self.metrics:

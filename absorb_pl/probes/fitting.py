@@ -19,6 +19,9 @@ from typing_extensions import override
 from absorb_pl.probes.base import OneVsRestModule
 from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE, TensorBatches
 
+WHOLE_EPOCH_VALUES = 2**25
+"""Most values of the rows that are gathered for a whole epoch at once, 128 MiB; larger ones are gathered a step."""
+
 
 class _Curve(Callback):
     """Keeps what a module logs, a row an epoch."""
@@ -46,7 +49,8 @@ def fit_probe(
     """Fit a probe on one device; it is in evaluation mode afterwards.
 
     May be called inside a step of another Trainer. Batches are smaller than `batch_size` where an epoch would
-    have fewer than the probe's `min_steps_per_epoch` steps.
+    have fewer than the probe's `min_steps_per_epoch` steps. An epoch of few rows is one batch for the Trainer, whose
+    loop takes longer than such steps themselves; the probe cuts it into its steps.
 
     Args:
         probe: The probe.
@@ -84,9 +88,20 @@ def fit_probe(
             enable_model_summary=False,
             enable_progress_bar=show_progress,
         )
-        trainer.fit(probe, rows.loader(size, shuffle=len(x) > size))
+        whole = size < len(x) and x.numel() <= WHOLE_EPOCH_VALUES
+        with _whole_epochs(probe, size) if whole else nullcontext():
+            trainer.fit(probe, rows.loader(len(x) if whole else size, shuffle=len(x) > size))
     probe.to(target).eval()
     return pd.DataFrame(curve.rows)
+
+
+@contextmanager
+def _whole_epochs(probe: OneVsRestModule, rows_per_step: int) -> Iterator[None]:
+    probe.automatic_optimization, probe.rows_per_step = False, rows_per_step
+    try:
+        yield
+    finally:
+        probe.automatic_optimization, probe.rows_per_step = True, None
 
 
 @contextmanager

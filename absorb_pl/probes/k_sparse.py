@@ -118,7 +118,7 @@ class KSparseProbe(OneVsRestModule):
         """Warn where the batches are too few to rank the latents."""
         super().on_train_start()
         steps = int(self.trainer.num_training_batches)
-        if steps < self.min_steps_per_epoch:
+        if self.rows_per_step is None and steps < self.min_steps_per_epoch:
             rank_zero_warn(
                 f"{steps} batches an epoch are too few to rank latents well; choose a `batch_size` that gives "
                 f"at least {self.min_steps_per_epoch}."

@@ -27,8 +27,8 @@ class _ProbeWithExtraLoss(LinearProbe):
 
     extra_loss_fn: ExtraLoss | None = None
 
-    def training_step(self, batch: Batch) -> Tensor:
-        loss = super().training_step(batch)
+    def training_loss(self, batch: Batch) -> Tensor:
+        loss = super().training_loss(batch)
         return loss if self.extra_loss_fn is None else loss + self.extra_loss_fn(self, batch["x"], batch["y"])
 
 

@@ -1,23 +1,27 @@
 """The paper's figures, drawn from a study's tables (arXiv 2409.14507, figures 4 to 8)."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from absorb_pl.data import writing_to
+from absorb_pl.reports.layout import place_panels
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _METRICS = ("f1", "precision", "recall")
 _DPI = 150
+_NAME_POINTS = 7
 
 
 def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
@@ -27,11 +31,11 @@ def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
         tables: `summary`, `letters`, `k_sparse` and `sensitivity`, as a study writes them.
     """
     summary, letters, k_sparse = tables["summary"], tables["letters"], tables["k_sparse"]
-    sensitivity = tables["sensitivity"]
+    sensitivity, saes = tables["sensitivity"], summary.drop_duplicates("sae")
     makers: dict[str, Callable[[], Figure]] = {
-        "top_latent_vs_l0": lambda: top_latent_figure(summary, "l0"),
-        "top_latent_vs_layer": lambda: top_latent_figure(summary, "layer"),
-        "splits_vs_l0": lambda: splits_figure(summary),
+        "top_latent_vs_l0": lambda: top_latent_figure(saes, "l0"),
+        "top_latent_vs_layer": lambda: top_latent_figure(saes, "layer"),
+        "splits_vs_l0": lambda: splits_figure(saes),
         "absorption_vs_l0": lambda: absorption_figure(summary, "l0"),
         "absorption_vs_layer": lambda: absorption_figure(summary, "layer"),
         "absorption_by_letter": lambda: letters_figure(letters, summary),
@@ -40,22 +44,33 @@ def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     with_fraction = summary[summary["absorption_fraction"].notna()]
     if len(with_fraction):
         makers["absorption_fraction_vs_l0"] = lambda: absorption_figure(with_fraction, "l0", fraction=True)
-    figures = {name: make() for name, make in makers.items()}
     for rule in summary["rule"].unique():
-        figures[f"sensitivity_{rule}"] = sensitivity_figure(sensitivity[sensitivity["rule"] == rule], summary)
-    return figures
+        rows = sensitivity[sensitivity["rule"] == rule]
+        makers[f"sensitivity_{rule}"] = partial(sensitivity_figure, rows, summary)
+    # A height given for titles spares matplotlib the search for one that clears the axes.
+    with rc_context({"axes.titley": 1.0}):
+        return {name: make() for name, make in makers.items()}
 
 
-def save_figures(figures: dict[str, Figure], folder: Path) -> None:
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
     """Save each figure as `folder/name.png`.
+
+    Args:
+        figures: Figures by name.
+        folder: Where to.
+
+    Returns:
+        The files by the figures' names.
 
     Raises:
         OutputFolderError: The folder cannot be written.
     """
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        files = {name: folder / f"{name}.png" for name in figures}
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=_DPI)
+            figure.savefig(files[name], dpi=_DPI)
+    return files
 
 
 def top_latent_figure(summary: pd.DataFrame, against: str) -> Figure:
@@ -65,7 +80,7 @@ def top_latent_figure(summary: pd.DataFrame, against: str) -> Figure:
         summary: One row an SAE.
         against: Column of the horizontal axis, `l0` or `layer`.
     """
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.4))
     axes = figure.subplots(1, len(_METRICS), sharey=True)
     for axis, metric in zip(axes, _METRICS, strict=True):
         _scatter(axis, summary, against, f"top_latent_{metric}")
@@ -73,18 +88,18 @@ def top_latent_figure(summary: pd.DataFrame, against: str) -> Figure:
         axis.set(title=metric.capitalize() if metric != "f1" else "F1", ylim=(-0.02, 1.04))
     axes[0].set_ylabel("mean over letters")
     figure.suptitle(f"The latent nearest to the probe, against {_axis_name(against)}")
-    _legend(figure, summary, probe=True)
+    place_panels(figure, (1, len(axes)), legend=_legend(figure, summary, probe=True), top=0.6)
     return figure
 
 
 def splits_figure(summary: pd.DataFrame) -> Figure:
     """Mean number of feature splits a letter against L0."""
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.6))
     axis = figure.subplots()
     _scatter(axis, summary, "l0", "num_splits")
     axis.set(title="Feature splits against L0", ylabel="mean splits a letter")
     axis.set_ylim(bottom=-0.02)
-    _legend(figure, summary)
+    place_panels(figure, (1, 1), legend=_legend(figure, summary))
     return figure
 
 
@@ -93,16 +108,16 @@ def absorption_figure(summary: pd.DataFrame, against: str, *, fraction: bool = F
     rules = list(summary["rule"].unique())
     what, measure = ("rate", "absorption_rate") if not fraction else ("fraction", "absorption_fraction")
     interval = ("ci_low", "ci_high") if not fraction else ("fraction_ci_low", "fraction_ci_high")
-    figure = Figure(figsize=(min(5.6, 2.2 + 9.6 / len(rules)) * len(rules), 3.6), layout="constrained")
+    figure = Figure(figsize=(min(5.6, 2.2 + 9.6 / len(rules)) * len(rules), 3.6))
     axes = figure.subplots(1, len(rules), squeeze=False, sharey=True)[0]
     for axis, rule in zip(axes, rules, strict=True):
         rows = summary[(summary["rule"] == rule) & summary["evaluable"]]
         _scatter(axis, rows, against, measure, interval=interval)
         axis.set_title(f"Absorption against {_axis_name(against)} (rule {rule})", fontsize=10)
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axis.set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel(f"absorption {what}, mean over letters")
-    _legend(figure, summary)
+    place_panels(figure, (1, len(rules)), legend=_legend(figure, summary))
     return figure
 
 
@@ -112,8 +127,12 @@ def letters_figure(letters: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     rows = letters[letters["rule"] == rule]
     rates = rows.pivot_table(index="sae", columns="label", values="absorption_rate", dropna=False)
     rates = rates.reindex([sae for sae in summary["sae"].unique() if sae in rates.index])
-    figure = Figure(figsize=(0.36 * len(rates.columns) + 3, 0.24 * len(rates) + 3.4), layout="constrained")
+    names = [_short(name) for name in rates.index]
+    left = 0.3 + 0.65 * _NAME_POINTS / 72 * max(map(len, names))
+    width, height = left + 0.36 * len(rates.columns) + 1.5, 0.24 * len(rates) + 3.4
+    figure = Figure(figsize=(width, height))
     bars, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, max(1.0, 0.24 * len(rates))])
+    place_panels(figure, (2, 1), left=left, right=1.5, bottom=0.35, gaps=(0.0, 0.2))
     positions = np.arange(len(rates.columns))
     bars.bar(positions, rates.mean(axis=0), color=_COLOURS[0])
     bars.set(title=f"Absorption letter by letter (rule {rule})", ylabel="mean over SAEs")
@@ -121,16 +140,18 @@ def letters_figure(letters: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     bars.spines[["top", "right"]].set_visible(False)
     image = heat.imshow(rates.to_numpy(float), aspect="auto", cmap="magma_r", vmin=0)
     heat.set_xticks(positions, list(rates.columns))
-    heat.set_yticks(range(len(rates)), [_short(name) for name in rates.index], fontsize=7)
+    heat.set_yticks(range(len(rates)), names, fontsize=_NAME_POINTS)
     heat.set_facecolor("#dddddd")
-    figure.colorbar(image, ax=heat, label="rate (grey: not evaluable)", format=lambda value, _: f"{value:.0%}")
+    beside = heat.get_position()
+    bar = figure.add_axes((1 - 1.3 / width, beside.y0, 0.25 / width, beside.height))
+    figure.colorbar(image, cax=bar, label="rate (grey: not evaluable)", format=lambda value, _: f"{value:.0%}")
     return figure
 
 
 def f1_vs_k_figure(k_sparse: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """Mean F1 of the k-sparse probes against k, one line an SAE, from the sparsest (dark) to the densest (bright)."""
     layers = sorted(summary["layer"].unique())
-    figure = Figure(figsize=(5.6 * len(layers), 3.8), layout="constrained")
+    figure = Figure(figsize=(5.6 * len(layers), 3.8))
     axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
     mean_f1 = k_sparse.groupby(["sae", "k"], sort=False)["f1"].mean()
     for axis, layer in zip(axes, layers, strict=True):
@@ -142,22 +163,26 @@ def f1_vs_k_figure(k_sparse: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         axis.axhline(here["probe_f1"].iloc[0], color="grey", linestyle="--", label="linear probe")
         axis.set(title=f"k-sparse probes, layer {layer}", xlabel="k", xscale="log", ylim=(0, 1.04))
         axis.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
-        axis.legend(fontsize=6, ncols=2, frameon=False)
+        axis.legend(loc="lower right", fontsize=6, ncols=2, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("F1, mean over letters")
+    place_panels(figure, (1, len(layers)))
     return figure
 
 
 def _scatter(axis: Axes, summary: pd.DataFrame, x: str, y: str, interval: tuple[str, str] | None = None) -> None:
     colours, markers = _styles(summary)
-    spread = _spread(summary) if x == "layer" else np.zeros(len(summary))
-    for offset, row in zip(spread, summary.to_dict("records"), strict=True):
-        style: dict[str, Any] = {"color": colours[row["architecture"]], "marker": markers[row["d_sae"]]}
+    placed = summary.assign(place=summary[x] + _spread(summary) if x == "layer" else summary[x])
+    by = ["architecture", "d_sae"] if interval is not None else "sae"
+    for _, rows in placed.groupby(by, sort=False):
+        first = rows.iloc[0]
+        style: dict[str, Any] = {"color": colours[first["architecture"]], "marker": markers[first["d_sae"]]}
+        style |= {"linestyle": "none", "alpha": 0.85, "clip_on": False}
         if interval is not None:
-            reach = [[row[y] - row[interval[0]]], [row[interval[1]] - row[y]]]
-            axis.errorbar(row[x] + offset, row[y], yerr=reach, capsize=2, alpha=0.85, clip_on=False, **style)
+            reach = [rows[y] - rows[interval[0]], rows[interval[1]] - rows[y]]
+            axis.errorbar(rows["place"], rows[y], yerr=reach, capsize=2, **style)
         else:
-            axis.plot(row[x] + offset, row[y], linestyle="none", alpha=0.85, clip_on=False, **style)
+            axis.plot(rows["place"], rows[y], **style)
     if x == "layer":
         axis.set_xticks(sorted(summary["layer"].unique()))
     axis.set_xlabel(_axis_name(x))
@@ -186,7 +211,7 @@ def _spread(summary: pd.DataFrame) -> np.ndarray:
     return 0.5 * (rank / np.maximum(size - 1, 1) - 0.5) * (size > 1)
 
 
-def _legend(figure: Figure, summary: pd.DataFrame, *, probe: bool = False) -> None:
+def _legend(figure: Figure, summary: pd.DataFrame, *, probe: bool = False) -> Legend:
     colours, markers = _styles(summary)
     handles = [Line2D([], [], color=c, marker="o", linestyle="none", label=a) for a, c in colours.items()]
     handles += [
@@ -195,7 +220,7 @@ def _legend(figure: Figure, summary: pd.DataFrame, *, probe: bool = False) -> No
     ]
     if probe:
         handles.append(Line2D([], [], color="grey", linestyle="--", label="linear probe"))
-    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+    return figure.legend(handles=handles, loc="upper right", fontsize=8, frameon=False)
 
 
 def _axis_name(column: str) -> str:

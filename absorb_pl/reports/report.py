@@ -59,8 +59,7 @@ def report_study(
             save_file({"weight": weight, "bias": bias}, run_dir / "probes" / f"{hook}.safetensors")
         (run_dir / _SO_FAR).unlink(missing_ok=True)
     measured = without_controls(tables)
-    figures = draw_figures(measured)
-    save_figures(figures, run_dir / "figures")
+    figures = save_figures(draw_figures(measured), run_dir / "figures")
     log_study(run_dir, tables, figures)
     reasons = write_saebench_results(run_dir / "saebench", measured, saebench) if saebench else {}
     print_summary(tables["summary"], notes=[f"No SAEBench result of {sae}: {why}." for sae, why in reasons.items()])

@@ -87,8 +87,7 @@ def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | 
         "absorption_vs_l0": absorption_figure(drawn["summary"], "l0"),
         f"sensitivity_{rule}": sensitivity_figure(drawn["sensitivity"], drawn["summary"]),
     }
-    save_figures(figures, folder / "figures")
-    log_rates(folder, found["summary"], figures)
+    log_rates(folder, found["summary"], save_figures(figures, folder / "figures"))
     print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}; tables and figures are in {folder}."])
     return Rescored(folder, found)
 

@@ -4,6 +4,8 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from absorb_pl.reports.layout import place_panels
+
 _MEASURES = {"absorption_rate": "absorption rate", "absorption_fraction": "absorption fraction"}
 
 
@@ -25,7 +27,7 @@ def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figu
     ]
     columns = max(1, min(3, len(panels)))
     rows = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(4.4 * columns + 2.4, 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(4.4 * columns + 2.4, 3.2 * rows))
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     l0 = summary.drop_duplicates("sae").set_index("sae")["l0"].sort_values()
     for axis in axes[len(panels) :]:
@@ -44,7 +46,8 @@ def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figu
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
     if panels:
-        figure.legend(loc="outside right upper", fontsize=6, frameon=False)
+        legend = figure.legend(loc="upper right", fontsize=6, frameon=False)
+        place_panels(figure, (rows, columns), legend=legend, gaps=(0.75, 0.6))
         figure.suptitle(f"Sensitivity to thresholds (rule {sensitivity['rule'].iloc[0]}; dashed: the value used)")
     else:
         axes[0].set_visible(False)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from absorb_pl.data import writing_to
@@ -24,13 +25,13 @@ _SCALARS = (
 )
 
 
-def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure]) -> None:
+def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> None:
     """Write the TensorBoard events of a study anew, below `run_dir/tensorboard`.
 
     Args:
         run_dir: The run's folder.
         tables: `summary` and `training`, as a study writes them.
-        figures: From `draw_figures`.
+        figures: PNG files by name, from `save_figures`.
 
     Raises:
         OutputFolderError: The folder cannot be written.
@@ -47,13 +48,13 @@ def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mappin
         _write_rates(folder, tables["summary"])
 
 
-def log_rates(run_dir: Path, summary: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
+def log_rates(run_dir: Path, summary: pd.DataFrame, figures: Mapping[str, Path]) -> None:
     """Write the TensorBoard events of rates alone anew, below `run_dir/tensorboard`.
 
     Args:
         run_dir: The folder of a run, or of rates rescored.
         summary: The `summary` table.
-        figures: Figures by name.
+        figures: PNG files by name, from `save_figures`.
 
     Raises:
         OutputFolderError: The folder cannot be written.
@@ -65,21 +66,30 @@ def log_rates(run_dir: Path, summary: pd.DataFrame, figures: Mapping[str, Figure
         _write_rates(folder, summary)
 
 
-def _write_overview(folder: Path, summary: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
+def _write_overview(folder: Path, summary: pd.DataFrame, figures: Mapping[str, Path]) -> None:
     with SummaryWriter(str(folder)) as writer:
-        for name, figure in figures.items():
-            writer.add_figure(f"figures/{name}", figure, close=False)
+        for name, file in figures.items():
+            writer.file_writer.add_summary(_image(f"figures/{name}", file))
         writer.add_text("summary", _markdown(summary))
 
 
 def _write_rates(folder: Path, summary: pd.DataFrame) -> None:
-    for row in summary.to_dict("records"):
-        with SummaryWriter(str(folder / "saes")) as writer:
+    with SummaryWriter(str(folder / "saes")) as writer:
+        for row in summary.to_dict("records"):
             writer.add_hparams(
                 {name: row[name] for name in _HPARAMS},
                 {f"sae/{name}": float(row[name]) for name in _SCALARS if pd.notna(row[name])},
                 run_name=_folder_name(f"{row['sae']}-{row['rule']}"),
             )
+
+
+def _image(tag: str, file: Path) -> Summary:
+    with Image.open(file) as image:
+        width, height, channels = *image.size, len(image.getbands())
+    encoded = Summary.Image(
+        height=height, width=width, colorspace=channels, encoded_image_string=file.read_bytes()
+    )
+    return Summary(value=[Summary.Value(tag=tag, image=encoded)])
 
 
 def _folder_name(name: str) -> str:
