@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from absorb_pl.models import has_next_token_logits
+
 
 class _AllRead(Exception):
     """Ends a forward pass once every hook asked for has fired."""
@@ -24,7 +26,8 @@ def read_residuals(
     """Activations at one position of each prompt, for several hooks at once.
 
     The pass ends as soon as the last of the hooks has fired, whatever the model's architecture, so layers behind
-    the deepest hook and the unembedding cost nothing.
+    the deepest hook and the unembedding cost nothing. A model that reads from left to right is not given the tokens
+    behind the last of the positions either.
 
     Args:
         model: A `TransformerBridge`.
@@ -45,6 +48,9 @@ def read_residuals(
             raise _AllRead
 
     fwd_hooks = [(name, partial(keep, name=name)) for name in hook_names]
+    if has_next_token_logits(model):
+        seen = int(positions.max()) + 1
+        input_ids, attention_mask = input_ids[:, :seen], attention_mask[:, :seen]
     # Without padding the mask is left out, so that a batch does not depend on which other batches were padded.
     mask = None if bool(attention_mask.all()) else attention_mask
     options = {"use_cache": False} if hasattr(model.original_model.config, "use_cache") else {}

@@ -226,14 +226,14 @@ class OneVsRestModule(LightningModule):
             loss = self.training_loss(batch)
             self._log_loss(loss, "train", len(batch["x"]))
         else:
-            self._log_loss(self._train_epoch(batch), "train", 1)
+            self._log_loss(self._take_steps(batch), "train", len(batch["x"]) if self.rows_per_step is None else 1)
         if self.trainer.is_last_batch:
             self._log_metrics("train")
         return loss
 
-    def _train_epoch(self, batch: Batch) -> Tensor:
-        """Step through an epoch's rows and give the mean loss; a batch a step costs more in the loop than in itself."""
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+    def _take_steps(self, batch: Batch) -> Tensor:
+        """Step through a batch's rows and give the mean loss; a batch a step costs more in the loop than in itself."""
+        optimizer: Any = self.optimizers()
         parts = {name: rows.split(self.rows_per_step or len(rows)) for name, rows in batch.items()}
         total = torch.zeros((), device=self.device)
         for number, x in enumerate(parts["x"]):
@@ -242,8 +242,6 @@ class OneVsRestModule(LightningModule):
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(x)
-        schedule: Any = self.lr_schedulers()
-        schedule.step()
         return total / len(batch["x"])
 
     def validation_step(self, batch: Batch) -> None:
@@ -263,7 +261,10 @@ class OneVsRestModule(LightningModule):
             metric.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Finish after the last epoch."""
+        """Lower the learning rate where the Trainer does not, and finish after the last epoch."""
+        if not self.automatic_optimization:
+            schedule: Any = self.lr_schedulers()
+            schedule.step()
         if self.trainer.current_epoch + 1 == self.trainer.max_epochs:
             self._finish_once()
 

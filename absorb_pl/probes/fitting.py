@@ -89,19 +89,20 @@ def fit_probe(
             enable_progress_bar=show_progress,
         )
         whole = size < len(x) and x.numel() <= WHOLE_EPOCH_VALUES
-        with _whole_epochs(probe, size) if whole else nullcontext():
+        probe.automatic_optimization = not whole
+        with _steps_of(probe, size if whole else None):
             trainer.fit(probe, rows.loader(len(x) if whole else size, shuffle=len(x) > size))
     probe.to(target).eval()
     return pd.DataFrame(curve.rows)
 
 
 @contextmanager
-def _whole_epochs(probe: OneVsRestModule, rows_per_step: int) -> Iterator[None]:
-    probe.automatic_optimization, probe.rows_per_step = False, rows_per_step
+def _steps_of(probe: OneVsRestModule, rows: int | None) -> Iterator[None]:
+    probe.rows_per_step = rows
     try:
         yield
     finally:
-        probe.automatic_optimization, probe.rows_per_step = True, None
+        probe.rows_per_step = None
 
 
 @contextmanager

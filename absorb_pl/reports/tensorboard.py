@@ -3,11 +3,14 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import image as image_summary
+from torch.utils.tensorboard.writer import FileWriter
 
 from absorb_pl.data import writing_to
 
@@ -67,9 +70,11 @@ def log_rates(run_dir: Path, summary: pd.DataFrame, figures: Mapping[str, Path])
 
 
 def _write_overview(folder: Path, summary: pd.DataFrame, figures: Mapping[str, Path]) -> None:
+    images = FileWriter(str(folder))
+    for name, file in figures.items():
+        images.add_summary(_image(f"figures/{name}", file))
+    images.close()
     with SummaryWriter(str(folder)) as writer:
-        for name, file in figures.items():
-            writer.file_writer.add_summary(_image(f"figures/{name}", file))
         writer.add_text("summary", _markdown(summary))
 
 
@@ -83,13 +88,14 @@ def _write_rates(folder: Path, summary: pd.DataFrame) -> None:
             )
 
 
-def _image(tag: str, file: Path) -> Summary:
+def _image(tag: str, file: Path) -> Any:
+    """The file's own bytes as an image summary, which torch would make of pixels and compress again."""
+    summary = image_summary(tag, np.zeros((1, 1, 3), np.uint8), dataformats="HWC")
     with Image.open(file) as image:
-        width, height, channels = *image.size, len(image.getbands())
-    encoded = Summary.Image(
-        height=height, width=width, colorspace=channels, encoded_image_string=file.read_bytes()
-    )
-    return Summary(value=[Summary.Value(tag=tag, image=encoded)])
+        found = summary.value[0].image
+        found.width, found.height, found.colorspace = *image.size, len(image.getbands())
+    found.encoded_image_string = file.read_bytes()
+    return summary
 
 
 def _folder_name(name: str) -> str:

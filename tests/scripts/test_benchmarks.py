@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from absorb_pl.models import load_sae
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -30,6 +32,27 @@ def test_both_ways_agree_and_the_ratios_are_written(script, tmp_path, name, comp
         assert comparison["largest_difference"] < 1e-4
         [plain], [this] = comparison["plain_seconds"], comparison["this_seconds"]
         assert comparison["ratio"] == pytest.approx(plain / this)
+
+
+@pytest.mark.slow
+def test_a_sweep_gives_what_separate_studies_give(script, tmp_path):
+    file = tmp_path / "sweep.json"
+    script("bench_sweep").main(["--quick", "--device", "cpu", "--json", str(file)])
+    written = json.loads(file.read_text())["comparisons"]
+    assert [one["rules"] for one in written] == ["default rules", "projection rules"]
+    for one in written:
+        assert (one["saes"], one["separate_timed"], one["largest_difference"]) == (3, 1, 0)
+        [sweep], [alone] = one["sweeps"], one["separate"]
+        assert one["processor_share"] == pytest.approx(sweep["processor"] / alone["processor"] / 3)
+
+
+def test_variants_reconstruct_what_the_sae_does(script, tmp_path):
+    names = script("bench_sweep").sae_names(tmp_path, 14)
+    assert len(set(names)) == 14
+    sae, variant = load_sae(names[0]), load_sae(names[12])
+    x = torch.randn(50, sae.W_dec.shape[1], generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(sae.W_dec.norm(dim=1), variant.W_dec.norm(dim=1), atol=0.1)
+    assert torch.allclose(sae.decode(sae.encode(x)), variant.decode(variant.encode(x)), atol=1e-4)
 
 
 def test_ways_take_turns_and_must_agree(script):
