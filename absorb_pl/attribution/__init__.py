@@ -1,11 +1,6 @@
 """How much each latent matters to a metric: attribution, integrated gradients and ablation."""
 
-from absorb_pl.attribution.ablation import (
-    FeatureAblationsOutput,
-    WordAblations,
-    calculate_individual_feature_ablations,
-    word_ablations,
-)
+from absorb_pl.attribution.ablation import FeatureAblationsOutput, calculate_individual_feature_ablations
 from absorb_pl.attribution.gradients import (
     Attribution,
     AttributionGrads,
@@ -18,6 +13,7 @@ from absorb_pl.attribution.integrated import (
 )
 from absorb_pl.attribution.prefix import PrefixBucket, WordPrefix, compute_prefix
 from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients, words_at_once
+from absorb_pl.attribution.word_ablation import WordAblations, word_ablations
 
 __all__ = [
     "Attribution",
