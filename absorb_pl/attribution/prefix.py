@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from absorb_pl.attribution.gradients import at_least_float32
 from absorb_pl.errors import AbsorbError, PromptError
 from absorb_pl.models.bare import AttentionRun, BareModel, PrefixStates, Site, bare_model, put_at
 from absorb_pl.models.language_model import check_hook
+from absorb_pl.models.placement import model_device
 from absorb_pl.words import TokenizedPrompts
 
 Engine = Literal["auto", "suffix", "whole"]
@@ -125,7 +126,7 @@ def compute_prefix(
     for name in hook_names:
         check_hook(model, name)
     chosen = _chosen_rows(prompts, rows)
-    device = _device(model)
+    device = model_device(model)
     ids, lengths, positions = (
         tensor.to(device) for tensor in (prompts.input_ids, prompts.lengths, prompts.word_positions)
     )
@@ -235,11 +236,6 @@ def replace_at(index: int, values: Float[Tensor, "runs ..."]) -> Callable[..., T
 
 def _hf_model(model: Any) -> Any | None:
     return getattr(model, "original_model", None)
-
-
-def _device(model: Any) -> torch.device:
-    module = _hf_model(model) or model
-    return next(module.parameters()).device if isinstance(module, nn.Module) else torch.device("cpu")
 
 
 def _forward(model: Any, token_ids: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from absorb_pl.errors import AbsorbError
 
@@ -75,6 +77,23 @@ def check_device(device: str) -> str:
             remedy=f"Use 'cpu', or see why torch refuses it: {str(error).splitlines()[0]}",
         ) from error
     return device
+
+
+def model_device(model: Any) -> torch.device:
+    """Give the device of a language model's weights.
+
+    Args:
+        model: A `TransformerBridge`, or any callable.
+
+    Returns:
+        Where its first parameter is; the CPU for what is no module.
+
+    Example:
+        >>> model_device(torch.nn.Linear(1, 1))
+        device(type='cpu')
+    """
+    module = getattr(model, "original_model", model)
+    return next(module.parameters()).device if isinstance(module, nn.Module) else torch.device("cpu")
 
 
 def check_dtype(dtype: str) -> torch.dtype:

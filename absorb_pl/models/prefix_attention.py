@@ -171,12 +171,8 @@ def attend_behind_prefix(
     before = prefix_key.shape[2]
     rows_q = _by_prefix(_fold_heads(query, key.shape[1]), runs_of)
     own_scores = _by_prefix(_fold_heads(query, key.shape[1]) @ key.transpose(2, 3), runs_of)
-    scores = torch.cat([rows_q @ prefix_key.transpose(2, 3), own_scores], dim=-1) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    seen = visible(tokens, before, sliding_window, query)
-    scores = scores.unflatten(2, (-1, tokens)).masked_fill(~seen, -torch.inf).flatten(2, 3)
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    products = torch.cat([rows_q @ prefix_key.transpose(2, 3), own_scores], dim=-1) * scaling
+    weights = _causal_weights(products, tokens, softcap, sliding_window)
     attended = _from_prefix(weights[..., :before] @ prefix_value, runs_of, rows)
     own = _from_prefix(weights[..., before:], runs_of, rows) @ value
     return (attended + own).reshape(rows, heads, tokens, -1)
@@ -195,13 +191,8 @@ def attend(
 
     Args and results are those of `attend_behind_prefix`, without a prefix.
     """
-    tokens = query.shape[2]
-    scores = _fold_heads(query, key.shape[1]) @ key.transpose(2, 3) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    seen = visible(tokens, 0, sliding_window, query)
-    scores = scores.unflatten(2, (-1, tokens)).masked_fill(~seen, -torch.inf).flatten(2, 3)
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    products = _fold_heads(query, key.shape[1]) @ key.transpose(2, 3) * scaling
+    weights = _causal_weights(products, query.shape[2], softcap, sliding_window)
     return (weights @ value).reshape(query.shape)
 
 
@@ -223,6 +214,15 @@ def visible(tokens: int, before: int, sliding_window: int | None, like: Tensor) 
     behind = place[before:, None] - place
     seen = behind >= 0
     return seen if sliding_window is None else seen & (behind < sliding_window)
+
+
+def _causal_weights(products: Tensor, tokens: int, softcap: float | None, sliding_window: int | None) -> Tensor:
+    """Attention weights of scaled dot products `[..., rows · tokens, before + tokens]`, softmax in float32 at least."""
+    if softcap is not None:
+        products = softcap * torch.tanh(products / softcap)
+    seen = visible(tokens, products.shape[-1] - tokens, sliding_window, products)
+    hidden = products.unflatten(-2, (-1, tokens)).masked_fill(~seen, -torch.inf).flatten(-3, -2)
+    return hidden.softmax(dim=-1, dtype=torch.promote_types(hidden.dtype, torch.float32)).to(products.dtype)
 
 
 def _fold_heads(query: Tensor, kv_heads: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from absorb_pl.errors import ContextLengthError, PromptError, ShapeError
 from absorb_pl.models.language_model import context_length
+from absorb_pl.models.placement import model_device
 from absorb_pl.words import TokenizedPrompts
 
 WITHOUT_TOKEN_AXIS = ("hook_pattern", "hook_attn_scores")
@@ -202,7 +203,7 @@ def read_prompts(model: Any, input: Any, argument: str = "input") -> PromptBatch
             remedy="Leave out empty prompts.",
         )
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return PromptBatch(padded.to(_device(model, padded)), lengths)
+    return PromptBatch(padded.to(model_device(model)), lengths)
 
 
 def check_causal(model: Any, prompts: PromptBatch) -> None:
@@ -278,7 +279,3 @@ def _no_prompt(given: Any, argument: str) -> PromptError:
         expected="a text, token ids [tokens] or [prompts, tokens], or a list of texts or of ids [tokens]",
         remedy="Hand in one of these.",
     )
-
-
-def _device(model: Any, token_ids: Tensor) -> torch.device:
-    return next(model.parameters()).device if isinstance(model, nn.Module) else token_ids.device

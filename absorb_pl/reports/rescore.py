@@ -13,6 +13,7 @@ from absorb_pl.evaluators import (
     NO_WORDS,
     AbsorptionRule,
     RateSettings,
+    children_table,
     configured_rules,
     order_columns,
     write_table,
@@ -24,6 +25,8 @@ from absorb_pl.reports.tensorboard import log_rates
 from absorb_pl.reports.terminal import print_summary
 
 _NEEDED = ("summary", "letters", "words", "latents")
+_CHILDREN = "children"
+_FOUND_OF_CHILDREN = ["num_candidates", "num_absorbed", "absorption_rate"]
 _FOUND = ("rule", "num_judged", "num_absorbed", "sum_fraction", "absorption_rate", "ci_low", "ci_high", "evaluable")
 _FOUND_OF_LETTERS = [*_FOUND, "reason", *FRACTION_COLUMNS]
 
@@ -34,7 +37,8 @@ class Rescored:
 
     Attributes:
         folder: Where the tables and figures are.
-        tables: `summary`, `letters`, `words` and `sensitivity`, as written to `folder/tables`.
+        tables: `summary`, `letters`, `words` and `sensitivity`, and `children` of a task with finer labels, as
+            written to `folder/tables`.
     """
 
     folder: Path
@@ -93,8 +97,8 @@ def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | 
 
 
 def _read(run_dir: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    files = {name: run_dir / "tables" / f"{name}.parquet" for name in _NEEDED}
-    if not all(file.is_file() for file in (*files.values(), run_dir / "config.yaml")):
+    files = {name: run_dir / "tables" / f"{name}.parquet" for name in (*_NEEDED, _CHILDREN)}
+    if not all(file.is_file() for file in (*(files[name] for name in _NEEDED), run_dir / "config.yaml")):
         raise CacheCorruptedError(
             "run_dir",
             str(run_dir),
@@ -102,7 +106,7 @@ def _read(run_dir: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
             remedy="Run `absorb-pl study` first, or name its `run_dir`.",
         )
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    return config, {name: pd.read_parquet(file) for name, file in files.items()}
+    return config, {name: pd.read_parquet(file) for name, file in files.items() if file.is_file()}
 
 
 def _rule(config: dict[str, Any], name: str) -> AbsorptionRule:
@@ -132,6 +136,11 @@ def _judge(
         for name, frame in found.items():
             parts[name].append(frame)
         summary.append({**row, **figures})
+        if _CHILDREN in of_sae:
+            before = of_sae[_CHILDREN]
+            held_out = before.drop(columns=["sae", "rule", *_FOUND_OF_CHILDREN])
+            rates_of = children_table(found["words"], found["letters"], held_out)
+            parts.setdefault(_CHILDREN, []).append(before.assign(**rates_of[_FOUND_OF_CHILDREN]))
     joined = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     joined["words"] = order_columns(joined["words"])
     return {"summary": pd.DataFrame(summary), **joined}

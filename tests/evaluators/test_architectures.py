@@ -163,12 +163,15 @@ def test_what_leaves_every_verdict_as_it_is(words, measured, architecture, chang
 
 
 def test_there_are_verdicts_of_both_kinds(measured):
+    """Else the tests above would compare constants."""
     tables = [measured(name) for name in ARCHITECTURES]
-    for gradients in (table[2]["is_absorption"] for table in tables):
-        assert 0 < gradients.sum() < len(gradients) or gradients.mean() < 1
-    assert any(table[2]["is_absorption"].any() for table in tables)
-    judged = [judge_words(rule_named("saebench-0.6.0")(), table[3]) for table in tables]
-    assert any(table["is_absorption"].any() for table in judged)
+    judged = pd.concat([judge_words(rule_named("saebench-0.6.0")(), table[3]) for table in tables])
+    shares = {
+        "by gradients": pd.concat([table[2] for table in tables])["is_absorption"],
+        "by projection": judged["is_absorption"],
+        "fractions": judged["absorption_fraction"] > 0,
+    }
+    assert {name: share.mean() for name, share in shares.items() if not 0.05 < share.mean() < 0.95} == {}
 
 
 @pytest.mark.parametrize("name", ["abstopk", "abstopk_rescaled"])

@@ -16,6 +16,7 @@ from absorb_pl.evaluators import (
     known_rules,
 )
 from absorb_pl.models import load_language_model
+from absorb_pl.reports import rescore_run
 from absorb_pl.study import run_study
 from absorb_pl.words import SpellingGrader, TableSettings, TaskConfig
 
@@ -81,6 +82,26 @@ def test_children_share_out_what_their_class_has(finished):
     known = children[children["num_probe_true_positives"] > 0].set_index([*keys, "child"])["absorption_rate"]
     assert known.to_dict() == pytest.approx(absorbed.to_dict())
     assert children.loc[children["num_probe_true_positives"] == 0, "absorption_rate"].isna().all()
+
+
+def test_children_are_rescored_with_their_classes(finished):
+    """The study's own thresholds give its own table; with others verdicts are counted on the same words."""
+    _, result = finished
+    rule = "saebench-0.6.0"
+    children = result.tables["children"]
+    children = children[children["rule"] == rule].reset_index(drop=True)
+    found = rescore_run(result.run_dir, rule)
+    pd.testing.assert_frame_equal(pd.read_parquet(found.folder / "tables/children.parquet"), children)
+    lenient = rescore_run(result.run_dir, rule, proportion_threshold=0.01, silent=1e6).tables
+    strict = rescore_run(result.run_dir, rule, proportion_threshold=1e6).tables
+    for tables in (lenient, strict):
+        keys = ["sae", "label", "child"]
+        verdicts = tables["words"].groupby(keys)["is_absorption"].sum()
+        counted = tables["children"].set_index(keys)["num_absorbed"]
+        assert counted.to_dict() == {key: verdicts.get(key, 0) for key in counted.index}
+        assert tables["children"]["num_candidates"].tolist() == children["num_candidates"].tolist()
+    assert lenient["children"]["num_absorbed"].sum() > children["num_absorbed"].sum()
+    assert strict["children"]["num_absorbed"].sum() == 0
 
 
 def test_rules_that_read_answers_are_refused_with_those_that_do_not(bert, gpt2):
