@@ -192,6 +192,7 @@ def compare(
     repeats: int,
     device: str,
     figures_of: Callable[[Tensor], Tensor] | None = None,
+    rounding: float = 0.0,
 ) -> Comparison:
     """Let two ways take turns and insist that they come to the same figures.
 
@@ -206,9 +207,10 @@ def compare(
         repeats: Turns of each.
         device: Where they run.
         figures_of: From what a way gives to the figures that must agree, untimed; the same if not given.
+        rounding: What figures that are small differences of large numbers may differ by beyond `TOLERANCE`.
 
     Raises:
-        SystemExit: The figures of the two differ by more than `TOLERANCE` of the largest.
+        SystemExit: The figures of the two differ by more than `TOLERANCE` of the largest and `rounding`.
     """
     plain.run(1)
     this.run(1)
@@ -229,7 +231,7 @@ def compare(
     if figures_of is not None:
         ours, theirs = figures_of(ours), figures_of(theirs)
     difference = relative_difference(ours, theirs)
-    if not difference <= TOLERANCE:
+    if not difference <= TOLERANCE + rounding / float(theirs.abs().max()):
         raise SystemExit(f"{shape}, {what}: the two ways differ by {difference:.1e} of the largest figure")
     with FlopCounterMode(display=False) as counter:
         this.run(this.items)

@@ -31,9 +31,9 @@ COLUMNS = {
 def list_saes(patterns: Sequence[str]) -> pd.DataFrame:
     """Describe the SAEs that names and patterns select.
 
-    Bundled SAEs and local folders are described by their `cfg.json` alone. Of SAELens's releases, its directory tells
-    L0, and the rest is read off release, id and path as far as they say. SAEs made by functions are listed by name,
-    for only making them would tell more.
+    Bundled SAEs and local folders are described by their `cfg.json` alone, whose metadata may hold an `l0`. Of SAELens's
+    releases, its directory tells L0, and the rest is read off release, id and path as far as they say. SAEs made by
+    functions are listed by name, for only making them would tell more.
 
     Args:
         patterns: Names or patterns, see `expand_sae_names`.
@@ -110,5 +110,6 @@ def _folder(name: str, path: Path) -> dict[str, Any]:
         "hook_name": hook_name,
         "layer": layer_of_hook(hook_name),
         "d_sae": config.get("d_sae"),
+        "published_l0": metadata.get("l0"),
         "architecture": metadata.get("training_architecture") or config.get("architecture"),
     }

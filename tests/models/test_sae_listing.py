@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from absorb_pl.errors import SaeNotFoundError
-from absorb_pl.models import expand_sae_names, list_saes
+from absorb_pl.models import bundled_sae_path, expand_sae_names, list_saes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gpt2-micro"
 COLUMNS = ["name", "release", "model", "hook_name", "layer", "d_sae", "published_l0", "architecture"]
@@ -89,6 +89,7 @@ def test_folders_are_described_without_their_weights(tmp_path: Path) -> None:
     (tmp_path / "cfg.json").write_text(json.dumps(old))
     row = only_row(f"{tmp_path}")
     assert (row["hook_name"], row["layer"], row["d_sae"], row["model"]) == ("blocks.4.hook_resid_pre", 4, 7, "gpt2")
+    assert row["published_l0"] is None
     assert only_row(f"{tmp_path}@blocks.2.hook_mlp_out")["layer"] == 2
 
 
@@ -109,7 +110,9 @@ def test_bundled_saes_and_names_that_mean_nothing() -> None:
     table = list_saes(["speller/*"])
     assert set(table["architecture"]) == {"standard", "batchtopk", "matryoshka_batchtopk", "jumprelu"}
     assert (table["release"] == "speller").all()
-    assert table["published_l0"].isna().all()
+    of_cards = json.loads((bundled_sae_path("speller/l2-standard-w512-medium") / "cfg.json").read_text())["metadata"]
+    assert table.set_index("name").loc["speller/l2-standard-w512-medium", "published_l0"] == of_cards["l0"]
+    assert table["published_l0"].between(1, 30).all()
     assert only_row("my_saes:load/wide")["d_sae"] is None
     with pytest.raises(SaeNotFoundError, match="Closest releases: gpt2-small-res-jb"):
         list_saes(["gpt2-small-res-jbb/x"])

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -12,9 +13,11 @@ from absorb_pl.functional import SaeStatistics, rank_latents, solve_logistic_reg
 from absorb_pl.probes import (
     MISSING_LOGIT,
     KSparseProbe,
+    LinearProbe,
     TensorBatches,
     encode_latents,
     fit_probe,
+    fitting,
     latents,
     train_k_sparse_probes,
     train_sparse_multi_probe,
@@ -140,6 +143,27 @@ def test_chunks_change_nothing(fitted, sae, data, monkeypatch):
     encode_latents(sae, data[0], torch.tensor([4]), whole)
     assert (parts.l0, parts.num_dead) == (whole.l0, whole.num_dead)
     assert parts.explained_variance == pytest.approx(whole.explained_variance, rel=1e-9)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("kind", ["k-sparse", "linear", "linear without polish"])
+def test_an_epoch_in_one_batch_takes_the_steps_of_an_epoch_of_batches(sae, data, monkeypatch, kind):
+    def fit():
+        torch.manual_seed(0)
+        made = KSparseProbe(sae, 4, ks=KS) if kind == "k-sparse" else LinearProbe(10, 4, polish=kind == "linear")
+        return made, fit_probe(made, *data, max_epochs=7, batch_size=60)
+
+    one, curve = fit()
+    assert not one.automatic_optimization
+    monkeypatch.setattr(fitting, "WHOLE_EPOCH_VALUES", 0)
+    other, stepped = fit()
+    assert other.automatic_optimization
+    assert one.trainer.global_step == other.trainer.global_step == 7 * 5
+    weights = other.state_dict()
+    assert {name: torch.equal(values, weights[name]) for name, values in one.state_dict().items()} == dict.fromkeys(
+        weights, True
+    )
+    pd.testing.assert_frame_equal(curve, stepped, rtol=1e-6)
 
 
 def test_small_vocabularies_are_ranked_in_several_batches(sae, data):
