@@ -31,7 +31,7 @@ COLUMNS = {
 def list_saes(patterns: Sequence[str]) -> pd.DataFrame:
     """Describe the SAEs that names and patterns select.
 
-    Bundled SAEs and local folders are described by their `cfg.json` alone, whose metadata may hold an `l0`. Of SAELens's
+    Bundled SAEs and local folders are described by their `cfg.json` alone, whose metadata may hold L0. Of SAELens's
     releases, its directory tells L0, and the rest is read off release, id and path as far as they say. SAEs made by
     functions are listed by name, for only making them would tell more.
 
