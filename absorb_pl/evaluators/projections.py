@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import (
     ProjectionScores,
     cosine_similarity_matrix,
@@ -77,7 +76,7 @@ def score_projections(
     cosines = cosine_similarity_matrix(directions, sae.W_dec.float())
     units = unit_rows(directions)
     chunk = max(1, chunk_values // len(sae.W_dec))
-    tables = []
+    columns: dict[str, list[Any]] = {name: [] for name in PROJECTION_COLUMNS}
     for c, label in enumerate(class_names):
         own = torch.tensor([number for number, name in enumerate(labels) if name == label], dtype=torch.long)
         for part in own.split(chunk) if len(own) else ():
@@ -91,17 +90,18 @@ def score_projections(
                 max_absorbers=stored_absorbers,
                 latent_projections=contributions,
             )
-            tables.append(_table(scores, [rows[number] for number in part.tolist()], label))
-    return pd.concat(tables, ignore_index=True) if tables else empty_table(PROJECTION_COLUMNS)
-
-
-def _table(scores: ProjectionScores, rows: Sequence[int], label: str) -> pd.DataFrame:
-    columns: dict[str, Any] = {"row": rows, "label": label}
-    counts = (scores.absorber_latents >= 0).sum(dim=1).tolist()
-    for name, dtype in PROJECTION_COLUMNS.items():
-        if name in columns:
-            continue
-        values = getattr(scores, _FIELDS.get(name, name))
-        listed = (values if dtype == "int64" or name == "absorber_latents" else values.double()).tolist()
-        columns[name] = [one[:n] for one, n in zip(listed, counts, strict=True)] if name in _LISTS else listed
+            columns["row"] += [rows[number] for number in part.tolist()]
+            columns["label"] += [label] * len(part)
+            for name, values in _listed(scores).items():
+                columns[name] += values
     return pd.DataFrame(columns).astype(PROJECTION_COLUMNS)
+
+
+def _listed(scores: ProjectionScores) -> dict[str, list[Any]]:
+    """What is stored of each word; absorbers without their padding."""
+    found: dict[str, list[Any]] = {}
+    counts = (scores.absorber_latents >= 0).sum(dim=1).tolist()
+    for name in PROJECTION_COLUMNS.keys() - {"row", "label"}:
+        values = getattr(scores, _FIELDS.get(name, name)).tolist()
+        found[name] = [one[:n] for one, n in zip(values, counts, strict=True)] if name in _LISTS else values
+    return found
