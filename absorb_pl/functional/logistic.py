@@ -130,6 +130,7 @@ def newton_logistic(
     result = torch.zeros(problems, features + 1, dtype=torch.float64, device=x.device)
     theta_pg = result.clone() if start is None else start.double().clone()
     active = torch.arange(problems, device=x.device)
+    loss_p: Tensor | None = None
     for _ in range(max_iterations):
         margin_pr = sign_pr * torch.bmm(x_prg, theta_pg[:, :, None]).squeeze(2)
         wrong_pr = torch.sigmoid(-margin_pr)
@@ -143,14 +144,16 @@ def newton_logistic(
         factor_pgg, _ = torch.linalg.cholesky_ex(hessian_pgg)
         step_pg = -torch.cholesky_solve(gradient_pg[:, :, None], factor_pgg).squeeze(2)
         slope_p = (gradient_pg * step_pg).sum(dim=1)
-        theta_pg = _line_search(theta_pg, step_pg, slope_p, margin_pr, sign_pr, x_prg, weight_pr, penalty_g)
+        theta_pg, loss_p = _line_search(
+            theta_pg, step_pg, slope_p, margin_pr, sign_pr, x_prg, weight_pr, penalty_g, loss_p
+        )
         done = slope_p.abs().sqrt() <= tolerance
         if bool(done.any()):
             result[active[done]] = theta_pg[done]
             keep = ~done
             if not bool(keep.any()):
                 return result
-            active, theta_pg = active[keep], theta_pg[keep]
+            active, theta_pg, loss_p = active[keep], theta_pg[keep], loss_p[keep]
             x_prg, sign_pr, weight_pr = x_prg[keep], sign_pr[keep], weight_pr[keep]
     raise ConvergenceError(
         "max_iterations",
@@ -169,8 +172,9 @@ def _line_search(
     x_prg: Tensor,
     weight_pr: Tensor,
     penalty_g: Tensor,
-) -> Tensor:
-    """Halve each problem's Newton step until the loss falls enough (Armijo's rule)."""
+    before_p: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Halve each problem's Newton step until the loss falls enough (Armijo's rule); gives the loss there, too."""
     change_pr = sign_pr * torch.bmm(x_prg, step_pg[:, :, None]).squeeze(2)
 
     def objective(length_p: Tensor) -> Tensor:
@@ -178,14 +182,16 @@ def _line_search(
         loss_p = (weight_pr * softplus(-(margin_pr + length_p[:, None] * change_pr))).sum(dim=1)
         return loss_p + 0.5 * (penalty_g * moved_pg.square()).sum(dim=1)
 
-    length_p = torch.zeros_like(slope_p)
-    before_p = objective(length_p)
+    if before_p is None:
+        before_p = objective(torch.zeros_like(slope_p))
     length_p = torch.ones_like(slope_p)
     # Close to the optimum the fall is below rounding; the allowance lets full Newton steps finish the job.
     allowed_p = before_p + 1e-13 * (1 + before_p.abs())
+    loss_p = objective(length_p)
     for _ in range(_MAX_HALVINGS):
-        short = objective(length_p) > allowed_p + _ARMIJO * length_p * slope_p
+        short = loss_p > allowed_p + _ARMIJO * length_p * slope_p
         if not bool(short.any()):
             break
         length_p = torch.where(short, length_p / 2, length_p)
-    return theta_pg + length_p[:, None] * step_pg
+        loss_p = objective(length_p)
+    return theta_pg + length_p[:, None] * step_pg, loss_p
