@@ -158,7 +158,7 @@ class KSparseProbe(OneVsRestModule):
         if self._encoded is None:
             return self.logits(batch["x"])
         place, latents = self._encoded
-        return self.layer(latents[place[batch["index"].cpu()].to(latents.device)])
+        return self.layer(latents.index_select(0, place[batch["index"].cpu()].to(latents.device)))
 
     def inputs(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows latents"]:
         """Latent activations.

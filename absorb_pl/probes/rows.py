@@ -42,7 +42,7 @@ class TensorBatches(Dataset[dict[str, Tensor]]):
     def __getitem__(self, positions: list[int]) -> dict[str, Tensor]:
         """Rows of the given positions: `x`, `y` and their `index`."""
         index = torch.tensor(positions, device=self.x.device)
-        return {"x": self.x[index], "y": self.y[index], "index": index}
+        return {"x": self.x.index_select(0, index), "y": self.y.index_select(0, index), "index": index}
 
     def loader(self, batch_size: int = DEFAULT_BATCH_SIZE, *, shuffle: bool = False) -> DataLoader[Any]:
         """Iterate over the rows in batches.
