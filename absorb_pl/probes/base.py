@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -145,16 +145,21 @@ class OneVsRestModule(LightningModule):
         """
         return self.layer(self.inputs(x))
 
-    def layer(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows classes"]:
+    def layer(
+        self, features: Float[Tensor, "rows kept"], kept: Int[Tensor, " kept"] | None = None
+    ) -> Float[Tensor, "rows classes"]:
         """The linear layer itself, `MISSING_LOGIT` for classes left out.
 
         Args:
             features: What `inputs` makes of activations.
+            kept: Which features these are; the others are zero. All of them if not given.
 
         Returns:
             One logit a class.
         """
-        return self.fc(features.to(self.fc.weight.dtype)).masked_fill(~self.class_mask, MISSING_LOGIT)
+        weight = self.fc.weight if kept is None else self.fc.weight.index_select(1, kept)
+        logits = nn.functional.linear(features.to(weight.dtype), weight, self.fc.bias)
+        return logits.masked_fill(~self.class_mask, MISSING_LOGIT)
 
     def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:
         """Logits of a training batch; a subclass may know a shorter way to its features.

@@ -1,7 +1,7 @@
 """The k-sparse probe: how well a class's k best SAE latents tell the class."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,20 @@ from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, Optimiz
 from absorb_pl.probes.latents import chunks_for, encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.probes.rows import training_batches
+
+
+class _EncodedRows(NamedTuple):
+    """Latents of the training rows.
+
+    Attributes:
+        place: Where each row of the training set is among them.
+        latents: `[rows, kept latents]`.
+        kept: Ids of the latents; all of them if None.
+    """
+
+    place: Tensor
+    latents: Tensor
+    kept: Tensor | None = None
 
 
 class KSparseProbe(OneVsRestModule):
@@ -93,7 +107,7 @@ class KSparseProbe(OneVsRestModule):
         self.save_hyperparameters()
         # A tuple hides the SAE from the module tree, and so its weights from checkpoints and optimisers.
         self._sae = (module,)
-        self._encoded: tuple[Tensor, Tensor] | None = None
+        self._encoded: _EncodedRows | None = None
         self.ks = tuple(ks)
         self.l2 = l2
         self.register_buffer("latent_ids", torch.zeros(num_outputs, self.ks[-1], dtype=torch.long))
@@ -131,10 +145,11 @@ class KSparseProbe(OneVsRestModule):
         self._encoded = None
 
     @torch.no_grad()
-    def _encode_training_rows(self) -> tuple[Tensor, Tensor] | None:
-        """Latents of all training rows and each row's place among them; None where they are more than one chunk.
+    def _encode_training_rows(self) -> "_EncodedRows | None":
+        """Latents of all training rows; None where they are more than one chunk.
 
-        Every epoch would encode the same rows again, which takes most of a fit on a few thousand words.
+        Every epoch would encode the same rows again, which takes most of a fit on a few thousand words. Latents that
+        fire on none of them are left out where they are the most: their weights begin and stay at 0.
         """
         index, latents = [], []
         for batch in training_batches(self.trainer):
@@ -144,7 +159,11 @@ class KSparseProbe(OneVsRestModule):
                 return None
         rows = torch.cat(index)
         place = torch.zeros(int(rows.max()) + 1, dtype=torch.long).index_copy_(0, rows, torch.arange(len(rows)))
-        return place, torch.cat(latents)
+        whole = torch.cat(latents)
+        firing = (whole != 0).any(dim=0).nonzero().squeeze(1)
+        if 2 * len(firing) > whole.shape[1]:
+            return _EncodedRows(place, whole)
+        return _EncodedRows(place, whole[:, firing], firing)
 
     def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:
         """Logits of the ranking probe on a training batch, from latents encoded once where they fit.
@@ -157,8 +176,9 @@ class KSparseProbe(OneVsRestModule):
         """
         if self._encoded is None:
             return self.logits(batch["x"])
-        place, latents = self._encoded
-        return self.layer(latents.index_select(0, place[batch["index"].cpu()].to(latents.device)))
+        rows, latents, firing = self._encoded
+        chosen = latents.index_select(0, rows[batch["index"].cpu()].to(latents.device))
+        return self.layer(chosen, firing)
 
     def inputs(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows latents"]:
         """Latent activations.

@@ -166,6 +166,33 @@ def test_an_epoch_in_one_batch_takes_the_steps_of_an_epoch_of_batches(sae, data,
     pd.testing.assert_frame_equal(curve, stepped, rtol=1e-6)
 
 
+def test_latents_that_never_fire_cost_nothing_and_change_nothing(sae, data):
+    class WithSilentLatents(TinySae):
+        """The SAE's latents among three times as many that never fire."""
+
+        def __init__(self):
+            super().__init__()
+            self.own = torch.arange(len(self.W_dec)) * 4 + 2
+            self.W_dec = torch.nn.Parameter(torch.zeros(4 * len(self.own), 10).index_copy(0, self.own, self.W_dec))
+
+        def encode(self, x):
+            return torch.relu(x @ self.W_dec.T - 1)
+
+    found, wide = {}, WithSilentLatents()
+    for name, one in (("alone", sae), ("among silent ones", wide)):
+        found[name] = KSparseProbe(one, 4, ks=KS).double()
+        torch.manual_seed(0)
+        fit_probe(found[name], *data)
+    alone, among = found.values()
+    silent = torch.ones(len(wide.W_dec), dtype=torch.bool).index_fill(0, wide.own, False)
+    assert not among.fc.weight[:, silent].any()
+    torch.testing.assert_close(among.fc.weight[:, wide.own], alone.fc.weight, rtol=1e-9, atol=1e-12)
+    positive = alone.fc.weight.gather(1, alone.latent_ids)[:3] > 0
+    assert positive.sum() >= 6
+    assert torch.equal(among.latent_ids[:3][positive], wide.own[alone.latent_ids[:3][positive]])
+    torch.testing.assert_close(among.weight[0], alone.weight[0])
+
+
 def test_small_vocabularies_are_ranked_in_several_batches(sae, data):
     x, y = data
     probe = KSparseProbe(sae, 4, ks=[1])
