@@ -14,7 +14,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from absorb_pl.data import writing_to
-from absorb_pl.reports.layout import place_panels
+from absorb_pl.reports.layout import percent, place_panels
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -114,7 +114,7 @@ def absorption_figure(summary: pd.DataFrame, against: str, *, fraction: bool = F
         rows = summary[(summary["rule"] == rule) & summary["evaluable"]]
         _scatter(axis, rows, against, measure, interval=interval)
         axis.set_title(f"Absorption against {_axis_name(against)} (rule {rule})", fontsize=10)
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.yaxis.set_major_formatter(percent)
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel(f"absorption {what}, mean over letters")
     place_panels(figure, (1, len(rules)), legend=_legend(figure, summary))
@@ -136,7 +136,7 @@ def letters_figure(letters: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     positions = np.arange(len(rates.columns))
     bars.bar(positions, rates.mean(axis=0), color=_COLOURS[0])
     bars.set(title=f"Absorption letter by letter (rule {rule})", ylabel="mean over SAEs")
-    bars.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    bars.yaxis.set_major_formatter(percent)
     bars.spines[["top", "right"]].set_visible(False)
     image = heat.imshow(rates.to_numpy(float), aspect="auto", cmap="magma_r", vmin=0)
     heat.set_xticks(positions, list(rates.columns))
@@ -144,7 +144,7 @@ def letters_figure(letters: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     heat.set_facecolor("#dddddd")
     beside = heat.get_position()
     bar = figure.add_axes((1 - 1.3 / width, beside.y0, 0.25 / width, beside.height))
-    figure.colorbar(image, cax=bar, label="rate (grey: not evaluable)", format=lambda value, _: f"{value:.0%}")
+    figure.colorbar(image, cax=bar, label="rate (grey: not evaluable)", format=percent)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Where panels stand in a figure, in inches.
+"""Where panels stand in a figure, in inches, and how their ticks are labelled.
 
 Matplotlib's own layouts measure every text before they draw a figure, which takes as long as drawing it.
 """
@@ -6,6 +6,19 @@ Matplotlib's own layouts measure every text before they draw a figure, which tak
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+
+
+def percent(value: float, _position: int | None = None) -> str:
+    """A tick's label, with no more decimals than it needs.
+
+    Args:
+        value: A share.
+
+    Example:
+        >>> percent(0.35), percent(0.025)
+        ('35%', '2.5%')
+    """
+    return f"{100 * value:.3g}%"
 
 
 def place_panels(

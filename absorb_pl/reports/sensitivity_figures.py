@@ -3,8 +3,9 @@
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from absorb_pl.reports.layout import place_panels
+from absorb_pl.reports.layout import percent, place_panels
 
 _MEASURES = {"absorption_rate": "absorption rate", "absorption_fraction": "absorption fraction"}
 
@@ -41,13 +42,15 @@ def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figu
             axis.plot(line["value"], line[measure], marker=".", linewidth=1, color=colour, label=label)
         for value in here.loc[here["is_default"], "value"].unique():
             axis.axvline(value, color="grey", linestyle="--", linewidth=0.9)
-        axis.set(xlabel=threshold, ylabel=f"{_MEASURES[measure]}, mean over letters")
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.set(xlabel=threshold, ylabel=f"{_MEASURES[measure]},\nmean over letters")
+        axis.yaxis.set_major_formatter(percent)
+        if (here["value"] % 1 == 0).all():
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
     if panels:
         legend = figure.legend(loc="upper right", fontsize=6, frameon=False)
-        place_panels(figure, (rows, columns), legend=legend, gaps=(0.75, 0.6))
+        place_panels(figure, (rows, columns), legend=legend, left=0.95, gaps=(0.95, 0.6))
         figure.suptitle(f"Sensitivity to thresholds (rule {sensitivity['rule'].iloc[0]}; dashed: the value used)")
     else:
         axes[0].set_visible(False)
