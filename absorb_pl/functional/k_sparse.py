@@ -166,7 +166,8 @@ def _solve_classes(
     first_cr, order_cr = first_cr.sort(dim=1, stable=True)
     longest = int((first_cr < ks[-1]).sum(dim=1).max())
     x_crn = activations_crn[:, :, : ks[-1]].gather(1, order_cr[:, :longest, None].expand(-1, -1, ks[-1]))
-    x_crn = x_crn.double()
+    # Two rows of zeros stand first, for all rows of each label on which none of the first k latents fires.
+    x_crn = torch.cat([x_crn.new_zeros(len(y_cr), 2, ks[-1]), x_crn], dim=1).double()
     y_cr = y_cr.gather(1, order_cr)
     row_weight_cr = row_weight_cr.gather(1, order_cr)
     label = torch.tensor([True, False], device=y_cr.device).expand(len(y_cr), 2)
@@ -177,12 +178,11 @@ def _solve_classes(
         rest = row_weight_cr[:, carried:]
         rest_y = y_cr[:, carried:]
         counted = torch.stack([(rest * rest_y).sum(dim=1), (rest * ~rest_y).sum(dim=1)], dim=1)
-        x = torch.cat([x_crn[:, :carried, :k], x_crn.new_zeros(len(y_cr), 2, k)], dim=1)
         start = torch.cat([theta[:, :-1], theta.new_zeros(len(theta), k + 1 - theta.shape[1])], dim=1)
         theta = newton_logistic(
-            x,
-            torch.cat([y_cr[:, :carried], label], dim=1),
-            torch.cat([row_weight_cr[:, :carried], counted], dim=1),
+            x_crn[:, : 2 + carried, :k],
+            torch.cat([label, y_cr[:, :carried]], dim=1),
+            torch.cat([counted, row_weight_cr[:, :carried]], dim=1),
             l2=l2,
             start=torch.cat([start, theta[:, -1:]], dim=1),
             tolerance=tolerance,
