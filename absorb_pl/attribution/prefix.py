@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from absorb_pl.attribution.gradients import at_least_float32
-from absorb_pl.errors import AbsorbError, PromptError
+from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError
 from absorb_pl.models.bare import AttentionRun, BareModel, PrefixStates, Site, bare_model, put_at
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.models.placement import model_device
@@ -295,6 +295,14 @@ def _whole_bucket(
     with torch.no_grad(), model.hooks(fwd_hooks=[(name, reader(name)) for name in hook_names]):
         for part in token_ids.split(batch_size):
             _forward(model, part)
+    for name, parts in found.items():
+        if not parts:
+            raise HookNotFoundError(
+                "hook_names",
+                name,
+                expected="hooks that the model's forward pass reaches",
+                remedy="Use another residual-stream hook, such as that before the next block.",
+            )
     return PrefixBucket(rows, token_ids, index, None, {name: torch.cat(parts) for name, parts in found.items()})
 
 

@@ -38,6 +38,7 @@ ABLATION_COLUMNS = {
     "attribution": "float64",
     "ablation_effect": "float64",
     "probe_cos": "float64",
+    "engine": "str",
 }
 ESTIMATES = {"ig_score": 1.0, "attribution": -1.0}
 """Columns that estimate the ablation effect, and what turns their sign into that of the effect."""
@@ -79,7 +80,8 @@ class AblationEvaluator(CausalEvaluator):
     - `ablation_effect`: metric without the latent − metric, negative where the latent helps;
     - `ig_score`: integrated-gradient score, of the same sign;
     - `attribution`: gradient × activation, positive where the latent helps: how important it is, not what is lost;
-    - `probe_cos`: cosine of the latent's decoder row and the probe of the word's class; missing without probes.
+    - `probe_cos`: cosine of the latent's decoder row and the probe of the word's class; missing without probes;
+    - `engine`: whether suffixes after a kept prefix were run, or whole sequences (see `attribution.compute_prefix`).
 
     The metric is `functional.letter_metric` on the task's answers.
 
@@ -160,8 +162,8 @@ class AblationEvaluator(CausalEvaluator):
                         firing_threshold=self.settings.firing_threshold,
                         **shared,
                     )
-                    tables.append(self._pairs(name, batch, places, found, removed))
-        return pd.concat(tables, ignore_index=True)
+                    tables.append(self._pairs(name, batch, places, found, removed).assign(engine=prefix.engine))
+        return pd.concat(tables, ignore_index=True).astype(ABLATION_COLUMNS)
 
     def _pairs(
         self, name: str, batch: dict[str, Tensor], places: Tensor, found: WordScores, removed: WordAblations
@@ -188,7 +190,7 @@ class AblationEvaluator(CausalEvaluator):
             columns["probe_cos"] = cosines[labels.to(cosines.device), latents.to(cosines.device)].double().tolist()
         table = pd.DataFrame(columns)
         table.insert(0, "sae", name)
-        return table.astype(ABLATION_COLUMNS)
+        return table
 
 
 def agreement_table(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -39,6 +39,7 @@ SCORED_COLUMNS = {
     "prompt": "str",
     "is_absorption": "bool",
     "positive_token": "str",
+    "engine": "str",
     "top_latent": "int64",
     "top_score": "float64",
     "top_probe_cos": "float64",
@@ -217,7 +218,8 @@ class AbsorptionEvaluator(CausalEvaluator):
                         part = rows[start : start + at_once]
                         found = self._scores(name, batch, prefix, [place[row] for row in part], token)
                         table = self._verdicts(name, part, found.scores, found.activations)
-                        tables.append(table.assign(positive_token=token)[list(SCORED_COLUMNS)])
+                        table = table.assign(positive_token=token, engine=prefix.engine)
+                        tables.append(table[list(SCORED_COLUMNS)])
         return pd.concat(tables, ignore_index=True)
 
     def _scores(

@@ -70,7 +70,7 @@ class AbsorptionStage(Stage):
             "steps": self.rule.steps,
             "positive_token": token,
             "top_latents": self.rule.top_latents,
-            "format": 3,
+            "format": 4,
         }
 
     @override

@@ -19,6 +19,7 @@ WORD_COLUMNS = (
     "is_absorption",
     "absorption_fraction",
     "positive_token",
+    "engine",
     "top_latent",
     "top_score",
     "top_probe_cos",
@@ -40,8 +41,9 @@ WORD_COLUMNS = (
     "absorber_probe_cos",
 )
 """Columns of the table of words, in order. `top_score` is the score by which a rule ranks latents: integrated
-gradients for the paper's, projection on the probe for SAEBench's. What a rule does not use is missing; `child` stands
-only where the task has finer labels."""
+gradients for the paper's, projection on the probe for SAEBench's. `engine` says whether gradients came from suffixes
+behind a kept prefix or from whole sequences (see `attribution.compute_prefix`). What a rule does not use is missing;
+`child` stands only where the task has finer labels."""
 
 
 def judge_words(rule: AbsorptionRule, words: pd.DataFrame) -> pd.DataFrame:

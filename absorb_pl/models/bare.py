@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import PreTrainedModel
 
+from absorb_pl.models.placement import model_device
 from absorb_pl.models.prefix_attention import (
     PREFIX_ATTENTION,
     AttentionRun,
@@ -149,6 +150,8 @@ class BareModel:
         found = self.logits(behind, run, site, residuals[site.block], clean[0] / 2, 0)[:, -1]
         read = activations[site][:, 0].reshape(clean[0].shape)
         agree = _close(found, expected) and _close(read, clean[0])
+        if not agree:
+            _warn_of_whole_sequences(model, f"from {hook_name} on it gives other logits than in its wrappers")
         return replace(site, shape=tuple(clean[0].shape[1:])) if agree else None
 
     @torch.no_grad()
@@ -278,8 +281,8 @@ def bare_model(model: Any) -> BareModel | None:
         model: A TransformerLens model.
 
     Returns:
-        The bare model; None for models that are no `TransformerBridge`, have hooks attached, or cannot be taken out of
-        their wrappers (a warning says why).
+        The bare model; None for models that are no `TransformerBridge`, have hooks attached, cannot be taken out of
+        their wrappers, or whose attention does not offer keys and values of a prefix (a warning says why).
     """
     hf_model = getattr(model, "original_model", None)
     if hf_model is None or any(point.has_hooks() for point in model.hook_dict.values()):
@@ -298,15 +301,21 @@ def _tensors(hf_model: nn.Module) -> Iterable[Tensor]:
 
 def _try_to_make(model: Any) -> BareModel | None:
     try:
-        return BareModel(model)
+        bare = BareModel(model)
+        bare.prefix_states(torch.zeros(1, 1, dtype=torch.long, device=model_device(model)))
+        return bare
+    except torch.OutOfMemoryError:
+        raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        _LOGGER.warning(
-            "%s cannot be run from the middle (%s: %s); whole sequences are run instead, with the same results.",
-            type(model.original_model).__name__,
-            type(error).__name__,
-            error,
-        )
+        _warn_of_whole_sequences(model, f"{type(error).__name__}: {error}")
         return None
+
+
+def _warn_of_whole_sequences(model: Any, reason: str) -> None:
+    name = type(model.original_model).__name__
+    _LOGGER.warning(
+        "%s cannot be run from the middle (%s); whole sequences are run instead, with the same results.", name, reason
+    )
 
 
 def unwrapped(hf_model: PreTrainedModel) -> PreTrainedModel:
