@@ -28,6 +28,35 @@ def gpt2(golden: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def float32_rounding() -> Callable[[Any], float]:
+    """Gives the worst rounding of a model's figures in float32, in parts of the terms that they are sums of.
+
+    A sum of n terms rounds by at most n units of half an epsilon of its terms' sizes, whatever the order and the processor
+    (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3). A run is a chain of such sums: in each layer queries,
+    attention scores, attended values, their projection, both halves of the MLP and two norms, then the unembedding.
+    Gradients go through the chain once more.
+    """
+    import torch
+
+    def rounding(model: Any) -> float:
+        cfg = model.cfg
+        of_a_layer = 6 * cfg.d_model + 2 * cfg.d_head * cfg.n_heads + cfg.n_ctx + cfg.d_mlp
+        chain = 2 * (cfg.n_layers * of_a_layer + cfg.d_model)
+        return chain * torch.finfo(torch.float32).eps / 2
+
+    return rounding
+
+
+@pytest.fixture(scope="session")
+def recorded_to() -> Callable[[str], float]:
+    """Gives how closely float64 must agree with recorded figures, in parts of an array's largest value.
+
+    Gemma's norms compute in float32 inside Hugging Face's modules, whatever the model's dtype.
+    """
+    return {"gpt2-micro": 1e-9, "gemma2-micro": 2e-6}.__getitem__
+
+
+@pytest.fixture(scope="session")
 def make_sae() -> Callable[..., Any]:
     """Makes a SAELens SAE of an architecture with random weights, of which about a third of the latents fire."""
     import torch

@@ -93,11 +93,6 @@ class Case:
         letter = ord(self.case["metric_letter"]) - ord("A")
         return self.letter_margin(logits[:, -1], torch.full((len(logits),), letter))
 
-    def cast(self, dtype: torch.dtype) -> None:
-        self.model.original_model.to(dtype)
-        for sae in self.saes.values():
-            sae.to(dtype=dtype)
-
     def hook(self, sae_name: str) -> str:
         return self.case["hooks"][sae_name[-1]]
 
@@ -112,27 +107,39 @@ def pad_prompts(token_ids: list[Tensor], positions: list[int]) -> TokenizedPromp
     )
 
 
-def load_case(folder: Path) -> Case:
-    return Case(
+def load_case(folder: Path, dtype: torch.dtype) -> Case:
+    case = Case(
         folder=folder,
-        model=TransformerBridge.boot_transformers(str(folder), device="cpu"),
-        saes={sae: SAE.load_from_disk(folder / f"sae_{sae}") for sae in SAES},
+        model=TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=dtype),
+        saes={sae: SAE.load_from_disk(folder / f"sae_{sae}").to(dtype=dtype) for sae in SAES},
         case=json.loads((folder / "case_attribution.json").read_text()),
         expected=load_file(folder / "expected_attribution.safetensors"),
     )
+    case.model.eval()
+    return case
 
 
 @pytest.fixture(scope="session", params=["gpt2-micro", "gemma2-micro"])
 def case(request: pytest.FixtureRequest, golden: Path) -> Case:
-    return load_case(golden / request.param)
+    return load_case(golden / request.param, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def double_cases(golden: Path) -> dict[str, Case]:
+    """The cases in float64, in which their figures were recorded."""
+    return {name: load_case(golden / name, torch.float64) for name in ("gpt2-micro", "gemma2-micro")}
 
 
 @pytest.fixture
-def double_gpt2(golden: Path) -> Case:
-    """The GPT-2 case in float64 throughout (Gemma's norms compute in float32 whatever the model's type)."""
-    case = load_case(golden / "gpt2-micro")
-    case.cast(torch.float64)
-    return case
+def double_case(case: Case, double_cases: dict[str, Case]) -> Case:
+    """The same case in float64."""
+    return double_cases[case.folder.name]
+
+
+@pytest.fixture
+def double_gpt2(double_cases: dict[str, Case]) -> Case:
+    """The GPT-2 case in float64."""
+    return double_cases["gpt2-micro"]
 
 
 @pytest.fixture(scope="session")
