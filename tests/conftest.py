@@ -31,10 +31,10 @@ def gpt2(golden: Path) -> Any:
 def float32_rounding() -> Callable[[Any], float]:
     """Gives the worst rounding of a model's figures in float32, in parts of the terms that they are sums of.
 
-    A sum of n terms rounds by at most n units of half an epsilon of its terms' sizes, whatever the order and the processor
-    (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3). A run is a chain of such sums: in each layer queries,
-    attention scores, attended values, their projection, both halves of the MLP and two norms, then the unembedding.
-    Gradients go through the chain once more.
+    A sum of n terms rounds by at most n units of half an epsilon of its terms' sizes, whatever the order and the
+    processor (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3). A run is a chain of such sums: in
+    each layer queries, attention scores, attended values, their projection, both halves of the MLP and two norms, then
+    the unembedding. Gradients go through the chain once more.
     """
     import torch
 

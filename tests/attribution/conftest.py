@@ -119,27 +119,37 @@ def load_case(folder: Path, dtype: torch.dtype) -> Case:
     return case
 
 
-@pytest.fixture(scope="session", params=["gpt2-micro", "gemma2-micro"])
-def case(request: pytest.FixtureRequest, golden: Path) -> Case:
-    return load_case(golden / request.param, torch.float32)
+MICRO = ("gpt2-micro", "gemma2-micro")
 
 
 @pytest.fixture(scope="session")
-def double_cases(golden: Path) -> dict[str, Case]:
-    """The cases in float64, in which their figures were recorded."""
-    return {name: load_case(golden / name, torch.float64) for name in ("gpt2-micro", "gemma2-micro")}
+def cases(golden: Path) -> dict[str, Case]:
+    """The cases in float64, in which their figures were recorded, by model."""
+    return {name: load_case(golden / name, torch.float64) for name in MICRO}
+
+
+@pytest.fixture(scope="session", params=MICRO)
+def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    """Each of the cases."""
+    return cases[request.param]
+
+
+@pytest.fixture(scope="session")
+def gpt2_case(cases: dict[str, Case]) -> Case:
+    """The case that is in float64 throughout: Gemma's norms compute in float32 whatever the model's dtype."""
+    return cases["gpt2-micro"]
+
+
+@pytest.fixture(scope="session")
+def single_cases(golden: Path) -> dict[str, Case]:
+    """The cases in float32, by model."""
+    return {name: load_case(golden / name, torch.float32) for name in MICRO}
 
 
 @pytest.fixture
-def double_case(case: Case, double_cases: dict[str, Case]) -> Case:
-    """The same case in float64."""
-    return double_cases[case.folder.name]
-
-
-@pytest.fixture
-def double_gpt2(double_cases: dict[str, Case]) -> Case:
-    """The GPT-2 case in float64."""
-    return double_cases["gpt2-micro"]
+def single_case(case: Case, single_cases: dict[str, Case]) -> Case:
+    """The same case in float32."""
+    return single_cases[case.folder.name]
 
 
 @pytest.fixture(scope="session")
@@ -148,11 +158,23 @@ def prompts_of() -> Callable[[list[Tensor], list[int]], TokenizedPrompts]:
     return pad_prompts
 
 
+@pytest.fixture(scope="session")
+def load_family(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Callable[[str, torch.dtype], Any]:
+    """Loads the tiny random model of a family anew, in any dtype."""
+    folders: dict[str, Path] = {}
+
+    def load(name: str, dtype: torch.dtype) -> Any:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(FAMILIES[name]).eval().save_pretrained(folders[name])
+            AutoTokenizer.from_pretrained(golden / "gpt2-micro").save_pretrained(folders[name])
+        return TransformerBridge.boot_transformers(str(folders[name]), device="cpu", dtype=dtype)
+
+    return load
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Any:
-    """A tiny random model of each family; `parametrize("family", [...], indirect=True)` picks some."""
-    folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(FAMILIES[request.param]).eval().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(golden / "gpt2-micro").save_pretrained(folder)
-    return TransformerBridge.boot_transformers(str(folder), device="cpu")
+def family(request: pytest.FixtureRequest, load_family: Callable[[str, torch.dtype], Any]) -> Any:
+    """Each family's model in float64; `parametrize("family", [...], indirect=True)` picks some."""
+    return load_family(request.param, torch.float64)

@@ -172,7 +172,9 @@ def test_bfloat16_models_take_prompts_of_different_lengths(family: Any):
 
 def test_a_hooked_transformer_takes_prompts_of_different_lengths():
     shape = {"n_layers": 3, "d_model": 32, "n_ctx": 64, "d_head": 8, "d_vocab": 296, "act_fn": "gelu"}
-    model = HookedTransformer(HookedTransformerConfig(**shape, seed=0, init_weights=True, initializer_range=0.2))
+    model = HookedTransformer(
+        HookedTransformerConfig(**shape, seed=0, init_weights=True, initializer_range=0.2, device="cpu")
+    )
     sae = random_sae()
     for kind, metric in METRICS.items():
         together = attribute(model, sae, PROMPTS, metric(), kind == "logits")

@@ -9,8 +9,8 @@ from absorb_pl.errors import HookNotFoundError, NonFiniteError, PromptError, Sha
 TRACKED = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"]
 
 
-def test_gradients_are_those_of_finite_differences(double_gpt2: Any):
-    case, position, step = double_gpt2, -6, 1e-4
+def test_gradients_are_those_of_finite_differences(gpt2_case: Any):
+    case, position, step = gpt2_case, -6, 1e-4
     hook, sae = case.hook("standard_A"), case.saes["standard_A"]
     found = calculate_feature_attribution(
         case.model, case.case["clean"], case.metric, include_saes={hook: sae}, include_error_term=False

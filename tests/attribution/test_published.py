@@ -31,14 +31,14 @@ Figures = dict[str, Tensor]
 
 
 @pytest.fixture
-def agree(case: Any, double_case: Any, float32_rounding: Any, recorded_to: Any) -> Callable[..., None]:
+def agree(case: Any, single_case: Any, float32_rounding: Any, recorded_to: Any) -> Callable[..., None]:
     """Compares the float64 figures with the recorded ones, and the float32 figures with the float64 ones.
 
-    `terms` holds, where a figure is a difference, the size of what cancels in it; else that is the array's largest value.
+    `terms` holds, where a figure is a difference, what cancels in it; its rounding is that of the largest of them.
     """
 
     def check(figures: Callable[[Any], Figures], within: float | None = None, terms: Figures | None = None) -> None:
-        exact, rounded = figures(double_case), figures(case)
+        exact, rounded = figures(case), figures(single_case)
         assert exact.keys() == rounded.keys() <= case.expected.keys()
         for name, found in exact.items():
             expected = case.expected[name]
@@ -119,7 +119,7 @@ def test_feature_attribution_through_two_saes(agree: Any):
 
 @pytest.mark.parametrize("patch", PATCHES)
 @pytest.mark.parametrize("sae_name", SAES)
-def test_integrated_gradients(double_case: Any, agree: Any, sae_name: str, patch: str):
+def test_integrated_gradients(case: Any, agree: Any, sae_name: str, patch: str):
     def integrate(case: Any) -> Any:
         return calculate_integrated_gradient_attribution_patching(
             case.model,
@@ -131,15 +131,15 @@ def test_integrated_gradients(double_case: Any, agree: Any, sae_name: str, patch
             **PATCHES[patch],
         )
 
-    name, hook = f"{sae_name}/ig/{patch}/sae", double_case.hook(sae_name)
-    exact = integrate(double_case)
+    name, hook = f"{sae_name}/ig/{patch}/sae", case.hook(sae_name)
+    exact = integrate(case)
     # the difference of two prompts' latents keeps the rounding of each
     terms = exact.sae_feature_grads[hook] * exact.sae_feature_activations[hook]
     agree(lambda case: {name: integrate(case).sae_feature_attributions[hook]}, terms={name: terms})
 
 
 @pytest.mark.parametrize("sae_name", SAES)
-def test_individual_feature_ablations(double_case: Any, agree: Any, sae_name: str):
+def test_individual_feature_ablations(case: Any, agree: Any, sae_name: str):
     scores, ids, original = (f"{sae_name}/ablation/{part}" for part in ("scores", "ids", "original_score"))
 
     def figures(case: Any) -> Figures:
@@ -153,5 +153,5 @@ def test_individual_feature_ablations(double_case: Any, agree: Any, sae_name: st
         }
 
     # the difference of two metrics keeps the rounding of the logits that they are made of
-    logits = double_case.model(double_case.case["clean"])[0, -1]
+    logits = case.model(case.case["clean"])[0, -1]
     agree(figures, within=5e-5, terms={scores: logits, original: logits})

@@ -49,8 +49,8 @@ def run_with(case: Any, hook: str, value: torch.Tensor) -> torch.Tensor:
     return case.metric(case.model.run_with_hooks(case.case["clean"], fwd_hooks=[(hook, swap)]))
 
 
-def test_integrated_gradients(double_gpt2: Any, sae: StandardSAE):
-    case, hook = double_gpt2, str(sae.cfg.metadata.hook_name)
+def test_integrated_gradients(gpt2_case: Any, sae: StandardSAE):
+    case, hook = gpt2_case, str(sae.cfg.metadata.hook_name)
     clean = case.model.run_with_cache(case.case["clean"])[1][hook][:, POSITION].detach()
     acts = sae.encode(clean).detach()
     error = (clean - sae.decode(acts)).detach()
@@ -79,8 +79,8 @@ def test_integrated_gradients(double_gpt2: Any, sae: StandardSAE):
     torch.testing.assert_close(at_word, gradients[0][0] * acts[0], rtol=1e-8, atol=1e-12)
 
 
-def test_ablations(double_gpt2: Any, sae: StandardSAE):
-    case, hook = double_gpt2, str(sae.cfg.metadata.hook_name)
+def test_ablations(gpt2_case: Any, sae: StandardSAE):
+    case, hook = gpt2_case, str(sae.cfg.metadata.hook_name)
     clean = case.model.run_with_cache(case.case["clean"])[1][hook][:, POSITION].detach()
     acts = sae.encode(clean).detach()
     error = (clean - sae.decode(acts)).detach()
@@ -99,8 +99,8 @@ def test_ablations(double_gpt2: Any, sae: StandardSAE):
 
 
 @pytest.mark.parametrize("include_error_term", [True, False])
-def test_prompts_in_company_are_scored_as_alone(double_gpt2: Any, sae: StandardSAE, include_error_term: bool):
-    case, hook = double_gpt2, str(sae.cfg.metadata.hook_name)
+def test_prompts_in_company_are_scored_as_alone(gpt2_case: Any, sae: StandardSAE, include_error_term: bool):
+    case, hook = gpt2_case, str(sae.cfg.metadata.hook_name)
     texts = ["\n".join(case.case["clean"].split("\n")[-count:]) for count in (1, 3)]
     options = {"include_saes": {hook: sae}, "include_error_term": include_error_term}
 
@@ -126,8 +126,8 @@ def test_prompts_in_company_are_scored_as_alone(double_gpt2: Any, sae: StandardS
         assert found.ablation_scores == single.ablation_scores
 
 
-def test_inference_mode_is_named(double_gpt2: Any, sae: StandardSAE):
-    case = double_gpt2
+def test_inference_mode_is_named(gpt2_case: Any, sae: StandardSAE):
+    case = gpt2_case
     with torch.inference_mode(), pytest.raises(AbsorbError, match="inference_mode=False"):
         word_integrated_gradients(case.model, sae, case.prompts, case.word_metric)
     with torch.inference_mode():

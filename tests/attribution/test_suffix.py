@@ -7,14 +7,20 @@ import torch
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from absorb_pl.attribution import WordScores, compute_prefix, word_ablations, word_integrated_gradients
+from absorb_pl.attribution import (
+    calculate_individual_feature_ablations,
+    compute_prefix,
+    word_ablations,
+    word_integrated_gradients,
+)
 from absorb_pl.attribution.prefix import bucket_logits, replace_at
 from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError, ShapeError
 from absorb_pl.words import TokenizedPrompts
 
+pytestmark = pytest.mark.numeric
+
 SAES = ("standard_A", "jumprelu_A", "topk_B")
 HOOK = "blocks.1.hook_resid_post"
-FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 LENGTHS = [12, 15, 12, 20, 15, 9]
 POSITIONS = [6, 9, 6, 9, 8, 0]
@@ -23,13 +29,14 @@ POSITIONS = [6, 9, 6, 9, 8, 0]
 class TinySae(nn.Module):
     """The least that counts as an SAE; `normalise` keeps a scale from encode for decode, as SAELens can."""
 
-    def __init__(self, width: int = 32, latents: int = 80, normalise: bool = False):
+    def __init__(self, width: int = 32, latents: int = 80, normalise: bool = False, dtype: torch.dtype = torch.float64):
         super().__init__()
         generator = torch.Generator().manual_seed(1)
         self.W_enc = nn.Parameter(torch.randn(width, latents, generator=generator) / 5)
         self.W_dec = nn.Parameter(torch.randn(latents, width, generator=generator) / 5)
         self.b_dec = nn.Parameter(torch.randn(width, generator=generator) / 5)
         self.normalise = normalise
+        self.to(dtype)
 
     def encode(self, x: Tensor) -> Tensor:
         if self.normalise:
@@ -57,65 +64,73 @@ def mixed_prompts(prompts_of: Any) -> TokenizedPrompts:
 
 
 @pytest.fixture
-def double_case(case: Any):
-    case.cast(torch.float64)
-    yield case
-    case.cast(torch.float32)
+def exact(family: Any, float32_rounding: Any) -> float:
+    """How closely two ways to compute in float64 must agree, in parts of the largest of their terms.
 
-
-def assert_scores_close(found: WordScores, row: int, latents: list[int], expected: Tensor, sae: Any) -> None:
-    """To 1e-5, beside the float32 rounding of the recorded figures.
-
-    A score is an activation times the dot product of decoder row and gradient. Both keep the rounding of their
-    terms where these cancel: 8 units of it, in the product's terms and in the largest activation, cover all
-    recorded scores, which are as far from a float64 run as from a float32 one.
+    RMS norms and softmaxes of the other families compute in float32 inside Hugging Face's modules, whatever the dtype.
     """
-    activations, scores = found.activations[row], found.scores[row, latents]
-    terms = sae.W_dec.detach()[latents].norm(dim=1) * found.gradients[row].norm() * activations[latents].abs()
-    slope = torch.where(activations[latents] == 0, 0, scores / activations[latents]).abs()
-    rounding = 8 * FLOAT32_EPS * (terms + slope * activations.abs().max())
-    assert ((scores - expected).abs() <= 1e-5 * expected.abs() + 1e-8 + rounding).all()
+    in_float64 = family.cfg.architecture in ("GPT2LMHeadModel", "GPTNeoXForCausalLM")
+    return 1e-9 if in_float64 else float32_rounding(family)
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float, terms: Tensor | None = None) -> None:
+    """To a part of the largest of each row, or of the terms that cancel in a difference."""
+    assert found.shape == expected.shape
+    scale = (expected if terms is None else terms).abs().amax(dim=-1, keepdim=True)
+    assert (scale > 0).all()
+    assert ((found - expected).abs() <= tolerance * scale).all()
 
 
 @pytest.mark.parametrize("engine", ["suffix", "whole"])
 @pytest.mark.parametrize("sae_name", SAES)
-def test_integrated_gradients_equal_the_published_scores(case: Any, sae_name: str, engine: str):
-    found = word_integrated_gradients(case.model, case.saes[sae_name], case.prompts, case.word_metric, engine=engine)
+def test_integrated_gradients_equal_the_published_scores(
+    case: Any, single_case: Any, recorded_to: Any, float32_rounding: Any, sae_name: str, engine: str
+):
+    found, rounded = (
+        word_integrated_gradients(which.model, which.saes[sae_name], which.prompts, which.word_metric, engine=engine)
+        for which in (case, single_case)
+    )
     expected = case.expected[f"{sae_name}/ig/word_s6/sae"][0, case.case["position"]]
-    assert_scores_close(found, 0, list(range(160)), expected, case.saes[sae_name])
+    assert_near(found.scores[0], expected, recorded_to(case.folder.name))
+    assert_near(rounded.scores[0].double(), found.scores[0], float32_rounding(case.model))
 
 
 @pytest.mark.parametrize("sae_name", SAES)
-def test_both_engines_agree_in_float64_and_with_the_published_scores(double_case: Any, sae_name: str):
-    case = double_case
-    sae, prompts = case.saes[sae_name], case.prompts
+def test_both_engines_agree(case: Any, recorded_to: Any, sae_name: str):
     suffix, whole = (
-        word_integrated_gradients(case.model, sae, prompts, case.word_metric, engine=engine)
+        word_integrated_gradients(case.model, case.saes[sae_name], case.prompts, case.word_metric, engine=engine)
         for engine in ("suffix", "whole")
     )
-    expected = case.expected[f"{sae_name}/ig/word_s6/sae"][0, case.case["position"]].double()
-    assert_scores_close(suffix, 0, list(range(160)), expected, sae)
-    if case.folder.name == "gpt2-micro":  # Gemma's norms compute in float32 whatever the model's type
-        torch.testing.assert_close(suffix.scores, whole.scores, rtol=1e-9, atol=1e-15)
+    assert_near(suffix.scores, whole.scores, recorded_to(case.folder.name))
 
 
 @pytest.mark.parametrize("engine", ["suffix", "whole"])
 @pytest.mark.parametrize("sae_name", SAES)
-def test_ablations_equal_the_published_scores(case: Any, sae_name: str, engine: str):
-    prompts = case.prompts
-    found = word_ablations(case.model, case.saes[sae_name], prompts, case.word_metric, engine=engine)
-    expected = case.expected[f"{sae_name}/ablation/scores"]
-    assert found.latents.tolist() == case.expected[f"{sae_name}/ablation/ids"].long().tolist()
-    # each recorded score is a difference of two metrics of float32 logits, and no finer than those
-    spacing = FLOAT32_EPS * case.model(prompts.input_ids)[0, -1].abs().max()
-    assert ((found.scores - expected).abs() <= 1e-5 * expected.abs() + 4 * spacing).all()
-    torch.testing.assert_close(
-        found.original, case.expected[f"{sae_name}/ablation/original_score"], rtol=1e-5, atol=1e-8
+def test_ablations_are_those_of_the_published_function(
+    case: Any, single_case: Any, float32_rounding: Any, sae_name: str, engine: str
+):
+    """To float64; `test_published` holds that function itself to the recorded figures."""
+    sae, position = case.saes[sae_name], case.case["position"]
+    found, rounded = (
+        word_ablations(which.model, which.saes[sae_name], which.prompts, which.word_metric, engine=engine)
+        for which in (case, single_case)
     )
+    published = calculate_individual_feature_ablations(case.model, case.case["clean"], case.metric, sae, position)
+    assert found.latents.tolist() == list(published.ablation_scores)
+    assert found.latents.tolist() == case.expected[f"{sae_name}/ablation/ids"].long().tolist()
+    logits = case.model(case.prompts.input_ids)[0, -1].abs().max()
+    rows_exact = 1e-12 if case.folder.name == "gpt2-micro" else 2e-6
+    expected = torch.tensor(list(published.ablation_scores.values()), dtype=torch.float64)
+    assert (found.scores - expected).abs().max() <= rows_exact * logits
+    assert abs(found.original.item() - published.original_score) <= rows_exact * logits
+    assert rounded.latents.tolist() == found.latents.tolist()
+    assert (rounded.scores - found.scores).abs().max() <= float32_rounding(case.model) * logits
 
 
 @pytest.mark.parametrize("sae_name", ["standard_A", "jumprelu_A"])
-def test_scores_of_many_words_at_once_equal_the_published_absorption_scores(case: Any, prompts_of: Any, sae_name: str):
+def test_scores_of_many_words_at_once_equal_the_published_absorption_scores(
+    case: Any, prompts_of: Any, recorded_to: Any, sae_name: str
+):
     record = json.loads((case.folder / f"expected_absorption_paper_{sae_name}.json").read_text())
     context = [f"{word} has the first letter: {word.strip()[0].upper()}" for word in record["icl_words"]]
     texts = ["\n".join([*context, record["template"].format(word=result["word"])]) for result in record["results"]]
@@ -129,72 +144,48 @@ def test_scores_of_many_words_at_once_equal_the_published_absorption_scores(case
         lambda logits, rows: case.letter_margin(logits, letters[rows]),
         steps=record["interpolation_steps"],
     )
+    ours: dict[str, list[Tensor]] = {"activation": [], "ablation_score": []}
+    theirs: dict[str, list[float]] = {field: [] for field in ours}
     for row, result in enumerate(record["results"]):
         listed = [*result["top"], *result["main"]]
         latents = [entry["feature_id"] for entry in listed]
-        activations = torch.tensor([entry["activation"] for entry in listed])
-        scores = torch.tensor([entry["ablation_score"] for entry in listed])
-        torch.testing.assert_close(found.activations[row, latents], activations, rtol=1e-5, atol=1e-5)
-        assert_scores_close(found, row, latents, scores, case.saes[sae_name])
+        for field, values in (("activation", found.activations), ("ablation_score", found.scores)):
+            ours[field].append(values[row, latents])
+            theirs[field] += [entry[field] for entry in listed]
         helping = [entry["feature_id"] for entry in result["top"] if entry["ablation_score"] < 0]
         assert found.scores[row].argsort()[: len(helping)].tolist() == helping
+    for field, values in ours.items():
+        recorded = torch.tensor(theirs[field], dtype=torch.float64)
+        assert_near(torch.cat(values), recorded, recorded_to(case.folder.name))
 
 
-def nudged_scores(family: Any, prompts: TokenizedPrompts) -> Tensor:
-    """Scores of whole sequences with every embedding one unit of rounding larger."""
-    embeddings = next(w for name, w in family.original_model.named_parameters() if w.shape[0] == 296)
-    before = embeddings.detach().clone()
-    with torch.no_grad():
-        embeddings.copy_(torch.nextafter(before, torch.tensor(torch.inf)))
-    try:
-        return word_integrated_gradients(family, TinySae(), prompts, margin, hook_name=HOOK, engine="whole").scores
-    finally:
-        with torch.no_grad():
-            embeddings.copy_(before)
-
-
-def test_suffix_and_whole_sequence_agree_for_every_family(family, mixed_prompts: TokenizedPrompts):
-    """To 1e-6 of the largest score, or what two units of rounding in the embeddings do to the scores."""
+def test_suffix_and_whole_sequence_agree_for_every_family(family, exact: float, mixed_prompts: TokenizedPrompts):
     prefix = compute_prefix(family, mixed_prompts, [HOOK])
     assert prefix.engine == "suffix"
     fast = word_integrated_gradients(
         family, TinySae(), mixed_prompts, margin, hook_name=HOOK, prefix=prefix, batch_size=7
     )
     slow = word_integrated_gradients(family, TinySae(), mixed_prompts, margin, hook_name=HOOK, engine="whole")
-    scale = slow.scores.abs().amax(dim=1, keepdim=True)
-    assert scale.min() > 1e-2
-    rounding = ((nudged_scores(family, mixed_prompts) - slow.scores).abs() / scale).max()
-    assert rounding < 1e-5
-    assert ((fast.scores - slow.scores).abs() / scale).max() < max(1e-6, 2 * rounding)
+    assert slow.scores.abs().amax(dim=1).min() > 1e-2
+    assert_near(fast.scores, slow.scores, exact)
     removed_fast, removed_slow = (
         word_ablations(family, TinySae(), mixed_prompts, margin, hook_name=HOOK, engine=engine, batch_size=50)
         for engine in ("suffix", "whole")
     )
     assert torch.equal(removed_fast.latents, removed_slow.latents)
     assert torch.equal(removed_fast.rows, removed_slow.rows)
-    torch.testing.assert_close(removed_fast.scores, removed_slow.scores, rtol=0, atol=5e-6)
+    logits = family(mixed_prompts.input_ids).flatten()
+    assert_near(removed_fast.scores, removed_slow.scores, exact, logits)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"], indirect=True)
-def test_suffix_and_whole_sequence_are_the_same_computation_in_float64(family, mixed_prompts: TokenizedPrompts):
-    family.original_model.double()
-    sae = TinySae().double()
-    fast, slow = (
-        word_integrated_gradients(family, sae, mixed_prompts, margin, hook_name=HOOK, engine=engine).scores
-        for engine in ("suffix", "whole")
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_bfloat16_models_are_scored_in_float32(load_family: Any, mixed_prompts: TokenizedPrompts, name: str):
+    full, half = (
+        word_integrated_gradients(
+            load_family(name, dtype), TinySae(dtype=dtype), mixed_prompts, margin, hook_name=HOOK, engine="suffix"
+        ).scores
+        for dtype in (torch.float32, torch.bfloat16)
     )
-    family.original_model.float()
-    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-14)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"], indirect=True)
-def test_bfloat16_models_are_scored_in_float32(family, mixed_prompts: TokenizedPrompts):
-    full = word_integrated_gradients(family, TinySae(), mixed_prompts, margin, hook_name=HOOK).scores
-    family.original_model.to(torch.bfloat16)
-    half = word_integrated_gradients(
-        family, TinySae().to(torch.bfloat16), mixed_prompts, margin, hook_name=HOOK, engine="suffix"
-    ).scores
-    family.original_model.float()
     assert half.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(half.flatten(), full.flatten(), dim=0) > 0.99
 
@@ -225,7 +216,7 @@ class TestOnOneModel:
                     metric = margin(logits, torch.tensor([row])).sum()
                     gradients.append(torch.autograd.grad(metric, mixed_latents)[0])
                 expected = (torch.stack(gradients).mean(dim=0) * -latents)[0].detach()
-                assert_scores_close(found, row, list(range(80)), expected, sae)
+                assert_near(found.scores[row], expected, 1e-9)
 
     def test_all_scores_of_a_word_sum_to_the_change_of_the_metric(self, family, mixed_prompts: TokenizedPrompts):
         sae = TinySae()
@@ -259,8 +250,8 @@ class TestOnOneModel:
         some = word_integrated_gradients(
             family, TinySae(), mixed_prompts, margin, hook_name=HOOK, prefix=prefix, rows=[4, 0, 4]
         )
-        torch.testing.assert_close(some.scores, everything.scores[[4, 0, 4]], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(some.activations, everything.activations[[4, 0, 4]])
+        assert_near(some.scores, everything.scores[[4, 0, 4]], 1e-9)
+        assert_near(some.activations, everything.activations[[4, 0, 4]], 1e-9)
 
     def test_a_context_shared_by_all_prompts_is_run_once(self, family, prompts_of: Any):
         generator = torch.Generator().manual_seed(3)
@@ -278,7 +269,7 @@ class TestOnOneModel:
             ).scores
             for shared in (prefix, None)
         )
-        assert ((fast - slow).abs() / slow.abs().amax(dim=1, keepdim=True)).max() < 5e-6
+        assert_near(fast, slow, 1e-9)
 
     def test_scoring_leaves_model_and_prefix_as_they_were(self, family, mixed_prompts: TokenizedPrompts):
         prefix = compute_prefix(family, mixed_prompts, [HOOK])
@@ -306,7 +297,7 @@ class TestOnOneModel:
             hook_name=HOOK,
             modify_ablation_deltas_fn=lambda deltas, _: 0 * deltas,
         )
-        assert kept.scores.abs().max() < 1e-5
+        assert kept.scores.abs().max() < 1e-12
         assert kept.rows.tolist() == [row for row in range(6) for _ in range(2)]
         assert kept.latents.tolist() == [3, 7] * 6
 
@@ -322,11 +313,13 @@ class TestOnOneModel:
             word_integrated_gradients(model, TinySae(), mixed_prompts, margin, hook_name=HOOK).scores
             for model in (Plain(), family)
         )
-        assert ((found - expected).abs() / expected.abs().amax(dim=1, keepdim=True)).max() < 5e-6
+        assert_near(found, expected, 1e-9)
         with pytest.raises(AbsorbError, match="without hooks attached"):
             compute_prefix(Plain(), mixed_prompts, [HOOK], engine="suffix")
 
-    def test_a_model_changed_by_hand_is_found_out(self, family, mixed_prompts: TokenizedPrompts):
+    def test_a_model_changed_by_hand_is_found_out(self, family, load_family: Any, mixed_prompts: TokenizedPrompts):
+        family = load_family("gpt2", torch.float64)
+
         def scores(**options: Any) -> Tensor:
             return word_integrated_gradients(family, TinySae(), mixed_prompts, margin, hook_name=HOOK, **options).scores
 
@@ -372,7 +365,7 @@ class TestOnOneModel:
                 expected = family.run_with_hooks(
                     mixed_prompts.input_ids[row : row + 1, : LENGTHS[row]], fwd_hooks=[hook]
                 )
-                torch.testing.assert_close(logits, expected[0, -1], rtol=1e-4, atol=2e-5)
+                assert_near(logits, expected[0, -1], 1e-9)
 
     def test_bad_input_is_named(self, family, mixed_prompts: TokenizedPrompts, prompts_of: Any):
         def score(metric=margin, hook_name=HOOK, **options):
@@ -401,11 +394,12 @@ class TestOnOneModel:
 
 def test_a_hooked_transformer_takes_whole_sequences(prompts_of: Any):
     shape = {"n_layers": 2, "d_model": 32, "n_ctx": 64, "d_head": 8, "d_vocab": 296, "act_fn": "gelu"}
-    model = HookedTransformer(HookedTransformerConfig(**shape, seed=0, init_weights=True, initializer_range=0.2))
+    options = {"seed": 0, "init_weights": True, "initializer_range": 0.2, "device": "cpu"}
+    model = HookedTransformer(HookedTransformerConfig(**shape, **options))
     ids = torch.arange(2, 14)
     prompts = prompts_of([ids], [4])
     assert compute_prefix(model, prompts, [HOOK]).engine == "whole"
-    sae = TinySae()
+    sae = TinySae(dtype=torch.float32)
     found = word_ablations(model, sae, prompts, margin, hook_name=HOOK)
     clean = model.run_with_cache(ids[None])[1][HOOK]
     acts = sae.encode(clean[0, 4])
