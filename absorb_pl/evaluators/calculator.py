@@ -11,6 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from absorb_pl.attribution import word_integrated_gradients
+from absorb_pl.attribution.gradients import at_least_float32
 from absorb_pl.data import read_residuals
 from absorb_pl.functional import SILENT, cosine_similarity_matrix, most_negative_latents, paper_verdicts
 from absorb_pl.models import context_length, encode_rows, require_next_token_logits, sae_hook_name
@@ -189,7 +190,7 @@ class FeatureAbsorptionCalculator:
         for rows in torch.arange(len(tokens)).split(self.filter_prompts_batch_size):
             batch = tokens.select(rows)
             found = read_residuals(self.model, batch.input_ids, batch.attention_mask, batch.word_positions, [hook])
-            total = encode_rows(sae, found[hook])[:, mains].float().abs().sum(dim=-1).cpu()
+            total = encode_rows(sae, found[hook])[:, mains].double().abs().sum(dim=-1).cpu()
             silent += rows[total < SILENT].tolist()
         return silent
 
@@ -213,7 +214,7 @@ class FeatureAbsorptionCalculator:
             rows=rows,
             batch_size=self.ig_batch_size,
         )
-        decoder = sae.W_dec.detach().float()
+        decoder = at_least_float32(sae.W_dec.detach())
         cosines = cosine_similarity_matrix(probe_dir.to(decoder)[None], decoder)[0]
         verdicts = paper_verdicts(
             found.scores,
