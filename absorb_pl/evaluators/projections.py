@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from absorb_pl.attribution.gradients import at_least_float32
 from absorb_pl.functional import (
     ProjectionScores,
     cosine_similarity_matrix,
@@ -72,8 +73,8 @@ def score_projections(
         One row a word with the columns of `PROJECTION_COLUMNS`, classes in order.
     """
     device = sae.W_dec.device
-    directions = probe_weight.to(device).float()
-    cosines = cosine_similarity_matrix(directions, sae.W_dec.float())
+    directions = at_least_float32(probe_weight.to(device))
+    cosines = cosine_similarity_matrix(directions, at_least_float32(sae.W_dec))
     units = unit_rows(directions)
     chunk = max(1, chunk_values // len(sae.W_dec))
     columns: dict[str, list[Any]] = {name: [] for name in PROJECTION_COLUMNS}
@@ -84,7 +85,7 @@ def score_projections(
             latents, contributions = encode_and_project(sae, inputs, units[c])
             scores = projection_scores(
                 latents,
-                probe_projection(inputs.float(), directions[c]),
+                probe_projection(at_least_float32(inputs), directions[c]),
                 cosines[c],
                 list(main_latents[label]),
                 max_absorbers=stored_absorbers,

@@ -169,7 +169,7 @@ class SpellingGrader:
         return grades
 
     def _grade(self, prompt: SpellingPrompt, logits: Tensor, answer: Tensor) -> SpellingGrade:
-        log_probs = logits.float().log_softmax(dim=-1)
+        log_probs = logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         best, prediction = log_probs.max(dim=-1)
         return SpellingGrade(
             word=prompt.word,

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from absorb_pl.errors import ContextLengthError, PromptError
+from absorb_pl.models import load_language_model
 from absorb_pl.words import SpellingGrader, first_letter_formatter, spelling_formatter
+
+pytestmark = pytest.mark.numeric
 
 CASES = {
     "first_letter": ("{word} has the first letter:", first_letter_formatter(capitalize=True)),
@@ -21,18 +24,23 @@ def grader(model, words, case="first_letter", **options):
 
 @pytest.mark.parametrize("case", list(CASES))
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
-def test_golden_grades_whatever_the_batch_size(golden, golden_words, case, batch_size):
-    model, folder = golden
+def test_golden_grades_whatever_the_batch_size(golden, golden_words, recorded_to, float32_rounding, case, batch_size):
+    single, folder = golden
+    model = load_language_model(str(folder), dtype="float64")
     expected = json.loads((folder / f"expected_grades_{case}.json").read_text())
     grades = grader(model, golden_words[:8], case).grade_words(
         [row["word"] for row in expected], batch_size=batch_size, show_progress=False
     )
-    assert len(grades) == len(expected) == 12
-    for grade, row in zip(grades, expected, strict=True):
+    in_float32 = grader(single, golden_words[:8], case).grade_words(
+        [row["word"] for row in expected], batch_size=batch_size, show_progress=False
+    )
+    assert len(grades) == len(in_float32) == len(expected) == 12
+    for grade, rounded, row in zip(grades, in_float32, expected, strict=True):
         for field in ("word", "prompt", "answer", "prediction", "is_correct"):
-            assert getattr(grade, field) == row[field]
-        assert grade.answer_log_prob == pytest.approx(row["answer_log_prob"], rel=1e-5)
-        assert grade.prediction_log_prob == pytest.approx(row["prediction_log_prob"], rel=1e-5)
+            assert getattr(grade, field) == getattr(rounded, field) == row[field]
+        for field in ("answer_log_prob", "prediction_log_prob"):
+            assert getattr(grade, field) == pytest.approx(row[field], rel=recorded_to(folder.name))
+            assert getattr(rounded, field) == pytest.approx(row[field], rel=float32_rounding(model))
 
 
 def test_log_probabilities_are_those_of_one_unpadded_run(golden, golden_words):
