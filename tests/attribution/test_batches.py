@@ -22,9 +22,9 @@ from absorb_pl.models import apply_saes_and_run
 HOOK, TRACKED = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
 LENGTHS, CORRUPTED_LENGTHS = (12, 17, 7), (12, 15, 9)
 ANSWERS = (5, 9, 13)
-# Of the largest figure. In company, float32 sums are taken in other blocks: scores of these models move by 3e-7 to
-# 3.3e-6, those of the golden models by 9e-7. One unit of rounding in the embeddings moves the former by 1e-6 to 6e-6.
-ROUNDING, GOLDEN_ROUNDING = 5e-6, 2e-6
+# Of the largest figure: the models are in float64, but RMS norms and softmaxes of some compute in float32 inside
+# Hugging Face's modules. These are half a unit of float32 for each of the 80 latents and 32 dimensions that are summed.
+ROUNDING = (80 + 32) * torch.finfo(torch.float32).eps / 2
 
 
 def random_prompts(lengths: tuple[int, ...], seed: int) -> list[Tensor]:
@@ -41,7 +41,7 @@ def random_sae(width: int = 32, hook: str = HOOK) -> StandardSAE:
     with torch.no_grad():
         sae.b_enc.normal_(0, 0.1)
         sae.b_dec.normal_(0, 0.1)
-    return sae
+    return sae.to(dtype=torch.float64)
 
 
 def answers(of: tuple[int, ...] = ANSWERS) -> Callable[[Tensor], Tensor]:
@@ -136,44 +136,38 @@ def test_ablations_of_every_family(family: Any):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"], indirect=True)
-def test_in_float64_prompts_in_company_are_the_same_computation(family: Any):
-    sae = random_sae().double()
-    sae.dtype = torch.float64
-    family.original_model.double()
-    try:
-        together = attribute(family, sae, PROMPTS, answers(), True)
-        patched = patch(family, sae, PROMPTS, CORRUPTED, answers(), True)
-        for row, (prompt, corrupted) in enumerate(zip(PROMPTS, CORRUPTED, strict=True)):
-            metric = answers(ANSWERS[row : row + 1])
-            alone = attribute(family, sae, prompt, metric, True).sae_feature_attributions[HOOK][0]
-            found = together.sae_feature_attributions[HOOK][row, -len(alone) :]
-            assert (found - alone).abs().max() < 1e-12 * alone.abs().max()
-            alone = patch(family, sae, prompt, corrupted, metric, True).sae_feature_attributions[HOOK][0]
-            found = patched.sae_feature_attributions[HOOK][row, -len(alone) :]
-            assert (found - alone).abs().max() < 1e-12 * alone.abs().max()
-    finally:
-        family.original_model.float()
-
-
-def test_bfloat16_models_take_prompts_of_different_lengths(family: Any):
+def test_prompts_in_company_are_the_same_computation(family: Any):
     sae = random_sae()
-    family.original_model.to(torch.bfloat16)
-    try:
-        together = attribute(family, sae, PROMPTS, answers(), True)
-        for row, prompt in enumerate(PROMPTS):
-            alone = attribute(family, sae, prompt, answers(ANSWERS[row : row + 1]), True)
-            expected = alone.sae_feature_grads[HOOK].flatten().float()
-            found = together.sae_feature_grads[HOOK][row, -len(prompt) :].flatten().float()
-            assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.99
-            assert together.sae_feature_grads[HOOK].isfinite().all()
-    finally:
-        family.original_model.float()
+    together = attribute(family, sae, PROMPTS, answers(), True)
+    patched = patch(family, sae, PROMPTS, CORRUPTED, answers(), True)
+    for row, (prompt, corrupted) in enumerate(zip(PROMPTS, CORRUPTED, strict=True)):
+        metric = answers(ANSWERS[row : row + 1])
+        alone = attribute(family, sae, prompt, metric, True).sae_feature_attributions[HOOK][0]
+        found = together.sae_feature_attributions[HOOK][row, -len(alone) :]
+        assert (found - alone).abs().max() < 1e-12 * alone.abs().max()
+        alone = patch(family, sae, prompt, corrupted, metric, True).sae_feature_attributions[HOOK][0]
+        found = patched.sae_feature_attributions[HOOK][row, -len(alone) :]
+        assert (found - alone).abs().max() < 1e-12 * alone.abs().max()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "gemma2"])
+def test_bfloat16_models_take_prompts_of_different_lengths(load_family: Any, name: str):
+    family, sae = load_family(name, torch.bfloat16), random_sae().to(dtype=torch.float32)
+    together = attribute(family, sae, PROMPTS, answers(), True)
+    for row, prompt in enumerate(PROMPTS):
+        alone = attribute(family, sae, prompt, answers(ANSWERS[row : row + 1]), True)
+        expected = alone.sae_feature_grads[HOOK].flatten().float()
+        found = together.sae_feature_grads[HOOK][row, -len(prompt) :].flatten().float()
+        assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.99
+        assert together.sae_feature_grads[HOOK].isfinite().all()
 
 
 def test_a_hooked_transformer_takes_prompts_of_different_lengths():
     shape = {"n_layers": 3, "d_model": 32, "n_ctx": 64, "d_head": 8, "d_vocab": 296, "act_fn": "gelu"}
     model = HookedTransformer(
-        HookedTransformerConfig(**shape, seed=0, init_weights=True, initializer_range=0.2, device="cpu")
+        HookedTransformerConfig(
+            **shape, seed=0, init_weights=True, initializer_range=0.2, device="cpu", dtype=torch.float64
+        )
     )
     sae = random_sae()
     for kind, metric in METRICS.items():
@@ -209,17 +203,17 @@ def test_golden_models(case: Any, sae_name: str, include_error_term: bool):
 
     together = calculate_feature_attribution(case.model, texts, **options)
     alone = [calculate_feature_attribution(case.model, text, **options) for text in texts]
-    assert_rows_equal(together, alone, GOLDEN_ROUNDING)
+    assert_rows_equal(together, alone)
     found = integrate(texts)
     assert found.corrupted_sae_feature_activations is None
     for row, text in enumerate(texts):
         alone = integrate(text)
         expected = alone.sae_feature_attributions[hook][0]
         difference = found.sae_feature_attributions[hook][row, -len(expected) :] - expected
-        assert difference.abs().max() < GOLDEN_ROUNDING * expected.abs().max()
+        assert difference.abs().max() < ROUNDING * expected.abs().max()
         expected = alone.model_grads[TRACKED]
         difference = found.model_grads[TRACKED][row, -len(expected) :] - expected
-        assert difference.abs().max() < GOLDEN_ROUNDING * expected.abs().max()
+        assert difference.abs().max() < ROUNDING * expected.abs().max()
 
 
 def test_two_saes_that_stand_in_for_the_model(case: Any):
@@ -242,7 +236,7 @@ def test_two_saes_that_stand_in_for_the_model(case: Any):
     for row, text in enumerate(texts):
         for hook, expected in integrate(text).items():
             difference = together[hook][row, -expected.shape[1] :] - expected[0]
-            assert difference.abs().max() < GOLDEN_ROUNDING * expected.abs().max()
+            assert difference.abs().max() < ROUNDING * expected.abs().max()
 
 
 def test_a_run_reads_as_single_runs_do(case: Any):
@@ -269,7 +263,7 @@ def test_a_run_reads_as_single_runs_do(case: Any):
         ]
         for found, expected in pairs:
             difference = found[row, -length:] - expected[0]
-            assert difference.abs().max() < GOLDEN_ROUNDING * expected.abs().max()
+            assert difference.abs().max() < ROUNDING * expected.abs().max()
         assert together.model_output[row, :-length].isnan().all()
         assert together.sae_activations[hook].sae_in[row, :-length].abs().sum() == 0
         loss = apply_saes_and_run(case.model, input=text, return_type="loss", **options).model_output
@@ -345,7 +339,7 @@ def test_batch_size_and_order_change_nothing(case: Any):
 
     expected = integrate(9)
     for batch_size in (1, 2, 4):
-        assert (integrate(batch_size) - expected).abs().max() < GOLDEN_ROUNDING * expected.abs().max()
+        assert (integrate(batch_size) - expected).abs().max() < ROUNDING * expected.abs().max()
 
 
 def test_one_value_for_all_prompts_is_their_sum(case: Any):
