@@ -171,6 +171,10 @@ class LinearProbeStage(UnitStage):
         tensors = load_file(self.folder(hook) / _PROBE)
         return tensors["weight"], tensors["bias"]
 
+    def probe(self, hook: str) -> LinearProbe:
+        """The probe of a hook."""
+        return LinearProbe.from_weights(*self.weights(hook), self.data.words.task.classes)
+
     def curve(self, hook: str) -> pd.DataFrame:
         """Training curve of a hook's probe, a row an epoch."""
         return pd.read_parquet(self.folder(hook) / _CURVE)
