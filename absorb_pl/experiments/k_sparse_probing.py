@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from absorb_pl.experiments.classes import column_matrix, occurring_classes, targets_of
 from absorb_pl.experiments.common import EXPERIMENTS_DIR, SaeInfo
-from absorb_pl.experiments.plots import mean_over_letters, save_plot, vs_l0_figure, vs_layer_figure
+from absorb_pl.experiments.plots import mean_over_letters, metric_name, save_plot, vs_l0_figure, vs_layer_figure
 from absorb_pl.experiments.runs import Frames, FrameStage, Results, run_experiment
 from absorb_pl.functional import DEFAULT_KS, binary_metrics, cosine_similarity_matrix, main_latents
 from absorb_pl.models import encoder_parts
@@ -185,9 +185,9 @@ def add_feature_splits_to_auroc_f1_df(
     ks = [k for k in ks if f"f1_sparse_sae_{k}" in df]
     feats = [
         main_latents(
-            [row[f"f1_sparse_sae_{k}"] for k in ks],
+            [float(row[f"f1_sparse_sae_{k}"]) for k in ks],
             ks,
-            list(row[f"sparse_sae_k_{ks[-1]}_feats"]),
+            [int(latent) for latent in row[f"sparse_sae_k_{ks[-1]}_feats"]],
             f1_jump_threshold,
             ks[-1],
         )
@@ -317,7 +317,7 @@ def plot_k1_metric_vs_l0(
         The figure.
     """
     points = mean_over_letters(k_sparse_results, f"{metric}_sum_sparse_sae_1")
-    figure = vs_l0_figure(points, f"SAE {metric} (k = 1) vs L0", f"Mean {metric}")
+    figure = vs_l0_figure(points, f"SAE {metric_name(metric)} (k = 1) vs L0", f"Mean {metric_name(metric)}")
     return save_plot(figure, experiment_dir, f"k1_{metric}_vs_l0")
 
 
@@ -338,7 +338,9 @@ def plot_k1_metric_vs_layer(
     """
     points = mean_over_letters(k_sparse_results, f"{metric}_sum_sparse_sae_1")
     probe = mean_over_letters(k_sparse_results, f"{metric}_probe")
-    figure = vs_layer_figure(points, f"SAE {metric} (k = 1) vs layer", f"Mean {metric}", probe)
+    figure = vs_layer_figure(
+        points, f"SAE {metric_name(metric)} (k = 1) vs layer", f"Mean {metric_name(metric)}", probe
+    )
     return save_plot(figure, experiment_dir, f"k1_{metric}_vs_layer")
 
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from absorb_pl.experiments.classes import column_matrix, occurring_classes, targets_of
 from absorb_pl.experiments.common import EXPERIMENTS_DIR, SaeInfo
-from absorb_pl.experiments.plots import mean_over_letters, save_plot, vs_l0_figure, vs_layer_figure
+from absorb_pl.experiments.plots import mean_over_letters, metric_name, save_plot, vs_l0_figure, vs_layer_figure
 from absorb_pl.experiments.runs import Frames, FrameStage, Results, run_experiment
 from absorb_pl.functional import (
     LATENT_DECISION_THRESHOLD,
@@ -229,13 +229,13 @@ def plot_metric_vs_l0(
     Returns:
         The figure.
     """
-    title, name = f"SAE {metric} vs L0", f"{metric}_vs_l0"
+    title, name = f"SAE {metric_name(metric)} vs L0", f"{metric}_vs_l0"
     if layers_range is not None:
         first, last = layers_range[0], layers_range[1] - 1
         results = {layer: found for layer, found in results.items() if first <= layer <= last}
         title, name = f"{title} (layers {first}-{last})", f"{name}_layers_{first}_{last}"
     points = mean_over_letters(results, f"{metric}_sae_top_0")
-    return save_plot(vs_l0_figure(points, title, f"Mean {metric}"), experiment_dir, name)
+    return save_plot(vs_l0_figure(points, title, f"Mean {metric_name(metric)}"), experiment_dir, name)
 
 
 def plot_metric_vs_layer(
@@ -254,5 +254,7 @@ def plot_metric_vs_layer(
         The figure.
     """
     points, probe = mean_over_letters(results, f"{metric}_sae_top_0"), mean_over_letters(results, f"{metric}_probe")
-    title = f"SAE {metric} vs layer"
-    return save_plot(vs_layer_figure(points, title, f"Mean {metric}", probe), experiment_dir, f"{metric}_vs_layer")
+    title = f"SAE {metric_name(metric)} vs layer"
+    return save_plot(
+        vs_layer_figure(points, title, f"Mean {metric_name(metric)}", probe), experiment_dir, f"{metric}_vs_layer"
+    )

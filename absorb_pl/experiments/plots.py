@@ -27,14 +27,14 @@ def points_of(results: Results, value: Callable[[pd.DataFrame], float]) -> pd.Da
         value: What is drawn of a frame.
 
     Returns:
-        `layer, sae_l0, sae_width, value`, without SAEs whose value is missing.
+        `layer, sae_l0, sae_width, value`; values may be missing.
     """
     rows = [
         {"layer": layer, "sae_l0": info.l0, "sae_width": info.width, "value": value(frame)}
         for layer, found in results.items()
         for frame, info in found
     ]
-    return pd.DataFrame(rows, columns=["layer", "sae_l0", "sae_width", "value"]).dropna(ignore_index=True)
+    return pd.DataFrame(rows, columns=["layer", "sae_l0", "sae_width", "value"])
 
 
 def mean_over_letters(results: Results, column: str) -> pd.DataFrame:
@@ -55,7 +55,7 @@ def vs_l0_figure(points: pd.DataFrame, title: str, label: str) -> Figure:
         title: Its title.
         label: What the vertical axis shows.
     """
-    figure, axis = _figure(title, label, "L0")
+    figure, axis, points = _figure(points, title, label, "L0")
     for width, rows in points.groupby("sae_width"):
         axis.plot(rows["sae_l0"], rows["value"], **_style(points, width))
     _legend(figure, axis)
@@ -71,7 +71,7 @@ def vs_layer_figure(points: pd.DataFrame, title: str, label: str, probe: pd.Data
         label: What the vertical axis shows.
         probe: The linear probe's own values, drawn as a line.
     """
-    figure, axis = _figure(title, label, "Layer")
+    figure, axis, points = _figure(points, title, label, "Layer")
     layers = sorted(points["layer"].unique().tolist())
     place = points["layer"].map(layers.index) + _beside(points)
     for width, rows in points.assign(place=place).groupby("sae_width"):
@@ -84,6 +84,19 @@ def vs_layer_figure(points: pd.DataFrame, title: str, label: str, probe: pd.Data
     axis.set_xlim(-0.6, len(layers) - 0.4)
     _legend(figure, axis)
     return figure
+
+
+def metric_name(metric: str) -> str:
+    """A metric as titles write it.
+
+    Args:
+        metric: Its name in tables.
+
+    Example:
+        >>> metric_name("f1"), metric_name("recall")
+        ('F1', 'recall')
+    """
+    return "F1" if metric == "f1" else metric
 
 
 def save_plot(figure: Figure, folder: Path | str, name: str) -> Figure:
@@ -110,13 +123,16 @@ def save_plot(figure: Figure, folder: Path | str, name: str) -> Figure:
     return figure
 
 
-def _figure(title: str, label: str, below: str) -> tuple[Figure, Axes]:
+def _figure(points: pd.DataFrame, title: str, label: str, below: str) -> tuple[Figure, Axes, pd.DataFrame]:
+    """A figure with one empty panel, and the points to draw; it says how many have no value."""
+    drawn = points.dropna(ignore_index=True)
+    missing = len(points) - len(drawn)
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axis = figure.subplots()
-    axis.set(title=title, xlabel=below, ylabel=label)
+    axis.set(title=title, xlabel=f"{below} (not drawn: {missing} without a value)" if missing else below, ylabel=label)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
+    return figure, axis, drawn
 
 
 def _style(points: pd.DataFrame, width: Any) -> dict[str, Any]:

@@ -201,9 +201,7 @@ def load_df_acts_probing(
 
 
 @torch.no_grad()
-def _activations(
-    model: Any, prompts: list[str], part: str, hook: str, batch_size: int, position: int
-) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _activations(model: Any, prompts: list[str], part: str, hook: str, batch_size: int, position: int) -> np.ndarray:
     if not prompts:
         raise PromptError(f"{part}_dataset", prompts, expected="at least one prompt", remedy="Give more words.")
     tokens = read_prompts(model, prompts)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,8 +46,8 @@ def train_linear_probe_for_task(
     train_df: pd.DataFrame,
     test_df: pd.DataFrame,
     device: torch.device | str,
-    train_activations: np.ndarray[Any, Any],
-    test_activations: np.ndarray[Any, Any],
+    train_activations: np.ndarray,
+    test_activations: np.ndarray,
     num_classes: int = 26,
     batch_size: int = 4096,
     num_epochs: int = 50,
