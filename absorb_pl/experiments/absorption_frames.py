@@ -110,7 +110,7 @@ class AbsorptionFrameStage(FrameStage):
         rows = []
         for letter, of_letter in words.groupby("label", sort=False):
             about = letters[letter]
-            of_mains = self._mains(unit, sae, str(letter), about["main_latents"], of_letter)
+            of_mains = self._mains(unit, sae, str(letter), list(map(int, about["main_latents"])), of_letter)
             rows += [
                 frame_row(str(letter), about["sample_portion"], about["num_probe_true_positives"], result)
                 for result in _results(of_letter.to_dict("records"), of_mains)
@@ -123,7 +123,7 @@ class AbsorptionFrameStage(FrameStage):
     ) -> list[list[FeatureScore]]:
         """Score of each main latent at each word."""
         data, hook = self.stages.data, self.stages.saes[unit].hook_name
-        ids = torch.tensor([int(latent) for latent in latents])
+        ids = torch.tensor(latents)
         weight, _ = self.stages.probes.weights(hook)
         decoder = sae.W_dec.detach()
         direction = weight[data.words.task.classes.index(letter), None].to(decoder.device)
