@@ -10,6 +10,7 @@ LIST = "Show which SAEs names or patterns select, with width and published L0; n
 def parse_study(words: list[str]) -> None:
     """Run `absorb-pl study` with the words behind it."""
     from jsonargparse import ArgumentParser
+    from lightning.pytorch.utilities import rank_zero_only
 
     from absorb_pl.study import StudyConfig, run_study
 
@@ -20,7 +21,7 @@ def parse_study(words: list[str]) -> None:
     settings.pop("config")
     config = StudyConfig(**settings)
     run_study(config)
-    if config.until != "report":
+    if config.until != "report" and getattr(rank_zero_only, "rank", 0) == 0:
         sys.stdout.write(f"Stopped after the stage {config.until}; without `until` the next run goes on from there.\n")
 
 
