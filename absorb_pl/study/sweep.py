@@ -37,18 +37,16 @@ def run_study(config: StudyConfig) -> StudyResult:
     if not config.models:
         return study_of_model(config)
     run_dir = Path(config.run_dir)
-    results = {
-        model: study_of_model(
-            replace(config, model=model, saes=saes, models={}, run_dir=str(run_dir / folder_of_model(model)))
-        )
-        for model, saes in config.models.items()
-    }
+    results: dict[str, StudyResult] = {}
+    for model, saes in config.models.items():
+        of_model = replace(config, model=model, saes=saes, models={}, run_dir=str(run_dir / folder_of_model(model)))
+        results[model] = replace(study_of_model(of_model), stages=None)  # the stages hold the language model
     names = list(next(iter(results.values())).tables)
     tables = {name: _joined({model: result.tables[name] for model, result in results.items()}) for name in names}
     if getattr(rank_zero_only, "rank", 0) == 0:
         for name, table in tables.items():
             write_table(table, run_dir / "tables" / f"{name}.parquet")
-        if len(results) > 1:
+        if tables and len(results) > 1:
             print_summary(tables["summary"])
     return StudyResult(run_dir, tables)
 
