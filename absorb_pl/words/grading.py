@@ -20,6 +20,7 @@ from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt
 
 Hooks = Sequence[tuple[str | Callable[..., Any], Callable[..., Any]]]
 """Pairs of hook name and function."""
+_SPELLED = spelling_formatter()
 HookGenerator = Callable[[list[int]], Hooks]
 """Makes the hooks of a batch from the index of the last token of each prompt's own word."""
 
@@ -84,7 +85,7 @@ class SpellingGrader:
     icl_word_list: Sequence[str]
     max_icl_examples: int | None = None
     base_template: str = "{word}:"
-    answer_formatter: Formatter = spelling_formatter()
+    answer_formatter: Formatter = _SPELLED
     example_separator: str = "\n"
     shuffle_examples: bool = True
     hook_generator: HookGenerator | None = None
