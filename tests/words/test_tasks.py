@@ -51,8 +51,6 @@ def test_labels_are_the_first_letters(any_tokenizer):
     [
         ({}, 4491, "20892048d0f2da53"),
         ({"vocabulary": "common"}, 4287, "520e9853465af2b8"),
-        ({"only_start_of_word": False}, 4543, "e1dc8510b46d90dc"),
-        ({"name": "last_letter"}, 4491, "d6e8f721363bfa43"),
         ({"name": "contains", "contains": "e"}, 4491, "642a930754c21f70"),
     ],
 )
