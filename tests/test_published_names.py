@@ -37,7 +37,7 @@ def table_under(heading):
     """Cells of the table under a heading of the document, a list of the terms in backticks for each cell."""
     text = DOCUMENT.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in text.splitlines() if line.startswith("|")][2:]
-    return [[re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split(" | ")] for line in lines]
+    return [[re.findall(r"`([^`]+)`", cell) for cell in line.strip("| ").split("|")] for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from absorb_pl.words.formatters import (
     spelling,
     spelling_formatter,
 )
-from absorb_pl.words.grading import HookGenerator, Hooks, SpellingGrade, SpellingGrader
+from absorb_pl.words.grading import HookFn, HookGenerator, Hooks, SpellingGrade, SpellingGrader
 from absorb_pl.words.letter_tasks import (
     YES_NO,
     contains_task_of_words,
@@ -74,6 +74,7 @@ __all__ = [
     "YES_NO",
     "AnswerTokens",
     "Formatter",
+    "HookFn",
     "HookGenerator",
     "Hooks",
     "LabelledTexts",

@@ -18,7 +18,9 @@ from absorb_pl.words.next_token import require_next_token_logits
 from absorb_pl.words.positions import prepends_bos, tokenize_prompts
 from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt
 
-Hooks = Sequence[tuple[str | Callable[..., Any], Callable[..., Any]]]
+HookFn = Callable[..., Any]
+"""From an activation, and the hook point as `hook`, to what takes its place."""
+Hooks = Sequence[tuple[str | Callable[..., Any], HookFn]]
 """Pairs of hook name and function."""
 _SPELLED = spelling_formatter()
 HookGenerator = Callable[[list[int]], Hooks]

@@ -249,7 +249,7 @@ def test_activations_before_the_activation_function():
     before = golden.run_with_cache(x)[1]["hook_sae_acts_pre"].detach()
     one_hot = torch.nn.functional.one_hot(torch.tensor([n for _, n in labels]))
     torch.manual_seed(0)
-    ranking = train_sparse_multi_probe(before, one_hot, batch_size=16, show_progress=False)
+    ranking = train_sparse_multi_probe(before, one_hot, batch_size=16, show_progress=False, device="cpu")
     assert probes[2][1].feature_ids.tolist() == rank_latents(ranking.weights.detach(), 2)[1].tolist()
     assert probes[2][1](before).shape == (80,)
     with pytest.raises(AbsorbError, match="hooks"):
