@@ -123,12 +123,12 @@ def differences(module, name, recorded, places):
 
 
 def test_nothing_differs_without_its_reason(facts, places, explained):
-    found = [pair for name, recorded in facts.items() for pair in differences(*name, recorded, places)]
+    found = [pair for (module, name), recorded in facts.items() for pair in differences(module, name, recorded, places)]
     assert sorted(set(found) - set(explained)) == []
 
 
 def test_no_reason_stands_for_what_does_not_differ(facts, places, explained):
-    found = {pair for name, recorded in facts.items() for pair in differences(*name, recorded, places)}
+    found = {pair for (module, name), recorded in facts.items() for pair in differences(module, name, recorded, places)}
     assert sorted(set(explained) - found) == []
     assert len(explained) == len(set(explained))
 
