@@ -62,7 +62,7 @@ def facts():
     return names
 
 
-def found_here(module, name, places):
+def found_here(module, name, places) -> Any:
     """What stands here for a published name, or `MISSING`."""
     place = places.get(f"{module}.{name.split('.')[0]}", places.get(module))
     if place is None:
