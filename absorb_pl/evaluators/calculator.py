@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from absorb_pl.words import (
     tokenize_prompts,
 )
 
+_FIRST_LETTER = first_letter_formatter()
 MetricFn = Callable[[Tensor], Tensor]
 """From logits `[prompts, tokens, vocab]`, of which only the last position is given, to one value a prompt."""
 
@@ -112,7 +113,7 @@ class FeatureAbsorptionCalculator:
     icl_word_list: list[str]
     max_icl_examples: int | None = None
     base_template: str = "{word}:"
-    answer_formatter: Formatter = field(default_factory=first_letter_formatter)
+    answer_formatter: Formatter = _FIRST_LETTER
     example_separator: str = "\n"
     shuffle_examples: bool = True
     word_token_pos: int | None = None

@@ -17,7 +17,7 @@ from absorb_pl.experiments.plots import mean_over_letters, metric_name, save_plo
 from absorb_pl.experiments.runs import Frames, FrameStage, Results, run_experiment
 from absorb_pl.functional import DEFAULT_KS, binary_metrics, cosine_similarity_matrix, main_latents
 from absorb_pl.models import encoder_parts
-from absorb_pl.probes import LinearProbe, SparseProbe, encode_latents
+from absorb_pl.probes import KSparseProbe, LinearProbe, encode_latents
 from absorb_pl.words import LETTERS
 
 SPARSE_PROBING_EXPERIMENT_NAME = "k_sparse_probing"
@@ -26,7 +26,7 @@ EPS = 1e-6
 """Sum of activations above which the latents of a k-sparse probe count as firing."""
 
 MetricName = Literal["f1", "precision", "recall"]
-KSparseProbes = Mapping[int, Mapping[int, SparseProbe]]
+KSparseProbes = Mapping[int, Mapping[int, KSparseProbe]]
 """A probe for each k and number of a class, as `train_k_sparse_probes` gives them."""
 
 

@@ -2,7 +2,7 @@
 
 from absorb_pl.probes.base import MISSING_LOGIT, OneVsRestModule
 from absorb_pl.probes.fitting import fit_probe, quiet_lightning
-from absorb_pl.probes.k_sparse import KSparseProbe
+from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.metrics import ProbeMetrics, first_of_each
@@ -21,7 +21,7 @@ from absorb_pl.probes.task_probes import (
     train_linear_probe_for_task,
 )
 from absorb_pl.probes.training import (
-    SparseProbe,
+    KSparseProbe,
     train_binary_probe,
     train_k_sparse_probes,
     train_multi_probe,
@@ -35,7 +35,7 @@ __all__ = [
     "OneVsRestModule",
     "ProbeMetrics",
     "ProbeStats",
-    "SparseProbe",
+    "SaeProbe",
     "TensorBatches",
     "create_dataset_probe_training",
     "encode_latents",

@@ -1,4 +1,4 @@
-"""The k-sparse probe: how well a class's k best SAE latents tell the class."""
+"""The SAE probe: how well a class's k best SAE latents tell the class."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -33,14 +33,13 @@ class _EncodedRows(NamedTuple):
     kept: Tensor | None = None
 
 
-class KSparseProbe(OneVsRestModule):
+class SaeProbe(OneVsRestModule):
     """Logistic regressions on the k best SAE latents of each class, for many k.
 
     Source: arXiv 2409.14507, section 4.1, and the published `train_k_sparse_probes`. A fit trains an
-        L1-regularised
-    one-vs-rest probe on all latents; at its end each class's latents are ranked by signed weight and the
-    logistic regression (C = 1, balanced classes) on the first k is solved to its optimum for every class and
-    k. The solved probes are buffers, so a checkpoint holds all that `test` needs.
+    L1-regularised one-vs-rest probe on all latents; at its end each class's latents are ranked by signed weight and the
+    logistic regression (C = 1, balanced classes) on the first k is solved to its optimum for every class and k.
+    The solved probes are buffers, so a checkpoint holds all that `test` needs.
 
     Attributes:
         latent_ids: Each class's latents, best first, `[classes, max(ks)]`.
@@ -72,7 +71,7 @@ class KSparseProbe(OneVsRestModule):
         ...     W_dec = torch.eye(3)
         ...     def encode(self, x):
         ...         return x.relu()
-        >>> probe = KSparseProbe(Identity(), num_outputs=2, ks=[1, 2])
+        >>> probe = SaeProbe(Identity(), num_outputs=2, ks=[1, 2])
         >>> probe.scores(torch.zeros(5, 3)).shape
         torch.Size([5, 2, 2])
     """

@@ -27,7 +27,7 @@ from absorb_pl.experiments.k_sparse_probing import (
 )
 from absorb_pl.experiments.latent_evaluation import build_evaluation_df, eval_probe_and_top_sae_raw_scores
 from absorb_pl.models import load_sae
-from absorb_pl.probes import LinearProbe, SparseProbe
+from absorb_pl.probes import KSparseProbe, LinearProbe
 from absorb_pl.words import LETTERS, first_letter_formatter
 
 CASES = [(model, sae) for model in ("gpt2-micro", "gemma2-micro") for sae in ("standard_A", "jumprelu_A")]
@@ -59,7 +59,7 @@ class Case:
             probes.setdefault(int(k), {}).setdefault(int(c), {})[part] = tensor
         return {
             k: {
-                c: SparseProbe(p["weight"].double(), p["bias"].double().squeeze(), p["ids"].long())
+                c: KSparseProbe(p["weight"].double(), p["bias"].double().squeeze(), p["ids"].long())
                 for c, p in of_k.items()
             }
             for k, of_k in sorted(probes.items())
