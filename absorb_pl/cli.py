@@ -1,12 +1,15 @@
 """The command line: `absorb-pl study | rescore | list | fit | validate | test | predict`."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from absorb_pl import __version__
 from absorb_pl.commands import LIST, OWN_PARSERS, RESCORE, STUDY
 from absorb_pl.errors import AbsorbError
+from absorb_pl.interruption import exit_code, interruptible
 
 COMMANDS = {
     "study": STUDY,
@@ -37,7 +40,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words of the command line without the program's name; those of this process when None.
 
     Raises:
-        SystemExit: With code 2 for a bad command line, and 1 after a named error, which is printed.
+        SystemExit: With code 2 for a bad command line, 1 after a named error, which is printed, 143 after SIGTERM and
+            130 after SIGINT.
     """
     words = list(sys.argv[1:] if args is None else args)
     command = words[0] if words else "--help"
@@ -50,10 +54,13 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     else:
         try:
-            if command in OWN_PARSERS:
-                OWN_PARSERS[command](words[1:])
-            else:
-                _run_trainer(None if args is None else words)
+            with interruptible():
+                if command in OWN_PARSERS:
+                    OWN_PARSERS[command](words[1:])
+                else:
+                    _run_trainer(None if args is None else words)
+        except KeyboardInterrupt:
+            raise SystemExit(exit_code(signal.SIGINT)) from None
         except ValueError as error:
             named = _named_error(error)
             if named is None:
@@ -70,13 +77,19 @@ def _named_error(error: BaseException | None) -> AbsorbError | None:
 
 
 def _run_trainer(words: list[str] | None) -> None:
-    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.cli import LightningCLI
+
+    from absorb_pl.data import stoppable
 
     for room in ("data", "evaluators", "probes"):  # their classes are known by short names once imported
         import_module(f"absorb_pl.{room}")
 
-    LightningCLI(
+    class StoppableCLI(LightningCLI):
+        def instantiate_trainer(self, **settings: Any) -> Trainer:
+            return stoppable(super().instantiate_trainer(**settings))
+
+    StoppableCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,

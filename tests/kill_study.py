@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from absorb_pl.cli import main
-from absorb_pl.data import collector
+from absorb_pl.data import collector, publication
 from absorb_pl.evaluators import absorption_stage, probing_stages, projection_stage, writers
 from absorb_pl.reports import report
 
@@ -42,6 +42,7 @@ DEATHS = {
     "absorption_words": (writers, "write_table", 1),
     "report": (report, "write_table", 4),
     "report_figures": (report, "save_figures", 1),
+    "report_half_published": (publication, "_replace", 3),
 }
 
 

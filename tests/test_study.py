@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from absorb_pl.data import PromptDataModule, stratified_split
 from absorb_pl.errors import CacheCorruptedError, ManifestMismatchError
+from absorb_pl.reports import rescore_run
 from absorb_pl.study import run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
@@ -53,6 +54,7 @@ REMADE = {
     "absorption": (0, 0, 0, 2),
     "report": (0, 0, 0, 0),
     "report_figures": (0, 0, 0, 0),
+    "report_half_published": (0, 0, 0, 0),
 }
 KEPT = {"activations": 0, "activations_unnamed": 1}
 
@@ -92,6 +94,7 @@ def test_the_run_folder_is_complete(study):
         "figures",
         "manifest.json",
         "probes",
+        "published.json",
         "saebench",
         "tables",
         "tensorboard",
@@ -372,6 +375,8 @@ def killed(study, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", REMADE)
 def test_a_killed_study_is_carried_on(study, study_config, killed, stage):
+    with pytest.raises(CacheCorruptedError, match=r"finished study"):
+        rescore_run(killed / stage / "run")
     before = artifacts(killed / stage / "cache")
     expected = KEPT.get(stage, 13 - sum(REMADE[stage]))
     assert len(before) == expected

@@ -11,17 +11,21 @@ from absorb_pl.data.artifacts import (
     identity_key,
     open_artifact,
     write_artifact,
-    writing_to,
 )
 from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
+from absorb_pl.data.drafts import check_writable, user_path, whole_file, writing_to
+from absorb_pl.data.file_names import distinct_names
 from absorb_pl.data.prompt_datamodule import PromptBatches, PromptDataModule, prompt_data_of
+from absorb_pl.data.publication import check_published, publishing
 from absorb_pl.data.residuals import read_residuals
-from absorb_pl.data.run_folder import RunFolder
+from absorb_pl.data.run_folder import SUMMARY_SO_FAR, RunFolder
 from absorb_pl.data.shares import Share
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.stage import Stage, TrainerFactory, UnitStage
+from absorb_pl.data.stopping import stoppable
 
 __all__ = [
+    "SUMMARY_SO_FAR",
     "ActivationCache",
     "ActivationCacheWriter",
     "ActivationCollector",
@@ -35,13 +39,20 @@ __all__ = [
     "TrainerFactory",
     "UnitStage",
     "activation_identities",
+    "check_published",
+    "check_writable",
+    "distinct_names",
     "ensure_activations",
     "identity_key",
     "open_activations",
     "open_artifact",
     "prompt_data_of",
+    "publishing",
     "read_residuals",
+    "stoppable",
     "stratified_split",
+    "user_path",
+    "whole_file",
     "write_artifact",
     "writing_to",
 ]

@@ -1,9 +1,11 @@
 """The activation cache: one row a word, one artifact a hook, in memory-mapped shards.
 
 A shard is a raw file of `ROWS_PER_SHARD` rows in row-major order, in the storage dtype. Ranks write their rows
-straight to their place, so nothing has to be merged and nothing is held in memory.
+straight to their place, so nothing has to be merged and nothing is held in memory. A digest of each row is written
+with it, by which a pass proves that all rows are there before it publishes them.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -31,6 +33,8 @@ STORAGE_DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 ROWS_PER_SHARD = 16_384
+DIGESTS = "digests.bin"
+_DIGEST_BYTES = 8
 STAGE = "activations"
 
 
@@ -126,7 +130,7 @@ def shard_name(row: int) -> str:
 
 
 def write_rows(folder: Path, rows: Tensor, index: Tensor) -> None:
-    """Put rows in their place below `folder`, one call for each run of consecutive rows of a shard.
+    """Put rows and their digests in their place below `folder`, one call for each run of consecutive rows of a shard.
 
     Args:
         folder: Temporary folder of one hook's artifact.
@@ -139,15 +143,47 @@ def write_rows(folder: Path, rows: Tensor, index: Tensor) -> None:
     breaks = (index.diff() != 1) | (index[1:] % ROWS_PER_SHARD == 0)
     for run in torch.tensor_split(torch.arange(len(index)), (breaks.nonzero().squeeze(-1) + 1).tolist()):
         first = int(index[run[0]])
-        descriptor = os.open(folder / shard_name(first), os.O_WRONLY | os.O_CREAT, 0o644)
-        try:
-            content = memoryview(rows[run].view(torch.uint8).numpy().tobytes())
-            offset = first % ROWS_PER_SHARD * row_bytes
-            while len(content):
-                done = os.pwrite(descriptor, content, offset)
-                content, offset = content[done:], offset + done
-        finally:
-            os.close(descriptor)
+        content = rows[run].view(torch.uint8).numpy().tobytes()
+        _write_at(folder / shard_name(first), content, first % ROWS_PER_SHARD * row_bytes)
+        _write_at(folder / DIGESTS, _digests(content, row_bytes), first * _DIGEST_BYTES)
+
+
+def count_written_rows(folder: Path, num_rows: int, row_bytes: int) -> int:
+    """Number of rows below `folder` that are there as they were written, by their digests.
+
+    Args:
+        folder: Temporary folder of one hook's artifact.
+        num_rows: Rows that there should be.
+        row_bytes: Bytes per row.
+    """
+    digests = (folder / DIGESTS).read_bytes() if (folder / DIGESTS).is_file() else b""
+    count = 0
+    for start in range(0, num_rows, ROWS_PER_SHARD):
+        shard = folder / shard_name(start)
+        here = min(ROWS_PER_SHARD, num_rows - start)
+        found = _digests(shard.read_bytes()[: here * row_bytes], row_bytes) if shard.is_file() else b""
+        said = digests[start * _DIGEST_BYTES : (start + here) * _DIGEST_BYTES]
+        count += sum(
+            found[place : place + _DIGEST_BYTES] == said[place : place + _DIGEST_BYTES]
+            for place in range(0, min(len(found), len(said)), _DIGEST_BYTES)
+        )
+    return count
+
+
+def _digests(content: bytes, row_bytes: int) -> bytes:
+    """Digests of whole rows, one after the other."""
+    rows = (content[place : place + row_bytes] for place in range(0, len(content) - row_bytes + 1, row_bytes))
+    return b"".join(hashlib.blake2b(row, digest_size=_DIGEST_BYTES).digest() for row in rows)
+
+
+def _write_at(file: Path, content: bytes, offset: int) -> None:
+    descriptor, left = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644), memoryview(content)
+    try:
+        while len(left):
+            done = os.pwrite(descriptor, left, offset)
+            left, offset = left[done:], offset + done
+    finally:
+        os.close(descriptor)
 
 
 def check_finite(rows: Tensor, index: Tensor, hook: str, dtype: str) -> None:

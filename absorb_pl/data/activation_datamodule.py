@@ -18,9 +18,11 @@ from absorb_pl.data.activation_cache import (
     open_activations,
 )
 from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
+from absorb_pl.data.drafts import user_path
 from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.stage import TrainerFactory
+from absorb_pl.data.stopping import stoppable
 from absorb_pl.words import TaskConfig
 
 
@@ -118,7 +120,7 @@ class ActivationDataModule(LightningDataModule):
         super().__init__()
         self.prompt_data = PromptDataModule(model, task, prompt_batch_size, model_dtype=model_dtype)
         self.hook_name = hook_name
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir = user_path(cache_dir)
         self.dtype: StorageDtype = dtype
         self.batch_size = batch_size
         self.class_names = self.prompt_data.task.classes
@@ -173,11 +175,13 @@ class ActivationDataModule(LightningDataModule):
     def _one_device_trainer(self, callbacks: list[Callback]) -> Trainer:
         """The Trainer that builds the cache, on one device of the kind that the outer Trainer runs on."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        return Trainer(
-            accelerator="gpu" if device.type == "cuda" else device.type,
-            strategy=SingleDeviceStrategy(device),
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
+        return stoppable(
+            Trainer(
+                accelerator="gpu" if device.type == "cuda" else device.type,
+                strategy=SingleDeviceStrategy(device),
+                callbacks=callbacks,
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+            )
         )

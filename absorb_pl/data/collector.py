@@ -1,25 +1,26 @@
 """The predict stage that reads residual activations at the words and the callback that stores them."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.data.activation_cache import (
+    DIGESTS,
     STORAGE_DTYPES,
     StorageDtype,
     activation_identities,
     activation_path,
     check_finite,
+    count_written_rows,
     write_rows,
 )
-from absorb_pl.data.artifacts import begin_artifact, finish_artifact, temporary_path, this_process, writing_to
+from absorb_pl.data.artifacts import finish_artifact
+from absorb_pl.data.drafts import begin_draft, draft_of, end_draft, new_owner, user_path, writing_to
 from absorb_pl.data.prompt_datamodule import prompt_data_of
 from absorb_pl.data.residuals import read_residuals
 from absorb_pl.errors import AbsorbError, CacheCorruptedError
@@ -78,12 +79,11 @@ class ActivationCacheWriter(BasePredictionWriter):
 
     def __init__(self, cache_dir: str | Path = "lightning_logs/cache", dtype: StorageDtype = "float32") -> None:
         super().__init__(write_interval="batch")
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir = user_path(cache_dir)
         self.dtype: StorageDtype = dtype
         self._identities: dict[str, dict[str, object]] = {}
         self._widths: dict[str, int] = {}
-        self._rows_written = 0
-        self._owner = this_process()
+        self._owner = new_owner()
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,14 +96,14 @@ class ActivationCacheWriter(BasePredictionWriter):
                 expected="all words of the task",
                 remedy="Leave `rows` out, or limit the task itself (`task.max_words`).",
             )
-        self._rows_written, self._widths = 0, {}
+        self._widths = {}
         self._identities = activation_identities(
             collector.language_model, data.prompts, collector.hook_names, self.dtype
         )
-        self._owner = trainer.strategy.broadcast(this_process())
+        self._owner = trainer.strategy.broadcast(new_owner())
         if trainer.is_global_zero:
             for identity in self._identities.values():
-                begin_artifact(activation_path(self.cache_dir, identity), self._owner)
+                begin_draft(activation_path(self.cache_dir, identity), self._owner)
         trainer.strategy.barrier()
 
     @override
@@ -121,36 +121,40 @@ class ActivationCacheWriter(BasePredictionWriter):
         index = prediction["index"].cpu()
         if not len(index):
             return
-        self._rows_written += len(index)
         for hook, identity in self._identities.items():
             stored = prediction[hook].to("cpu", STORAGE_DTYPES[self.dtype])
             check_finite(stored, index, hook, self.dtype)
             self._widths[hook] = stored.shape[-1]
             with writing_to(self.cache_dir):
-                write_rows(temporary_path(activation_path(self.cache_dir, identity), self._owner), stored, index)
+                write_rows(draft_of(activation_path(self.cache_dir, identity), self._owner), stored, index)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that every row was written and publish the artifacts."""
-        written = trainer.strategy.reduce(
-            torch.tensor(self._rows_written, device=trainer.strategy.root_device), reduce_op="sum"
-        )
+        """Prove that every row was written and publish the artifacts."""
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            for hook, identity in self._identities.items():
-                if int(written) != identity["rows"]:
-                    raise CacheCorruptedError(
-                        hook,
-                        f"{int(written)} rows",
-                        expected=f"{identity['rows']} rows",
-                        remedy="Predict on all batches: drop `limit_predict_batches`.",
-                    )
-                facts = {"rows": identity["rows"], "width": self._widths[hook], "dtype": self.dtype}
-                finish_artifact(activation_path(self.cache_dir, identity), self._owner, identity, facts)
+            for hook in self._identities:
+                self._publish(hook)
         trainer.strategy.barrier()
+
+    def _publish(self, hook: str) -> None:
+        identity, width = self._identities[hook], self._widths[hook]
+        path, rows = activation_path(self.cache_dir, identity), cast(int, identity["rows"])
+        draft = draft_of(path, self._owner)
+        with writing_to(self.cache_dir):
+            written = count_written_rows(draft, rows, width * STORAGE_DTYPES[self.dtype].itemsize)
+            if written != rows:
+                raise CacheCorruptedError(
+                    hook,
+                    f"{written} rows",
+                    expected=f"{rows} rows",
+                    remedy="Predict on all batches: drop `limit_predict_batches`.",
+                )
+            (draft / DIGESTS).unlink()
+        finish_artifact(path, self._owner, identity, {"rows": rows, "width": width, "dtype": self.dtype})
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop the rows of a pass that failed."""
         for identity in self._identities.values():
-            shutil.rmtree(temporary_path(activation_path(self.cache_dir, identity), self._owner), ignore_errors=True)
+            end_draft(draft_of(activation_path(self.cache_dir, identity), self._owner))

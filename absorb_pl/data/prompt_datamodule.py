@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from absorb_pl.data.drafts import user_path
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import AbsorbError
 from absorb_pl.models import content_hash, context_length, has_next_token_logits, load_language_model
@@ -112,7 +113,7 @@ class PromptDataModule(LightningDataModule):
             max_length=context_length(self.language_model),
         )
         if isinstance(rows, str | Path):
-            rows = sorted(set(pd.read_parquet(rows, columns=["row"])["row"].tolist()))
+            rows = sorted(set(pd.read_parquet(user_path(rows), columns=["row"])["row"].tolist()))
         self.rows = torch.arange(len(self.texts)) if rows is None else torch.tensor(list(rows), dtype=torch.long)
 
     def only(self, rows: Sequence[int]) -> "PromptDataModule":

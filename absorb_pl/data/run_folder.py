@@ -1,7 +1,6 @@
 """A run's folder: its resolved configuration, its manifest, and what each stage cost."""
 
 import json
-import os
 import platform
 import resource
 import sys
@@ -16,9 +15,13 @@ import torch
 import yaml
 
 from absorb_pl import __version__
-from absorb_pl.data.artifacts import MANIFEST, Identity, check_identity, writing_to
+from absorb_pl.data.artifacts import MANIFEST, Identity, check_identity
+from absorb_pl.data.drafts import check_writable, whole_file
+from absorb_pl.data.publication import RECORD
 from absorb_pl.errors import CacheCorruptedError
 
+SUMMARY_SO_FAR = "summary_so_far.parquet"
+_RESULTS = (RECORD, "tables", SUMMARY_SO_FAR)
 _PACKAGES = ("torch", "lightning", "transformers", "transformer-lens", "sae-lens", "torchmetrics", "pandas")
 
 
@@ -26,13 +29,14 @@ class RunFolder:
     """Writes `config.yaml` and `manifest.json` of a run, and measures its stages.
 
     Args:
-        path: The folder; made where it does not exist.
+        path: The folder; made once there is something to write.
         config: The resolved configuration, plain types only.
         writes: Whether this process writes; one of several does.
 
     Attributes:
         path: The folder.
-        stages: Seconds, peak memory and counts of each stage so far.
+        stages: Seconds, peak memory and counts of each finished stage.
+        under_way: Name of the stage that runs; empty between stages.
 
     Raises:
         OutputFolderError: The folder cannot be written.
@@ -41,18 +45,17 @@ class RunFolder:
     def __init__(self, path: Path, config: Mapping[str, Any], *, writes: bool = True) -> None:
         self.path = path
         self.stages: dict[str, dict[str, Any]] = {}
+        self.under_way = ""
         self._config = dict(config)
         self._writes = writes
         self._identity: dict[str, Any] = {}
         if writes:
-            with writing_to(path):
-                path.mkdir(parents=True, exist_ok=True)
-                probe = path / f".writable-{os.getpid()}"
-                probe.touch()
-                probe.unlink()
+            check_writable(path)
 
     def claim(self, identity: Identity, contents: Mapping[str, str]) -> None:
-        """Say what the run is about, and refuse a folder in which another run lies.
+        """Say what the run is about, and refuse a folder in which the results of another run lie.
+
+        A run that left no results, not even of its first SAEs, does not keep others out.
 
         Args:
             identity: What all tables of the folder have in common.
@@ -66,20 +69,14 @@ class RunFolder:
         self._identity = {"identity": dict(identity), "contents": dict(contents)}
         file = self.path / MANIFEST
         if file.exists():
-            try:
-                manifest = json.loads(file.read_text(encoding="utf-8"))
-                found, held = manifest["identity"], manifest["contents"]
-            except (OSError, ValueError, KeyError) as error:
-                raise CacheCorruptedError(
-                    str(file), str(error), expected="a readable manifest", remedy="Delete the run folder."
-                ) from error
-            check_identity(file, found=found, expected=identity)
-            kept = {name: contents.get(name) for name in held}
-            check_identity(file, found=held, expected=kept)
+            found, held = _claimed(file)
+            if any((self.path / name).exists() for name in _RESULTS):
+                check_identity(file, found=found, expected=identity)
+                kept = {name: contents.get(name) for name in held}
+                check_identity(file, found=held, expected=kept)
         if self._writes:
-            with writing_to(self.path):
-                config = yaml.safe_dump(self._config, sort_keys=False)
-                (self.path / "config.yaml").write_text(config, encoding="utf-8")
+            with whole_file(self.path / "config.yaml") as part:
+                part.write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
         self._write_manifest()
 
     @contextmanager
@@ -90,8 +87,9 @@ class RunFolder:
             name: Name of the stage in the manifest.
         """
         facts: dict[str, Any] = dict(self.stages.get(name, {}))
-        start = time.perf_counter()
+        start, self.under_way = time.perf_counter(), name
         yield facts
+        self.under_way = ""
         facts["seconds"] = round(facts.get("seconds", 0.0) + time.perf_counter() - start, 3)
         facts["peak_memory_mib"] = round(_peak_memory_bytes() / 2**20, 1)
         if torch.cuda.is_available():
@@ -113,10 +111,25 @@ class RunFolder:
             "threads": torch.get_num_threads(),
             "stages": self.stages,
         }
-        with writing_to(self.path):
-            part = self.path / f".{MANIFEST}.part"
+        with whole_file(self.path / MANIFEST) as part:
             part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            part.replace(self.path / MANIFEST)
+
+
+def _claimed(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Identity and contents that a run's manifest holds."""
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        found = manifest["identity"], manifest["contents"]
+        if not all(isinstance(entry, dict) for entry in found):
+            raise TypeError("`identity` and `contents` are no mappings")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheCorruptedError(
+            str(file),
+            f"{type(error).__name__}: {error}",
+            expected="a readable manifest of a run",
+            remedy="Delete the run folder, or name another.",
+        ) from error
+    return found
 
 
 def _peak_memory_bytes() -> int:

@@ -27,6 +27,7 @@ from absorb_pl.evaluators.probing_stages import (
     LinearProbeStage,
     ProbeData,
     SaeProbingStage,
+    check_split,
 )
 from absorb_pl.evaluators.projection_stage import ProjectionStage
 from absorb_pl.evaluators.projections import PROJECTION_COLUMNS, score_projections
@@ -62,7 +63,7 @@ from absorb_pl.evaluators.rules import (
 )
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.sensitivity import SENSITIVITY_COLUMNS, sensitivity_table
-from absorb_pl.evaluators.sources import SaeSource
+from absorb_pl.evaluators.sources import SaeSource, distinct_saes, tell_equal_saes
 from absorb_pl.evaluators.spelling_sweep import SWEEP_COLUMNS, SpellingSetting, SpellingSweep, SpellingSweepData
 from absorb_pl.evaluators.verdicts import WORD_COLUMNS, judge_words, order_columns, rate_tables
 from absorb_pl.evaluators.writers import PredictionTableWriter, write_table
@@ -121,8 +122,10 @@ __all__ = [
     "Threshold",
     "agreement_table",
     "check_rules_fit",
+    "check_split",
     "children_table",
     "configured_rules",
+    "distinct_saes",
     "evaluate_sae",
     "held_out_children",
     "judge_words",
@@ -141,6 +144,7 @@ __all__ = [
     "sensitivity_table",
     "stored_scores",
     "summary_row",
+    "tell_equal_saes",
     "threshold_types",
     "with_children",
     "write_table",

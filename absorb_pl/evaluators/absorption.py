@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.attribution import WordPrefix, WordScores, compute_prefix, word_integrated_gradients, words_at_once
+from absorb_pl.data import check_published, user_path
 from absorb_pl.errors import AbsorbError, ManifestMismatchError
 from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_prompts, read_probe_weights
 from absorb_pl.evaluators.rules import PaperRule
@@ -76,8 +77,9 @@ class AbsorptionInputs:
 
         Raises:
             AbsorbError: The folder holds no finished study.
+            CacheCorruptedError: Its tables or probes are not those that one study published together.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         tables = folder / "tables"
         if not (tables / "candidates.parquet").is_file():
             raise AbsorbError(
@@ -86,6 +88,7 @@ class AbsorptionInputs:
                 expected="the run folder of a finished study, with `tables/candidates.parquet`",
                 remedy="Run `absorb-pl study` first, or name its `run_dir`.",
             )
+        check_published(folder, "tables", "probes")
         return cls(
             letters=pd.read_parquet(tables / "letters.parquet").drop_duplicates(["sae", "label"]),
             candidates=pd.read_parquet(tables / "candidates.parquet"),

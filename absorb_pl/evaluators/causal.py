@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.data import PromptBatches, PromptDataModule, prompt_data_of
+from absorb_pl.data import PromptBatches, PromptDataModule, check_published, prompt_data_of, user_path
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import cosine_similarity_matrix, letter_metric
@@ -159,8 +159,10 @@ def read_probe_weights(run_dir: str | Path) -> dict[str, Float[Tensor, "classes 
 
     Raises:
         AbsorbError: The folder holds no probes.
+        CacheCorruptedError: They are not those that a study published.
     """
-    files = sorted((Path(run_dir) / "probes").glob("*.safetensors"))
+    run_dir = user_path(run_dir)
+    files = sorted((run_dir / "probes").glob("*.safetensors"))
     if not files:
         raise AbsorbError(
             "run_dir",
@@ -168,4 +170,5 @@ def read_probe_weights(run_dir: str | Path) -> dict[str, Float[Tensor, "classes 
             expected="the run folder of a finished study, with `probes/*.safetensors`",
             remedy="Run `absorb-pl study` first, or name its `run_dir`.",
         )
+    check_published(run_dir, "probes")
     return {file.name.removesuffix(".safetensors"): load_file(file)["weight"] for file in files}

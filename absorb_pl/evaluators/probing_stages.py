@@ -25,6 +25,29 @@ _FRAMES = ("latents", "k_sparse", "letters", "candidates")
 _PROBE, _CURVE = "probe.safetensors", "training.parquet"
 
 
+def check_split(labels: Tensor, test_fraction: float, seed: int) -> None:
+    """Check that a split leaves words on both sides.
+
+    Args:
+        labels: Class of each word.
+        test_fraction: Share of each class's words held out.
+        seed: Seed of the split.
+
+    Raises:
+        LabelError: It leaves no words for training or none for evaluation.
+
+    Example:
+        >>> check_split(torch.zeros(10, dtype=torch.long), 0.2, seed=0)
+    """
+    if not all(len(part) for part in stratified_split(labels, (1 - test_fraction, test_fraction), seed)):
+        raise LabelError(
+            "test_fraction",
+            test_fraction,
+            expected=f"a share that leaves some of the {len(labels)} words for training and some for evaluation",
+            remedy="Take more words (`task.max_words`), or another share.",
+        )
+
+
 @dataclass(frozen=True)
 class ProbeData:
     """The labelled words behind cached activations, split for training and evaluation.
@@ -47,15 +70,7 @@ class ProbeData:
     seed: int
 
     def __post_init__(self) -> None:
-        parts = stratified_split(self.words.labels, (1 - self.test_fraction, self.test_fraction), self.seed)
-        if not all(len(part) for part in parts):
-            raise LabelError(
-                "test_fraction",
-                self.test_fraction,
-                expected=f"a share that leaves some of the {len(self.words.labels)} words for training and some for "
-                "evaluation",
-                remedy="Take more words (`task.max_words`), or another share.",
-            )
+        check_split(self.words.labels, self.test_fraction, self.seed)
 
     def identity(self, hook: str) -> dict[str, Any]:
         """What determines the labelled, split rows of a hook."""

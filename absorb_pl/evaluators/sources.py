@@ -1,10 +1,13 @@
 """An SAE by name: checked once, identified by content, loaded again where it is needed."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
+from absorb_pl.errors import ManifestMismatchError
 from absorb_pl.models import (
     check_sae_fits,
     layer_of_hook,
@@ -15,6 +18,7 @@ from absorb_pl.models import (
     sae_identity,
     split_control,
 )
+from absorb_pl.models.placement import local_path
 
 
 @dataclass(frozen=True)
@@ -74,5 +78,53 @@ class SaeSource:
         return -1 if layer is None else layer
 
     def load(self, device: torch.device) -> Any:
-        """Load the SAE onto a device."""
-        return load_sae(self.name, device=str(device), dtype=self.dtype)
+        """Load the SAE onto a device.
+
+        Raises:
+            ManifestMismatchError: It is no longer the SAE that was checked, as when a training run has saved another.
+        """
+        sae = load_sae(self.name, device=str(device), dtype=self.dtype)
+        if (found := sae_identity(sae)) != self.identity:
+            raise ManifestMismatchError(
+                self.name,
+                found,
+                expected=f"{self.identity}, as when the study began",
+                remedy="Its weights or settings changed meanwhile. Copy it to a folder that stays, and run again.",
+            )
+        return sae
+
+
+def distinct_saes(names: Sequence[str]) -> list[str]:
+    """Leave out SAEs that are named already, perhaps written otherwise, and say so.
+
+    Args:
+        names: Names for `load_sae`.
+
+    Example:
+        >>> distinct_saes(["speller/a", "speller/b"])
+        ['speller/a', 'speller/b']
+    """
+    kept: dict[str, str] = {}
+    again = []
+    for name in names:
+        path, before = local_path(name), len(kept)
+        first = kept.setdefault(name if path is None else str(path.resolve()), name)
+        if len(kept) == before:
+            again.append(name if name == first else f"{name} (as {first})")
+    if again:
+        rank_zero_warn(f"Named more than once and scored once: {', '.join(again)}.")
+    return list(kept.values())
+
+
+def tell_equal_saes(saes: Mapping[str, SaeSource]) -> None:
+    """Say which names mean SAEs with equal weights and settings; their rows in a study's tables are the same.
+
+    Args:
+        saes: SAEs by name.
+    """
+    equal: dict[tuple[str, str], list[str]] = {}
+    for name, sae in saes.items():
+        equal.setdefault((sae.identity, sae.hook_name), []).append(name)
+    for names in equal.values():
+        if len(names) > 1:
+            rank_zero_warn(f"{' and '.join(names)} are the same SAE; it is scored under each name.")

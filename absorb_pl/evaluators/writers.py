@@ -1,32 +1,28 @@
 """Prediction writers: rank-unique shards while predicting, one sorted table at the end."""
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
-from absorb_pl.data import writing_to
+from absorb_pl.data import user_path, whole_file, writing_to
+from absorb_pl.data.drafts import begin_draft, draft_of, end_draft, new_owner
+from absorb_pl.errors import CacheCorruptedError
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as Parquet under a temporary name and rename it when whole.
+    """Write a table as Parquet, whole or not at all.
 
     Raises:
         OutputFolderError: The folder cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
-    with writing_to(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            table.to_parquet(part, index=False)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        table.to_parquet(part, index=False)
 
 
 def empty_table(columns: Mapping[str, str]) -> pd.DataFrame:
@@ -57,20 +53,20 @@ class PredictionTableWriter(BasePredictionWriter):
         columns: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
-        self.path = Path(path)
+        self.path = user_path(path)
         self.sort_by = list(sort_by)
         self._columns = columns
+        self._owner, self._rows = new_owner(), 0
 
     @property
     def _shards(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.shards")
+        return draft_of(self.path, self._owner)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._owner, self._rows = trainer.strategy.broadcast(new_owner()), 0
         if trainer.is_global_zero:
-            with writing_to(self.path.parent):
-                shutil.rmtree(self._shards, ignore_errors=True)
-                self._shards.mkdir(parents=True)
+            begin_draft(self.path, self._owner)
         trainer.strategy.barrier()
 
     @override
@@ -85,21 +81,34 @@ class PredictionTableWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         if len(prediction):
-            write_table(prediction, self._shards / f"{trainer.global_rank:05d}-{batch_idx:08d}.parquet")
+            self._rows += len(prediction)
+            with writing_to(self.path.parent):
+                shard = self._shards / f"{trainer.global_rank:05d}-{batch_idx:08d}.parquet"
+                prediction.to_parquet(shard, index=False)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        written = int(
+            trainer.strategy.reduce(torch.tensor(self._rows, device=trainer.strategy.root_device), reduce_op="sum")
+        )
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             shards = sorted(self._shards.glob("*.parquet"), key=os.fspath)
             tables = [pd.read_parquet(shard) for shard in shards]
             columns = self._columns or getattr(pl_module, "columns", dict.fromkeys(self.sort_by, "object"))
             table = pd.concat(tables, ignore_index=True) if tables else empty_table(columns)
+            if len(table) != written:
+                raise CacheCorruptedError(
+                    str(self.path),
+                    f"{len(table)} rows",
+                    expected=f"the {written} that were predicted",
+                    remedy="Run again.",
+                )
             write_table(table.sort_values(self.sort_by, ignore_index=True), self.path)
-            shutil.rmtree(self._shards)
+            end_draft(self._shards)
         trainer.strategy.barrier()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop the shards of a pass that failed."""
-        shutil.rmtree(self._shards, ignore_errors=True)
+        end_draft(self._shards)

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from absorb_pl.errors import HookNotFoundError, ModelNotFoundError
 from absorb_pl.models.bundled import SPELLER, speller_path
-from absorb_pl.models.placement import check_device, check_dtype, local_folder
+from absorb_pl.models.placement import check_device, check_dtype, local_folder, own_memory
 
 
 def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> TransformerBridge:
@@ -59,6 +59,7 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
         raise _not_found(name, _why(error, is_folder=folder is not None)) from error
     if getattr(model.original_model.config, "is_encoder_decoder", False):
         raise _not_found(name, "It is an encoder-decoder; causal models and encoders have one residual stream.")
+    own_memory(model)
     model.eval()
     model.original_model.requires_grad_(False)
     return model

@@ -96,6 +96,33 @@ def model_device(model: Any) -> torch.device:
     return next(module.parameters()).device if isinstance(module, nn.Module) else torch.device("cpu")
 
 
+def own_memory(module: nn.Module) -> None:
+    """Move weights on the CPU out of the file that they were loaded from, in place.
+
+    Safetensors maps files into memory: whoever writes to the file later would change weights that are in use. Tensors
+    that share memory share it afterwards too.
+
+    Args:
+        module: What was loaded.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> before, values = layer.weight.data_ptr(), layer.weight.clone()
+        >>> own_memory(layer)
+        >>> layer.weight.data_ptr() == before, bool((layer.weight == values).all())
+        (False, True)
+    """
+    copies: dict[int, torch.UntypedStorage] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu" and tensor.numel():
+            storage = tensor.untyped_storage()
+            copy = copies.get(storage.data_ptr())
+            if copy is None:
+                copy = copies[storage.data_ptr()] = storage.clone()
+            own = torch.empty(0, dtype=tensor.dtype)
+            tensor.data = own.set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 def check_dtype(dtype: str) -> torch.dtype:
     """Turn a dtype's name into the dtype.
 

@@ -13,7 +13,7 @@ from absorb_pl.models.adapters import AdaptedSae
 from absorb_pl.models.bundled import SPELLER, bundled_sae_path
 from absorb_pl.models.controls import CONTROL_KINDS, control_sae
 from absorb_pl.models.identity import sae_tensors
-from absorb_pl.models.placement import check_device, check_dtype, local_folder, local_path
+from absorb_pl.models.placement import check_device, check_dtype, local_folder, local_path, own_memory
 from absorb_pl.models.sae import refuse_transcoder
 from absorb_pl.models.sae_folders import inference_sae, load_folder
 from absorb_pl.models.sae_functions import function_sae, is_function_name
@@ -69,6 +69,8 @@ def load_sae(
     source, hook_name = split_hook(name)
     sae = _load(source, check_device(device), dtype, converter)
     refuse_transcoder(name, sae)
+    if isinstance(sae, SAE):
+        own_memory(sae)
     if isinstance(sae, AdaptedSae):
         sae.hook_name = hook_name or sae.hook_name
     else:

@@ -16,6 +16,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from absorb_pl.data import stoppable
+from absorb_pl.interruption import interruptible
 from absorb_pl.probes.base import OneVsRestModule
 from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE, TensorBatches
 
@@ -77,16 +79,18 @@ def fit_probe(
     for metric in (part for part in probe.modules() if isinstance(part, Metric)):
         # The fit is this process's alone; others may fit something else meanwhile.
         metric.distributed_available_fn = lambda: False
-    with nullcontext() if verbose else quiet_lightning():
-        trainer = Trainer(
-            strategy=SingleDeviceStrategy(device=target),
-            accelerator="gpu" if target.type == "cuda" else target.type,
-            max_epochs=max_epochs,
-            callbacks=[curve],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=show_progress,
+    with interruptible(), nullcontext() if verbose else quiet_lightning():
+        trainer = stoppable(
+            Trainer(
+                strategy=SingleDeviceStrategy(device=target),
+                accelerator="gpu" if target.type == "cuda" else target.type,
+                max_epochs=max_epochs,
+                callbacks=[curve],
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=show_progress,
+            )
         )
         whole = size < len(x) and x.numel() <= WHOLE_EPOCH_VALUES
         probe.automatic_optimization = not whole

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
-from absorb_pl.data import writing_to
+from absorb_pl.data import whole_file
 from absorb_pl.reports.layout import percent, place_panels
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 
@@ -53,7 +53,7 @@ def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
-    """Save each figure as `folder/name.png`.
+    """Save each figure as `folder/name.png`, whole or not at all.
 
     Args:
         figures: Figures by name.
@@ -65,11 +65,10 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]
     Raises:
         OutputFolderError: The folder cannot be written.
     """
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        files = {name: folder / f"{name}.png" for name in figures}
-        for name, figure in figures.items():
-            figure.savefig(files[name], dpi=_DPI)
+    files = {name: folder / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        with whole_file(files[name]) as part:
+            figure.savefig(part, dpi=_DPI)
     return files
 
 

@@ -7,15 +7,13 @@ import pandas as pd
 from safetensors.torch import save_file
 from torch import Tensor
 
-from absorb_pl.data import writing_to
+from absorb_pl.data import SUMMARY_SO_FAR, publishing, writing_to
 from absorb_pl.evaluators import write_table
 from absorb_pl.reports.figures import draw_figures, save_figures
 from absorb_pl.reports.saebench_results import SaeBenchRun, write_saebench_results
 from absorb_pl.reports.tables import without_controls
 from absorb_pl.reports.tensorboard import log_study
 from absorb_pl.reports.terminal import print_rates, print_summary
-
-_SO_FAR = "summary_so_far.parquet"
 
 
 def report_part(run_dir: Path, tables: Mapping[str, pd.DataFrame], names: Sequence[str]) -> None:
@@ -30,7 +28,7 @@ def report_part(run_dir: Path, tables: Mapping[str, pd.DataFrame], names: Sequen
         OutputFolderError: The folder cannot be written.
     """
     summary = tables["summary"]
-    write_table(summary, run_dir / _SO_FAR)
+    write_table(summary, run_dir / SUMMARY_SO_FAR)
     print_rates(summary[summary["sae"].isin(list(names))])
 
 
@@ -42,6 +40,8 @@ def report_study(
 ) -> None:
     """Write a study's tables, probes, figures, events and results in other formats, and print the summary.
 
+    They are published together when all are whole, in place of those of before.
+
     Args:
         run_dir: The run's folder.
         tables: From `study_tables`.
@@ -51,15 +51,16 @@ def report_study(
     Raises:
         OutputFolderError: The folder cannot be written.
     """
-    for name, table in tables.items():
-        write_table(table, run_dir / "tables" / f"{name}.parquet")
-    with writing_to(run_dir):
-        (run_dir / "probes").mkdir(exist_ok=True)
-        for hook, (weight, bias) in probes.items():
-            save_file({"weight": weight, "bias": bias}, run_dir / "probes" / f"{hook}.safetensors")
-        (run_dir / _SO_FAR).unlink(missing_ok=True)
     measured = without_controls(tables)
-    figures = save_figures(draw_figures(measured), run_dir / "figures")
-    log_study(run_dir, tables, figures)
-    reasons = write_saebench_results(run_dir / "saebench", measured, saebench) if saebench else {}
+    with publishing(run_dir) as folder:
+        for name, table in tables.items():
+            write_table(table, folder / "tables" / f"{name}.parquet")
+        with writing_to(folder / "probes"):
+            (folder / "probes").mkdir()
+            for hook, (weight, bias) in probes.items():
+                save_file({"weight": weight, "bias": bias}, folder / "probes" / f"{hook}.safetensors")
+        figures = save_figures(draw_figures(measured), folder / "figures")
+        log_study(folder, tables, figures)
+        reasons = write_saebench_results(folder / "saebench", measured, saebench) if saebench else {}
+    (run_dir / SUMMARY_SO_FAR).unlink(missing_ok=True)
     print_summary(tables["summary"], notes=[f"No SAEBench result of {sae}: {why}." for sae, why in reasons.items()])

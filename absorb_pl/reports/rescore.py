@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from absorb_pl.data import check_published, publishing, user_path
 from absorb_pl.errors import CacheCorruptedError, RuleError
 from absorb_pl.evaluators import (
     FRACTION_COLUMNS,
@@ -61,7 +62,7 @@ def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | 
 
     Raises:
         RuleError: The study lacks the rule, or the stored scores cannot answer a threshold; says what to run again.
-        CacheCorruptedError: The folder holds no finished study.
+        CacheCorruptedError: The folder holds no finished study, or its report was cut short.
         OutputFolderError: The folder cannot be written.
 
     Example:
@@ -70,7 +71,7 @@ def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | 
             ...
         absorb_pl.errors.CacheCorruptedError: `run_dir` was 'no/such/run', expected the run folder of a finished...
     """
-    run_dir = Path(run_dir)
+    run_dir = user_path(run_dir)
     config, tables = _read(run_dir)
     changed = {name: value for name, value in thresholds.items() if value is not None}
     asked = _rule(config, rule).with_thresholds(changed)
@@ -84,14 +85,15 @@ def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | 
     )
     name = "-".join([rule, *(f"{key}={value:g}" for key, value in sorted(changed.items()))])
     folder = run_dir / "rescored" / name
-    for table, frame in found.items():
-        write_table(frame, folder / "tables" / f"{table}.parquet")
     drawn = without_controls(found)
     figures = {
         "absorption_vs_l0": absorption_figure(drawn["summary"], "l0"),
         f"sensitivity_{rule}": sensitivity_figure(drawn["sensitivity"], drawn["summary"]),
     }
-    log_rates(folder, found["summary"], save_figures(figures, folder / "figures"))
+    with publishing(folder) as part:
+        for table, frame in found.items():
+            write_table(frame, part / "tables" / f"{table}.parquet")
+        log_rates(part, found["summary"], save_figures(figures, part / "figures"))
     print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}; tables and figures are in {folder}."])
     return Rescored(folder, found)
 
@@ -105,6 +107,7 @@ def _read(run_dir: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
             expected="the run folder of a finished study, with `config.yaml` and `tables/words.parquet`",
             remedy="Run `absorb-pl study` first, or name its `run_dir`.",
         )
+    check_published(run_dir, "tables")
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     return config, {name: pd.read_parquet(file) for name, file in files.items() if file.is_file()}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from absorb_pl import __version__
-from absorb_pl.data import writing_to
+from absorb_pl.data import distinct_names, whole_file, writing_to
 from absorb_pl.evaluators import RateSettings, SaeBench060
 from absorb_pl.functional import SaeBenchAggregate, saebench_aggregate
 
@@ -148,7 +148,9 @@ def saebench_result(
 
 
 def write_saebench_results(folder: Path, tables: Mapping[str, pd.DataFrame], run: SaeBenchRun) -> dict[str, str]:
-    """Write the results of all SAEs.
+    """Write the results of all SAEs, each to the file that SAEBench would name.
+
+    SAEs whose files would share a name (`a/b` and `a_b`) get a hash of their name in front.
 
     Args:
         folder: Where the files go.
@@ -161,13 +163,13 @@ def write_saebench_results(folder: Path, tables: Mapping[str, pd.DataFrame], run
     Raises:
         OutputFolderError: The folder cannot be written.
     """
-    reasons = {}
+    reasons, run_files = {}, distinct_names(tables["summary"]["sae"].unique(), result_file)
     summary, letters = (table[table["rule"] == run.rule.name] for table in (tables["summary"], tables["letters"]))
     with writing_to(folder):
         folder.mkdir(exist_ok=True)
         for row in summary.to_dict("records"):
             name = row["sae"]
-            file = folder / result_file(name)
+            file = folder / run_files[name]
             own = letters[letters["sae"] == name]
             found = aggregate_letters(own, run)
             if found.reason:
@@ -175,7 +177,8 @@ def write_saebench_results(folder: Path, tables: Mapping[str, pd.DataFrame], run
                 file.unlink(missing_ok=True)
             else:
                 result = saebench_result(name, own, {str(key): value for key, value in row.items()}, found, run)
-                file.write_text(json.dumps(result, indent=2, allow_nan=False), encoding="utf-8")
+                with whole_file(file) as part:
+                    part.write_text(json.dumps(result, indent=2, allow_nan=False), encoding="utf-8")
     return reasons
 
 

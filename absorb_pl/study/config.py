@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from absorb_pl.data import StorageDtype
+from absorb_pl.data import StorageDtype, user_path
 from absorb_pl.errors import AbsorbError, require_at_least
 from absorb_pl.evaluators import (
     AbsorptionRule,
@@ -100,6 +100,8 @@ class StudyConfig:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
     def __post_init__(self) -> None:
+        for name in ("run_dir", "cache_dir"):
+            object.__setattr__(self, name, str(user_path(getattr(self, name))))
         require_at_least(
             1,
             prompt_batch_size=self.prompt_batch_size,

@@ -10,7 +10,13 @@ from typing import Any
 import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
 
-from absorb_pl.data import PromptDataModule, RunFolder, activation_identities, ensure_activations
+from absorb_pl.data import (
+    PromptDataModule,
+    RunFolder,
+    activation_identities,
+    check_writable,
+    ensure_activations,
+)
 from absorb_pl.evaluators import (
     AbsorptionStage,
     LinearProbeStage,
@@ -19,7 +25,11 @@ from absorb_pl.evaluators import (
     SaeProbingStage,
     SaeSource,
     check_rules_fit,
+    check_split,
+    distinct_saes,
+    tell_equal_saes,
 )
+from absorb_pl.interruption import interruptible
 from absorb_pl.models import expand_sae_names, load_language_model
 from absorb_pl.probes import quiet_lightning
 from absorb_pl.reports import join_tables, report_part, report_study, study_tables
@@ -63,23 +73,35 @@ def study_of_model(config: StudyConfig) -> StudyResult:
 
     Raises:
         AbsorbError: One of the named errors of `absorb_pl.errors`; nothing half-written is left behind.
+        SystemExit: With code 143, after SIGTERM.
+        KeyboardInterrupt: After SIGINT.
     """
-    cache_dir, writes = Path(config.cache_dir), getattr(rank_zero_only, "rank", 0) == 0
+    writes = getattr(rank_zero_only, "rank", 0) == 0
+    run = RunFolder(Path(config.run_dir), dataclasses.asdict(config), writes=writes)
+    with interruptible(partial(_kept, run, config)):
+        return _study(config, run, writes=writes)
+
+
+def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
+    cache_dir = Path(config.cache_dir)
     trainers = partial(stage_trainers, config.trainer)
     trainers("check")([])
     rules = config.chosen_rules()
-    run = RunFolder(Path(config.run_dir), dataclasses.asdict(config), writes=writes)
+    if writes:
+        check_writable(cache_dir)
 
     with run.stage("load"):
         model = load_language_model(config.model, dtype=config.model_dtype)
         check_rules_fit(rules, model)
         names = [
             name
-            for sae in expand_sae_names(config.saes)
+            for sae in distinct_saes([name for given in config.saes for name in expand_sae_names([given])])
             for name in (sae, *(f"{sae}#{kind}" for kind in config.controls))
         ]
         saes = {name: SaeSource.check(name, model, config.sae_dtype) for name in names}
+        tell_equal_saes(saes)
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
+        check_split(words.labels, config.test_fraction, config.seed)
         hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
         identities = activation_identities(model, words.prompts, hooks, config.activation_dtype)
     run.claim(
@@ -145,10 +167,20 @@ def study_of_model(config: StudyConfig) -> StudyResult:
     tables = join_tables(parts)
     if writes:
         with run.stage("report"):
-            measured = [name for name, sae in saes.items() if not sae.control]
+            measured = [name for name, sae in saes.items() if not sae.control] or names
             saebench = saebench_run(config, data, rules, projections if of_projections else None, measured)
             report_study(run.path, tables, {hook: probes.weights(hook) for hook in hooks}, saebench)
     return StudyResult(run.path, tables, found)
+
+
+def _kept(run: RunFolder, config: StudyConfig) -> str:
+    """What a study that was stopped leaves, and how to go on."""
+    done = ", ".join(run.stages) or "nothing yet"
+    where = f"In the stage {run.under_way!r}" if run.under_way else "Between stages"
+    return (
+        f"{where}; finished stages: {done}. What they made, and finished SAEs of this stage, is kept in "
+        f"{config.cache_dir}. The same command goes on from there."
+    )
 
 
 def _common(identity: dict[str, Any], config: StudyConfig) -> dict[str, Any]:

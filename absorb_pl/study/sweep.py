@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
 
+from absorb_pl.data import distinct_names, publishing
 from absorb_pl.evaluators import write_table
 from absorb_pl.reports import print_summary
 from absorb_pl.study.config import StudyConfig
@@ -36,17 +37,18 @@ def run_study(config: StudyConfig) -> StudyResult:
     """
     if not config.models:
         return study_of_model(config)
-    run_dir = Path(config.run_dir)
+    run_dir, folders = Path(config.run_dir), distinct_names(config.models, folder_of_model)
     results: dict[str, StudyResult] = {}
     for model, saes in config.models.items():
-        of_model = replace(config, model=model, saes=saes, models={}, run_dir=str(run_dir / folder_of_model(model)))
+        of_model = replace(config, model=model, saes=saes, models={}, run_dir=str(run_dir / folders[model]))
         results[model] = replace(study_of_model(of_model), stages=None)  # the stages hold the language model
     names = list(next(iter(results.values())).tables)
     tables = {name: _joined({model: result.tables[name] for model, result in results.items()}) for name in names}
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        for name, table in tables.items():
-            write_table(table, run_dir / "tables" / f"{name}.parquet")
-        if tables and len(results) > 1:
+    if tables and getattr(rank_zero_only, "rank", 0) == 0:
+        with publishing(run_dir) as folder:
+            for name, table in tables.items():
+                write_table(table, folder / "tables" / f"{name}.parquet")
+        if len(results) > 1:
             print_summary(tables["summary"])
     return StudyResult(run_dir, tables)
 
@@ -61,7 +63,7 @@ def folder_of_model(model: str) -> str:
         >>> folder_of_model("google/gemma-2-2b")
         'google-gemma-2-2b'
     """
-    return re.sub(r"[^\w.-]+", "-", model).strip("-.")
+    return re.sub(r"[^\w.-]+", "-", model).strip("-.") or "model"
 
 
 def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

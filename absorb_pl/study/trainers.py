@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from typing_extensions import override
 
-from absorb_pl.data import TrainerFactory
+from absorb_pl.data import TrainerFactory, stoppable
 from absorb_pl.errors import AbsorbError
 from absorb_pl.study.config import TrainerSettings
 
@@ -42,7 +42,7 @@ def stage_trainers(settings: TrainerSettings, stage: str) -> TrainerFactory:
 
     def make(callbacks: list[Callback]) -> Trainer:
         try:
-            return trainer(callbacks)
+            return stoppable(trainer(callbacks))
         except (MisconfigurationException, ValueError) as error:
             raise AbsorbError(
                 "trainer", dataclasses.asdict(settings), expected="devices that this machine has", remedy=str(error)

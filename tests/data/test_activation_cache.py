@@ -5,8 +5,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,12 +13,14 @@ from absorb_pl.data import (
     ActivationCacheWriter,
     ActivationCollector,
     activation_identities,
+    collector,
     ensure_activations,
     open_activations,
     read_residuals,
 )
 from absorb_pl.data import activation_cache as cache_module
 from absorb_pl.data.activation_cache import activation_path
+from absorb_pl.data.drafts import begin_draft, draft_of, end_draft, new_owner
 from absorb_pl.errors import (
     AbsorbError,
     CacheCorruptedError,
@@ -218,19 +218,76 @@ def test_short_writes_are_carried_on(ragged, trainer_of, tmp_path, monkeypatch):
 def test_leftovers_of_a_killed_run_are_not_taken_for_whole(stored, ragged, trainer_of):
     root, folder, identity = stored
     rows = open_activations(root, identity).rows()
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    part = folder.with_name(f".{folder.name}.{platform.node()}-{dead.pid}.part")
+    running, part = begin_draft(folder, new_owner()), draft_of(folder, new_owner())
     folder.rename(part)
-    running = folder.with_name(f".{folder.name}.{platform.node()}-{os.getppid()}.part")
-    running.mkdir()
     (part / "manifest.json").unlink()
     flip_a_bit(part / "00000.bin")
     assert open_activations(root, identity) is None
     remade = ensure_activations(ragged, [HOOK], root, "float32", trainer_of)[HOOK]
     assert torch.equal(remade.rows(), rows)
     assert not part.exists()
-    assert running.exists()  # another process may be at work on the same rows
+    assert running.exists()  # somebody is at work on the same rows
+    end_draft(running)
+
+
+def test_two_of_one_name_and_number_keep_apart(ragged, trainer_of, tmp_path, monkeypatch):
+    """As processes of two containers do on one cache: here it is one process that begins the same rows twice."""
+    whole = ensure_activations(ragged, [HOOK], tmp_path / "whole", "float32", trainer_of)[HOOK].rows()
+    write, others = cache_module.write_rows, []
+
+    def write_beside(folder, rows, index):
+        final = folder.with_name(folder.name.removeprefix(".").split(f".{platform.node()}-")[0])
+        others.append(begin_draft(final, new_owner()))
+        write(folder, rows, index)
+
+    monkeypatch.setattr(collector, "write_rows", write_beside)
+    cache = ensure_activations(ragged, [HOOK], tmp_path, "float32", trainer_of)[HOOK]
+    assert torch.equal(cache.rows(), whole)
+    assert len(others) == 4
+    assert all(list(other.iterdir()) == [] for other in others)
+    for other in others:
+        end_draft(other)
+
+
+@pytest.mark.parametrize(("row", "what"), [(3, "left out"), (26, "left out"), (5, "zeroed"), (0, "zeroed")])
+def test_a_row_that_is_not_on_disk_is_not_published(ragged, trainer_of, tmp_path, monkeypatch, row, what):
+    """Whatever a batch said it would write."""
+    write = cache_module.write_rows
+
+    def careless(folder, rows, index):
+        kept = index != row
+        write(folder, rows[kept], index[kept])
+        if what == "zeroed" and not kept.all():
+            write(folder, rows, index)
+            cache_module._write_at(folder / "00000.bin", bytes(rows.shape[1] * 4), row * rows.shape[1] * 4)
+
+    monkeypatch.setattr(collector, "write_rows", careless)
+    with pytest.raises(CacheCorruptedError, match=r"26 rows.*expected 27 rows"):
+        ensure_activations(ragged, [HOOK], tmp_path, "float32", trainer_of)
+    assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said["facts"].update(rows=13),
+        lambda said: said["facts"].update(width=24),
+        lambda said: said["facts"].pop("rows"),
+        lambda said: said.pop("facts"),
+        lambda said: said["files"]["00000.bin"].pop("blake2b"),
+        lambda said: said["files"].clear(),
+        lambda said: said.update(files=[]),
+        lambda said: said["identity"].update(dtype="float16"),
+    ],
+    ids=["rows", "width", "no rows", "no facts", "no checksum", "no files", "a list of files", "identity"],
+)
+def test_an_altered_manifest_is_refused(stored, change):
+    root, folder, identity = stored
+    said = json.loads((folder / "manifest.json").read_text())
+    change(said)
+    (folder / "manifest.json").write_text(json.dumps(said))
+    with pytest.raises(CacheCorruptedError, match=r"manifest.json.*its own checksum.*Delete"):
+        open_activations(root, identity)
 
 
 def test_a_pass_over_some_of_the_batches_is_not_published(ragged, trainer_of, tmp_path):

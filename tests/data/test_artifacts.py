@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from absorb_pl.data import RunFolder, open_artifact, write_artifact
+from absorb_pl.data.artifacts import artifact_path
 from absorb_pl.errors import CacheCorruptedError, ManifestMismatchError, OutputFolderError
 
 
@@ -52,6 +53,7 @@ def test_a_run_folder_refuses_another_run(tmp_path):
     run.claim({"seed": 1, "rule": {"steps": 6}}, {"a": "1"})
     with run.stage("work") as facts:
         facts["made"] = 2
+    (tmp_path / "tables").mkdir()
     before = (tmp_path / "manifest.json").read_bytes(), (tmp_path / "config.yaml").read_bytes()
     with pytest.raises(ManifestMismatchError, match=r"'steps': 6.*'steps': 7.*Name another folder") as raised:
         RunFolder(tmp_path, {"seed": 1}).claim({"seed": 1, "rule": {"steps": 7}}, {"a": "1"})
@@ -61,6 +63,35 @@ def test_a_run_folder_refuses_another_run(tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["contents"] == {"a": "1", "b": "2"}
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"saes": ["a", "b"]}
+
+
+def test_a_run_without_results_claims_nothing(tmp_path):
+    RunFolder(tmp_path, {"seed": 1}).claim({"seed": 1}, {"a": "1"})
+    RunFolder(tmp_path, {"seed": 2}).claim({"seed": 2}, {"b": "1"})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["identity"], manifest["contents"]) == ({"seed": 2}, {"b": "1"})
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"seed": 2}
+
+
+@pytest.mark.parametrize("result", ["tables", "published.json", "summary_so_far.parquet"])
+def test_a_run_with_results_keeps_its_folder(result, tmp_path):
+    RunFolder(tmp_path, {}).claim({"seed": 1}, {"a": "1"})
+    (tmp_path / result).touch()
+    with pytest.raises(ManifestMismatchError, match="'seed': 1"):
+        RunFolder(tmp_path, {}).claim({"seed": 2}, {"a": "1"})
+
+
+def test_a_folder_that_could_be_written_is_not_made(tmp_path):
+    RunFolder(tmp_path / "deep" / "run", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_long_names_fit_into_file_names(tmp_path):
+    path = artifact_path(tmp_path, "stage", "/folder" * 60, {"seed": 1})
+    with write_artifact(path, {"seed": 1}):
+        pass
+    assert open_artifact(path, {"seed": 1}) == path
+    assert path != artifact_path(tmp_path, "stage", "/folder" * 60, {"seed": 2})
 
 
 def test_the_manifest_of_a_run_says_what_it_cost(tmp_path):
@@ -78,8 +109,9 @@ def test_the_manifest_of_a_run_says_what_it_cost(tmp_path):
     assert {"absorb_pl", "python", "torch", "lightning", "transformer-lens", "sae-lens"} <= manifest["versions"].keys()
 
 
-def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "manifest.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"identity": [], "contents": {}}'])
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(CacheCorruptedError, match=r"manifest.json.*Delete the run folder"):
         RunFolder(tmp_path, {}).claim({"seed": 1}, {})
 

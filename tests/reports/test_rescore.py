@@ -1,13 +1,18 @@
 """Rescored runs beside fresh studies with the same thresholds, and thresholds that cannot be answered."""
 
+import errno
+import os
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from absorb_pl.cli import main
-from absorb_pl.errors import CacheCorruptedError, RuleError
-from absorb_pl.reports import rescore_run
+from absorb_pl.data import publication
+from absorb_pl.errors import AbsorbError, CacheCorruptedError, OutputFolderError, RuleError
+from absorb_pl.evaluators import AbsorptionInputs, read_probe_weights
+from absorb_pl.reports import report, rescore_run
 from absorb_pl.study import run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
@@ -101,6 +106,70 @@ def test_what_stored_scores_cannot_answer_is_refused(run_dir, rule, thresholds, 
     with pytest.raises(RuleError, match=message):
         rescore_run(run_dir, rule, **thresholds)
     assert sorted(run_dir.rglob("*")) == before
+
+
+def test_a_report_cut_short_is_refused_and_made_good(study, study_config, monkeypatch, tmp_path):
+    """A study with an SAE more publishes anew in the folder of a finished one, and ends half-way."""
+    monkeypatch.setattr(report, "draw_figures", lambda _: {})
+    shutil.copytree(study[0].cache_dir, tmp_path / "cache")
+    one = study_config(tmp_path, "--saes=[tests/golden/gpt2-micro/sae_topk_B]")
+    run_dir = run_study(one).run_dir
+    before = rescore_run(run_dir).tables["summary"]
+    replace, calls = publication._replace, []
+
+    def replace_one(path, new, aside):
+        calls.append(path.name)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(path, new, aside)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publication, "_replace", replace_one)
+        with pytest.raises(OutputFolderError, match=f"{run_dir}.*No space left"):
+            run_study(study_config(tmp_path))
+    assert calls == ["probes", "saebench", "tables"]
+    assert pd.read_parquet(run_dir / "tables" / "summary.parquet")["sae"].unique().tolist() == one.saes
+    for read in (rescore_run, AbsorptionInputs.from_run, read_probe_weights):
+        with pytest.raises(CacheCorruptedError, match=r"published\.json: No such file.*Run `absorb-pl study`"):
+            read(run_dir)
+    result = run_study(study_config(tmp_path))
+    after = rescore_run(run_dir).tables["summary"]
+    assert (len(before), len(after)) == (1, 3)
+    assert_same(rescore_run(run_dir).tables, {name: of_rule(result.tables[name]) for name in TABLES})
+    assert AbsorptionInputs.from_run(run_dir).candidates["sae"].nunique() == 3
+
+
+def of_rule(table, rule="paper"):
+    return table[table["rule"] == rule].reset_index(drop=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "read"),
+    [
+        ("tables/words.parquet", rescore_run),
+        ("tables/candidates.parquet", AbsorptionInputs.from_run),
+        ("probes/blocks.1.hook_resid_post.safetensors", AbsorptionInputs.from_run),
+        ("probes/blocks.3.hook_resid_pre.safetensors", read_probe_weights),
+    ],
+)
+@pytest.mark.parametrize("change", ["of another run", "missing"])
+def test_tables_of_two_runs_are_not_mixed(study, tmp_path, file, read, change):
+    run_dir = shutil.copytree(study[1].run_dir, tmp_path / "run")
+    if change == "missing":
+        (run_dir / file).unlink()
+    else:
+        others = sorted((run_dir / file).parent.iterdir())
+        shutil.copyfile(next(path for path in others if path.name != Path(file).name), run_dir / file)
+    with pytest.raises(AbsorbError, match=rf"({file}|finished study).*Run `absorb-pl study`"):
+        read(run_dir)
+
+
+@pytest.mark.parametrize("record", ["", "[]", '{"files": {}}', '{"files": []}', '{"files": {"tables/a": {}}}'])
+def test_a_record_that_says_nothing_is_named(study, tmp_path, record):
+    run_dir = shutil.copytree(study[1].run_dir, tmp_path / "run")
+    (run_dir / "published.json").write_text(record)
+    with pytest.raises(CacheCorruptedError, match=r"finished study, with published\.json"):
+        rescore_run(run_dir)
 
 
 def test_a_folder_without_a_study_is_named(tmp_path):
