@@ -14,7 +14,9 @@ from absorb_pl.models import (
     sae_hook_name,
     sae_identity,
     split_control,
+    to_unit_norms,
 )
+from absorb_pl.models.sae_scale import Folding, decoder_norms, folding_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class SaeSource:
         architecture: How it was trained, where its metadata say so, else how it infers.
         d_sae: Number of latents.
         control: Which control of an SAE it is; empty for an SAE itself.
+        folded: Where norms of decoder rows went: `weights` or `latents`; empty where they were 1.
     """
 
     name: str
@@ -38,6 +41,7 @@ class SaeSource:
     architecture: str
     d_sae: int
     control: str = ""
+    folded: Folding = ""
 
     @classmethod
     def check(cls, name: str, model: Any, dtype: str = "float32") -> "SaeSource":
@@ -57,14 +61,16 @@ class SaeSource:
         sae = load_sae(name, dtype=dtype)
         require_rows(sae)
         check_sae_fits(model, sae)
+        norms, identity, architecture = decoder_norms(sae.W_dec), sae_identity(sae), sae_architecture(sae)
         return cls(
             name,
             dtype,
             sae_hook_name(sae),
-            sae_identity(sae),
-            sae_architecture(sae),
+            identity,
+            architecture,
             sae.W_dec.shape[0],
             split_control(name)[1] or "",
+            folding_of(norms, to_unit_norms(sae, in_place=True)),
         )
 
     @property
@@ -74,5 +80,5 @@ class SaeSource:
         return -1 if layer is None else layer
 
     def load(self, device: torch.device) -> Any:
-        """Load the SAE onto a device."""
-        return load_sae(self.name, device=str(device), dtype=self.dtype)
+        """Load the SAE onto a device, its latents in the scale in which decoder rows have unit norm."""
+        return to_unit_norms(load_sae(self.name, device=str(device), dtype=self.dtype), in_place=True)

@@ -66,7 +66,7 @@ def study_of_model(config: StudyConfig) -> StudyResult:
     rules = config.chosen_rules()
     run = RunFolder(Path(config.run_dir), dataclasses.asdict(config), writes=writes)
 
-    with run.stage("load"):
+    with run.stage("load") as facts:
         model = load_language_model(config.model, dtype=config.model_dtype)
         check_rules_fit(rules, model)
         names = [
@@ -75,6 +75,7 @@ def study_of_model(config: StudyConfig) -> StudyResult:
             for name in (sae, *(f"{sae}#{kind}" for kind in config.controls))
         ]
         saes = {name: SaeSource.check(name, model, config.sae_dtype) for name in names}
+        facts["folded"] = {name: sae.folded for name, sae in saes.items() if sae.folded}
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
         hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
         identities = activation_identities(model, words.prompts, hooks, config.activation_dtype)
