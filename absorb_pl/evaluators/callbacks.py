@@ -22,7 +22,7 @@ from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summar
 from absorb_pl.evaluators.rules import PaperRule
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.writers import write_table
-from absorb_pl.models import load_sae
+from absorb_pl.models import load_sae, to_unit_norms
 from absorb_pl.probes import LinearProbe, SaeProbe, first_of_each, fit_probe
 
 Findings = tuple[Mapping[str, pd.DataFrame], Mapping[str, float]]
@@ -71,7 +71,8 @@ class SaeEvaluation(Callback):
     name: str
 
     def __init__(self, sae: Any, sae_dtype: str = "float32") -> None:
-        self.sae = load_sae(sae, dtype=sae_dtype) if isinstance(sae, str) else sae
+        named = isinstance(sae, str)
+        self.sae = to_unit_norms(load_sae(sae, dtype=sae_dtype) if named else sae, in_place=named)
         self.tables: dict[str, pd.DataFrame] = {}
         self._rows = _TestRows()
 

@@ -230,6 +230,7 @@ class SaeProbingStage(UnitStage):
             "dtype": sae.dtype,
             "settings": asdict(self.settings),
             "splits": asdict(self.splits),
+            **({"folded": sae.folded} if sae.folded else {}),  # probes made before norms were folded are others
             "format": 2,
         }
 

@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, require_finite, solve_k_sparse
-from absorb_pl.models import encode_rows, load_sae
+from absorb_pl.models import encode_rows, load_sae, to_unit_norms
 from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.latents import chunks_for, encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
@@ -118,7 +118,7 @@ class SaeProbe(OneVsRestModule):
 
     @property
     def sae(self) -> Any:
-        """The SAE whose latents are probed."""
+        """The SAE whose latents are probed, in the scale of unit-norm decoder rows."""
         return self._sae[0]
 
     def setup(self, stage: str) -> None:
@@ -287,7 +287,7 @@ class SaeProbe(OneVsRestModule):
 
 def _resolve_sae(sae: Any, dtype: str) -> Any:
     if isinstance(sae, str):
-        return load_sae(sae, dtype=dtype)
+        return to_unit_norms(load_sae(sae, dtype=dtype), in_place=True)
     if not all(hasattr(sae, name) for name in ("encode", "W_dec")):
         raise SaeNotFoundError(
             "sae",
@@ -295,4 +295,4 @@ def _resolve_sae(sae: Any, dtype: str) -> Any:
             expected="the name of an SAE, or a module with `encode` and `W_dec`",
             remedy="Pass `sae=`; a checkpoint holds an SAE's name, but not an SAE given as a module.",
         )
-    return sae
+    return to_unit_norms(sae)

@@ -90,7 +90,7 @@ def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
     if writes:
         check_writable(cache_dir)
 
-    with run.stage("load"):
+    with run.stage("load") as facts:
         model = load_language_model(config.model, dtype=config.model_dtype)
         check_rules_fit(rules, model)
         names = [
@@ -100,6 +100,7 @@ def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
         ]
         saes = {name: SaeSource.check(name, model, config.sae_dtype) for name in names}
         tell_equal_saes(saes)
+        facts["folded"] = {name: sae.folded for name, sae in saes.items() if sae.folded}
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
         check_split(words.labels, config.test_fraction, config.seed)
         hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
