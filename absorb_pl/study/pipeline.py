@@ -1,7 +1,7 @@
 """The whole pipeline as one function: from words to a table of how much each SAE splits and absorbs."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ class StudyResult:
 
 
 @quiet_lightning()
-def study_of_model(config: StudyConfig) -> StudyResult:
+def study_of_model(config: StudyConfig, processing: Sequence[str] = ()) -> StudyResult:
     """Measure splitting and absorption in SAEs of one model.
 
     Every stage leaves artifacts under `cache_dir`, keyed by all that determines them; what is whole there is not made
@@ -53,6 +53,7 @@ def study_of_model(config: StudyConfig) -> StudyResult:
 
     Args:
         config: The settings; `models` is not read.
+        processing: How the SAEs ask for the model to be processed.
 
     Returns:
         The tables, which are also in the run's folder beside figures, probes and TensorBoard events.
@@ -67,7 +68,7 @@ def study_of_model(config: StudyConfig) -> StudyResult:
     run = RunFolder(Path(config.run_dir), dataclasses.asdict(config), writes=writes)
 
     with run.stage("load") as facts:
-        model = load_language_model(config.model, dtype=config.model_dtype)
+        model = load_language_model(config.model, dtype=config.model_dtype, processing=processing)
         check_rules_fit(rules, model)
         names = [
             name
@@ -75,6 +76,7 @@ def study_of_model(config: StudyConfig) -> StudyResult:
             for name in (sae, *(f"{sae}#{kind}" for kind in config.controls))
         ]
         saes = {name: SaeSource.check(name, model, config.sae_dtype) for name in names}
+        facts["processing"] = list(processing)
         facts["folded"] = {name: sae.folded for name, sae in saes.items() if sae.folded}
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
         hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
