@@ -58,6 +58,10 @@ class ModelNotFoundError(AbsorbError):
     """The language model is neither a bundled name, a local folder nor a hub name."""
 
 
+class ModelProcessingError(AbsorbError):
+    """A language model lacks the processing that an SAE was trained with, or cannot be given it."""
+
+
 class SaeNotFoundError(AbsorbError):
     """The SAE is neither a bundled name, a local folder nor a known release and id."""
 

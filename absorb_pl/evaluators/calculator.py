@@ -14,7 +14,14 @@ from absorb_pl.attribution import word_integrated_gradients
 from absorb_pl.attribution.gradients import at_least_float32
 from absorb_pl.data import read_residuals
 from absorb_pl.functional import SILENT, cosine_similarity_matrix, most_negative_latents, paper_verdicts
-from absorb_pl.models import context_length, encode_rows, require_next_token_logits, sae_hook_name, to_unit_norms
+from absorb_pl.models import (
+    check_processing,
+    context_length,
+    encode_rows,
+    require_next_token_logits,
+    sae_hook_name,
+    to_unit_norms,
+)
 from absorb_pl.words import (
     Formatter,
     SpellingPrompt,
@@ -152,6 +159,7 @@ class FeatureAbsorptionCalculator:
             filter_prompts: Whether to leave out words on which a main latent fires.
             show_progress: Whether to show a progress bar.
         """
+        check_processing(self.model, sae)
         sae = to_unit_norms(sae)
         prompts = [self._prompt(word) for word in words]
         tokens = tokenize_prompts(

@@ -16,7 +16,14 @@ from absorb_pl.data import PromptBatches, PromptDataModule, check_published, pro
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import cosine_similarity_matrix, letter_metric
-from absorb_pl.models import load_language_model, load_sae, require_next_token_logits, sae_hook_name, to_unit_norms
+from absorb_pl.models import (
+    check_processing,
+    load_language_model,
+    load_sae,
+    require_next_token_logits,
+    sae_hook_name,
+    to_unit_norms,
+)
 from absorb_pl.words import AnswerTokens, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
 
 PositiveToken = Literal["answer", "published"]
@@ -39,6 +46,7 @@ class CausalEvaluator(LightningModule):
 
     Raises:
         NotCausalError: The model gives no next-token logits.
+        ModelProcessingError: The model lacks the processing that an SAE asks for.
 
     Attributes:
         columns: Columns and dtypes of the tables.
@@ -69,6 +77,8 @@ class CausalEvaluator(LightningModule):
             self.saes = {name: to_unit_norms(sae) for name, sae in saes.items()}
         else:
             self.saes = {name: to_unit_norms(load_sae(name, dtype=sae_dtype), in_place=True) for name in saes}
+        for sae in self.saes.values():
+            check_processing(self.language_model, sae)
         self.hooks = {name: sae_hook_name(sae) for name, sae in self.saes.items()}
         self.positive_tokens: tuple[PositiveToken, ...] = (positive_token,)
         self.batch_size = batch_size

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from absorb_pl.errors import ManifestMismatchError
 from absorb_pl.models import (
+    check_processing,
     check_sae_fits,
     layer_of_hook,
     load_sae,
@@ -59,11 +60,13 @@ class SaeSource:
         Raises:
             SaeNotFoundError: There is no such SAE.
             HookNotFoundError: The model has no such hook.
+            ModelProcessingError: The model lacks the processing that the SAE asks for.
             SaeWidthError: The SAE reads activations of another width or split otherwise.
             SaeArchitectureError: Its latents at a word depend on the words before it, or it is a transcoder.
         """
         sae = load_sae(name, dtype=dtype)
         require_rows(sae)
+        check_processing(model, sae)
         check_sae_fits(model, sae)
         norms, identity, architecture = decoder_norms(sae.W_dec), sae_identity(sae), sae_architecture(sae)
         return cls(

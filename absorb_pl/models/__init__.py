@@ -11,6 +11,13 @@ from absorb_pl.models.language_model import (
     load_language_model,
 )
 from absorb_pl.models.portions import CHUNK_BYTES, rows_at_once
+from absorb_pl.models.processing import (
+    check_processing,
+    describe_processing,
+    model_processing,
+    process_model,
+    sae_processing,
+)
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.models.sae import check_sae_fits, reads_sequences, require_rows, sae_architecture, sae_hook_name
 from absorb_pl.models.sae_listing import layer_of_hook, list_saes
@@ -35,11 +42,13 @@ __all__ = [
     "apply_saes_and_run",
     "bundled_sae_path",
     "check_hook",
+    "check_processing",
     "check_sae_fits",
     "content_hash",
     "context_length",
     "control_sae",
     "decode_rows",
+    "describe_processing",
     "encode_and_project",
     "encode_rows",
     "encoder_parts",
@@ -52,7 +61,9 @@ __all__ = [
     "load_language_model",
     "load_sae",
     "model_identity",
+    "model_processing",
     "prepends_bos",
+    "process_model",
     "read_prompts",
     "reads_sequences",
     "require_next_token_logits",
@@ -61,6 +72,7 @@ __all__ = [
     "sae_architecture",
     "sae_hook_name",
     "sae_identity",
+    "sae_processing",
     "speller_path",
     "split_control",
     "to_unit_norms",

@@ -1,6 +1,6 @@
 """Language models: load one by name, and ask it about its hooks, its context and its tokenizer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -13,10 +13,13 @@ from transformers.utils import logging as transformers_logging
 from absorb_pl.errors import HookNotFoundError, ModelNotFoundError
 from absorb_pl.models.bundled import SPELLER, speller_path
 from absorb_pl.models.placement import check_device, check_dtype, local_folder, own_memory
+from absorb_pl.models.processing import process_model
 
 
-def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> TransformerBridge:
-    """Load a language model with raw Hugging Face weights, in evaluation mode and without gradients.
+def load_language_model(
+    name: str, *, device: str = "cpu", dtype: str = "float32", processing: Sequence[str] = ()
+) -> TransformerBridge:
+    """Load a language model for evaluation, with raw Hugging Face weights or processed as SAEs ask for.
 
     Causal models and encoders (BERT) are taken: whatever `TransformerBridge` boots and gives a residual stream.
     Weights that the checkpoint lacks, such as the head of a bare `BertModel`, are drawn from a fixed seed, so that
@@ -27,13 +30,15 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
             Face hub. A folder comes before a hub name that reads the same.
         device: A torch device.
         dtype: Dtype of the weights: `float32`, `float64`, `bfloat16` or `float16`.
+        processing: What SAEs ask for, from `sae_processing`.
 
     Returns:
-        The model with TransformerLens hooks; nothing folded, centred or converted.
+        The model with TransformerLens hooks; nothing folded, centred or converted but what `processing` names.
 
     Raises:
         ModelNotFoundError: If the name is none of the three, the hub cannot be reached, or the model is an
             encoder-decoder, which has two residual streams.
+        ModelProcessingError: If the model cannot be given the processing.
         AbsorbError: If the device or dtype is unknown here.
 
     Example:
@@ -62,6 +67,8 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
     own_memory(model)
     model.eval()
     model.original_model.requires_grad_(False)
+    if processing:
+        process_model(model, processing)
     return model
 
 

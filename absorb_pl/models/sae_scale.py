@@ -25,7 +25,7 @@ _SHORTEST = 1e-8  # SAELens folds shorter rows by this number
 class UnitNormSae(nn.Module):
     """An SAE with decoder rows of unit norm, whatever it does between `encode` and `decode`.
 
-    Latents are the SAE's own times the norms of its decoder rows, and are divided by them before it decodes. So it fires
+    Latents are the SAE's own times the norms of its decoder rows, and are divided by them before it decodes. It fires
     the same latents and gives the same reconstruction, also where folding norms into the encoder would choose others
     (top-k). A latent whose decoder row is zero writes nothing and is 0.
 

@@ -22,6 +22,7 @@ from absorb_pl.evaluators import (
     sensitivity_table,
     with_children,
 )
+from absorb_pl.models import describe_processing, model_processing
 
 _OF_SAES = ("latents", "k_sparse", "candidates")
 _OF_RULES = ("letters", "words", "sensitivity")
@@ -64,6 +65,7 @@ def study_tables(
             "architecture": sae.architecture,
             "control": sae.control,
             "folded": sae.folded,
+            "processing": describe_processing(model_processing(words.language_model)),
             **found.statistics,
             "shared_context": words.config.shared_context,
         }

@@ -1,7 +1,7 @@
 """The whole pipeline as one function: from words to a table of how much each SAE splits and absorbs."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,7 @@ class StudyResult:
 
 
 @quiet_lightning()
-def study_of_model(config: StudyConfig) -> StudyResult:
+def study_of_model(config: StudyConfig, processing: Sequence[str] = ()) -> StudyResult:
     """Measure splitting and absorption in SAEs of one model.
 
     Every stage leaves artifacts under `cache_dir`, keyed by all that determines them; what is whole there is not made
@@ -67,6 +67,7 @@ def study_of_model(config: StudyConfig) -> StudyResult:
 
     Args:
         config: The settings; `models` is not read, and the study stops after the stage `until`.
+        processing: How the SAEs ask for the model to be processed.
 
     Returns:
         The tables, which are also in the run's folder beside figures, probes and TensorBoard events.
@@ -79,10 +80,10 @@ def study_of_model(config: StudyConfig) -> StudyResult:
     writes = getattr(rank_zero_only, "rank", 0) == 0
     run = RunFolder(Path(config.run_dir), dataclasses.asdict(config), writes=writes)
     with interruptible(partial(_kept, run, config)):
-        return _study(config, run, writes=writes)
+        return _study(config, processing, run, writes=writes)
 
 
-def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
+def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, writes: bool) -> StudyResult:
     cache_dir = Path(config.cache_dir)
     trainers = partial(stage_trainers, config.trainer)
     trainers("check")([])
@@ -91,7 +92,7 @@ def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
         check_writable(cache_dir)
 
     with run.stage("load") as facts:
-        model = load_language_model(config.model, dtype=config.model_dtype)
+        model = load_language_model(config.model, dtype=config.model_dtype, processing=processing)
         check_rules_fit(rules, model)
         names = [
             name
@@ -100,6 +101,7 @@ def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
         ]
         saes = {name: SaeSource.check(name, model, config.sae_dtype) for name in names}
         tell_equal_saes(saes)
+        facts["processing"] = list(processing)
         facts["folded"] = {name: sae.folded for name, sae in saes.items() if sae.folded}
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
         check_split(words.labels, config.test_fraction, config.seed)

@@ -1,6 +1,7 @@
 """Studies of several models by one configuration."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from absorb_pl.data import distinct_names, publishing
 from absorb_pl.evaluators import write_table
+from absorb_pl.models import expand_sae_names, load_sae, sae_processing
 from absorb_pl.reports import print_summary
 from absorb_pl.study.config import StudyConfig
 from absorb_pl.study.pipeline import StudyResult, study_of_model
@@ -17,8 +19,9 @@ from absorb_pl.study.pipeline import StudyResult, study_of_model
 def run_study(config: StudyConfig) -> StudyResult:
     """Measure splitting and absorption in a list of SAEs, of one model or of several.
 
-    Every model has one pass over its words, whatever the number of its SAEs and hooks. With `models`, each has a run
-    folder of its own below `run_dir`, named after it, and the tables of all are below `run_dir/tables`, with the column
+    Every model has one pass over its words, whatever the number of its SAEs and hooks. SAEs of a model that were
+    trained on differently processed weights (`model_from_pretrained_kwargs` in their metadata) are measured as if they
+    were of several models. With `models`, or then, each has a run folder of its own below `run_dir`, named after it, and the tables of all are below `run_dir/tables`, with the column
     `model` first.
 
     Args:
@@ -35,13 +38,19 @@ def run_study(config: StudyConfig) -> StudyResult:
         ...     result = run_study(StudyConfig(saes=["my_sae"], model="speller", run_dir="lightning_logs/my_sae"))
         ...     return result.tables["summary"][["sae", "rule", "absorption_rate", "ci_low", "ci_high"]]
     """
-    if not config.models:
-        return study_of_model(config)
-    run_dir, folders = Path(config.run_dir), distinct_names(config.models, folder_of_model)
+    parts = {
+        "+".join([model, *processing]): (model, processing, group)
+        for model, saes in (config.models or {config.model: config.saes}).items()
+        for processing, group in saes_by_processing(saes, config.sae_dtype).items()
+    }
+    if not config.models and len(parts) == 1:
+        (_, processing, _), *_ = parts.values()
+        return study_of_model(config, processing)
+    run_dir, folders = Path(config.run_dir), distinct_names(parts, folder_of_model)
     results: dict[str, StudyResult] = {}
-    for model, saes in config.models.items():
-        of_model = replace(config, model=model, saes=saes, models={}, run_dir=str(run_dir / folders[model]))
-        results[model] = replace(study_of_model(of_model), stages=None)  # the stages hold the language model
+    for name, (model, processing, saes) in parts.items():
+        part = replace(config, model=model, saes=saes, models={}, run_dir=str(run_dir / folders[name]))
+        results[name] = replace(study_of_model(part, processing), stages=None)  # the stages hold the language model
     names = list(next(iter(results.values())).tables)
     tables = {name: _joined({model: result.tables[name] for model, result in results.items()}) for name in names}
     if tables and getattr(rank_zero_only, "rank", 0) == 0:
@@ -51,6 +60,26 @@ def run_study(config: StudyConfig) -> StudyResult:
         if len(results) > 1:
             print_summary(tables["summary"])
     return StudyResult(run_dir, tables)
+
+
+def saes_by_processing(saes: Sequence[str], dtype: str) -> dict[tuple[str, ...], list[str]]:
+    """Group SAEs by how they ask for the model to be processed, as each group is measured on a model of its own.
+
+    Args:
+        saes: Names for `load_sae`, or patterns.
+        dtype: Dtype to load them in.
+
+    Returns:
+        Names by processing (see `sae_processing`); the patterns as they are where all ask for the same.
+
+    Example:
+        >>> saes_by_processing(["speller/l1-standard-*"], "float32")
+        {(): ['speller/l1-standard-*']}
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in expand_sae_names(saes):
+        groups.setdefault(sae_processing(load_sae(name, dtype=dtype)), []).append(name)
+    return groups if len(groups) > 1 else {processing: list(saes) for processing in groups}
 
 
 def folder_of_model(model: str) -> str:

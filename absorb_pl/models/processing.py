@@ -1,0 +1,184 @@
+"""The language model as an SAE knew it: which processing of weights and prompts its metadata ask for, and giving it."""
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from absorb_pl.errors import ModelProcessingError
+from absorb_pl.models.sae_scale import unwrapped_sae
+
+WEIGHT_STEPS = ("center_writing_weights", "center_unembed", "fold_ln", "fold_value_biases")
+"""What is done to weights, by TransformerLens's names."""
+NO_BOS = "no_bos"
+"""Prompts begin without a beginning-of-sequence token."""
+PROCESSING_STEPS = (*WEIGHT_STEPS, NO_BOS)
+
+# What leaves activations as they are, or is a study's own setting (`model_dtype`).
+_WITHOUT_EFFECT = {
+    "attn_implementation",
+    "cache_dir",
+    "default_padding_side",
+    "device",
+    "device_map",
+    "dtype",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "move_to_device",
+    "n_devices",
+    "token",
+    "torch_dtype",
+    "trust_remote_code",
+    "verbose",
+}
+_GIVEN: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def sae_processing(sae: Any) -> tuple[str, ...]:
+    """Read off an SAE's metadata how the model was processed that made the activations it was trained on.
+
+    SAELens loads models without processing, so what `model_from_pretrained_kwargs` does not name or calls false was not
+    done.
+
+    Args:
+        sae: Any SAE; one without metadata asks for nothing.
+
+    Returns:
+        Some of `PROCESSING_STEPS`, in their order.
+
+    Raises:
+        ModelProcessingError: It was trained on what cannot be given here: other weights of the model, or one head of
+            its attention.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> metadata = SimpleNamespace(model_from_pretrained_kwargs={"center_writing_weights": True, "fold_ln": False})
+        >>> sae_processing(SimpleNamespace(cfg=SimpleNamespace(metadata=metadata)))
+        ('center_writing_weights',)
+    """
+    metadata = getattr(getattr(unwrapped_sae(sae), "cfg", None), "metadata", None)
+    options = dict(getattr(metadata, "model_from_pretrained_kwargs", None) or {})
+    if getattr(metadata, "prepend_bos", None) is False or options.pop("default_prepend_bos", None) is False:
+        options[NO_BOS] = True
+    for name, value in options.items():
+        if name not in PROCESSING_STEPS and name not in _WITHOUT_EFFECT and value:
+            raise ModelProcessingError(
+                f"model_from_pretrained_kwargs[{name!r}]",
+                value,
+                expected=f"processing that can be given: {', '.join(WEIGHT_STEPS)}",
+                remedy="The SAE was trained on activations of a model loaded otherwise. Put such a model into a folder, "
+                "name the folder as the model, and take the entry out of the SAE's cfg.json.",
+            )
+    if (head := getattr(metadata, "hook_head_index", None)) is not None:
+        raise ModelProcessingError(
+            "hook_head_index",
+            head,
+            expected="None: SAEs read all heads of a hook",
+            remedy="Use an SAE of the whole hook; one of a single head reads activations that no hook gives here.",
+        )
+    return tuple(name for name in PROCESSING_STEPS if options.get(name))
+
+
+def process_model(model: TransformerBridge, steps: Sequence[str]) -> None:
+    """Give a model the processing that SAEs ask for, in place; its next-token probabilities stay.
+
+    Weights are processed by TransformerBridge's compatibility mode. On models with RMS norms, whose results are not those
+    of centred weights, TransformerLens centres nothing, neither here nor when such an SAE was trained.
+
+    Args:
+        model: The model, as loaded.
+        steps: Some of `PROCESSING_STEPS`.
+
+    Raises:
+        ModelProcessingError: A step is unknown, or cannot be given to this architecture.
+
+    Example:
+        >>> from absorb_pl.models import load_language_model
+        >>> model = load_language_model("speller")
+        >>> process_model(model, ["no_bos"])
+        >>> model_processing(model), model.cfg.default_prepend_bos
+        (('no_bos',), False)
+    """
+    steps = tuple(name for name in PROCESSING_STEPS if name in set(steps)) + tuple(set(steps) - set(PROCESSING_STEPS))
+    weights = {name: name in steps for name in WEIGHT_STEPS}
+    for name in steps:
+        supported = getattr(model.adapter, f"supports_{name}", True)
+        if name not in PROCESSING_STEPS or not supported:
+            raise _not_given(model, name, f"{type(model.adapter).__name__} does not support it")
+    if any(weights.values()):
+        try:
+            model.enable_compatibility_mode(disable_warnings=True, **weights)
+        except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise _not_given(model, ", ".join(steps), str(error).split("\n")[0]) from error
+        model.original_model.requires_grad_(False)
+    if NO_BOS in steps:
+        model.cfg.default_prepend_bos = False
+    _GIVEN[model] = steps
+
+
+def model_processing(model: Any) -> tuple[str, ...]:
+    """Give what was done to a model by `process_model`.
+
+    Args:
+        model: A language model.
+
+    Returns:
+        Some of `PROCESSING_STEPS`; nothing for a model that was not processed here.
+
+    Example:
+        >>> from absorb_pl.models import load_language_model
+        >>> model_processing(load_language_model("speller"))
+        ()
+    """
+    return _GIVEN.get(model, ())
+
+
+def check_processing(model: Any, sae: Any) -> None:
+    """Check that a model has the processing that an SAE asks for.
+
+    Only of a `TransformerBridge` can it be told; another model is taken to be what it should be.
+
+    Args:
+        model: The language model.
+        sae: The SAE.
+
+    Raises:
+        ModelProcessingError: It has another.
+
+    Example:
+        >>> from absorb_pl.models import load_language_model, load_sae
+        >>> check_processing(load_language_model("speller"), load_sae("speller/l1-standard-w512-dense"))
+    """
+    wanted = sae_processing(sae)
+    if not isinstance(model, TransformerBridge) or wanted == (given := model_processing(model)):
+        return
+    raise ModelProcessingError(
+        "model",
+        f"one with {describe_processing(given) or 'weights as they are'}",
+        expected=f"{describe_processing(wanted) or 'weights as they are'}, as the SAE's metadata say",
+        remedy=f"Load it with `load_language_model(name, processing={list(wanted)})`; a study does so by itself. SAEs that "
+        "ask for different processing need a model each.",
+    )
+
+
+def describe_processing(steps: Sequence[str]) -> str:
+    """Write processing as tables and folders have it.
+
+    Args:
+        steps: Some of `PROCESSING_STEPS`.
+
+    Example:
+        >>> describe_processing(["center_writing_weights", "no_bos"])
+        'center_writing_weights+no_bos'
+    """
+    return "+".join(steps)
+
+
+def _not_given(model: Any, name: str, reason: str) -> ModelProcessingError:
+    return ModelProcessingError(
+        "processing",
+        name,
+        expected=f"processing that TransformerBridge gives {type(model.original_model).__name__}",
+        remedy=f"{reason}. The SAE cannot be measured on the activations it was trained on.",
+    )
