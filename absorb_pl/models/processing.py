@@ -67,8 +67,8 @@ def sae_processing(sae: Any) -> tuple[str, ...]:
                 f"model_from_pretrained_kwargs[{name!r}]",
                 value,
                 expected=f"processing that can be given: {', '.join(WEIGHT_STEPS)}",
-                remedy="The SAE was trained on activations of a model loaded otherwise. Put such a model into a folder, "
-                "name the folder as the model, and take the entry out of the SAE's cfg.json.",
+                remedy="The SAE was trained on activations of a model loaded otherwise. Put such a model into a folder, name "
+                "it as the model, and take the entry out of the SAE's cfg.json.",
             )
     if (head := getattr(metadata, "hook_head_index", None)) is not None:
         raise ModelProcessingError(
@@ -83,8 +83,8 @@ def sae_processing(sae: Any) -> tuple[str, ...]:
 def process_model(model: TransformerBridge, steps: Sequence[str]) -> None:
     """Give a model the processing that SAEs ask for, in place; its next-token probabilities stay.
 
-    Weights are processed by TransformerBridge's compatibility mode. On models with RMS norms, whose results are not those
-    of centred weights, TransformerLens centres nothing, neither here nor when such an SAE was trained.
+    Weights are processed by TransformerBridge's compatibility mode. On models with RMS norms, whose results are not
+    those of centred weights, TransformerLens centres nothing, neither here nor when such an SAE was trained.
 
     Args:
         model: The model, as loaded.
@@ -157,8 +157,8 @@ def check_processing(model: Any, sae: Any) -> None:
         "model",
         f"one with {describe_processing(given) or 'weights as they are'}",
         expected=f"{describe_processing(wanted) or 'weights as they are'}, as the SAE's metadata say",
-        remedy=f"Load it with `load_language_model(name, processing={list(wanted)})`; a study does so by itself. SAEs that "
-        "ask for different processing need a model each.",
+        remedy=f"Load it with `load_language_model(name, processing={list(wanted)})`; a study does so by itself. SAEs "
+        "that ask for different processing need a model each.",
     )
 
 

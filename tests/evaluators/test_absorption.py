@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 
 from absorb_pl.data import PromptDataModule
-from absorb_pl.errors import AbsorbError, OutputFolderError
+from absorb_pl.errors import AbsorbError, CacheCorruptedError, OutputFolderError
 from absorb_pl.evaluators import (
     AbsorptionEvaluator,
     AbsorptionInputs,
@@ -229,47 +229,86 @@ def test_no_letter_is_evaluable_by_a_higher_bar():
 MODULE = Mock(spec=LightningModule)
 
 
-def as_rank(rank):
-    return Mock(spec=Trainer, is_global_zero=rank == 0, global_rank=rank, strategy=Mock())
+class Together:
+    """A strategy of several processes that come one after the other, rank zero last to a sum."""
+
+    root_device = torch.device("cpu")
+
+    def __init__(self):
+        self.said, self.total = None, 0
+
+    def barrier(self):
+        pass
+
+    def broadcast(self, value):
+        self.said = self.said or value
+        return self.said
+
+    def reduce(self, value, reduce_op):
+        assert reduce_op == "sum"
+        self.total += value
+        return self.total
+
+
+def as_rank(rank, strategy):
+    return Mock(spec=Trainer, is_global_zero=rank == 0, global_rank=rank, strategy=strategy)
 
 
 def frame(*rows):
     return pd.DataFrame({"sae": ["s"] * len(rows), "row": list(rows), "value": [row * 0.1 for row in rows]})
 
 
-def write(writer, rank, batch, table):
-    writer.write_on_batch_end(as_rank(rank), MODULE, table, None, None, batch, 0)
+def write(writer, trainer, batch, table):
+    writer.write_on_batch_end(trainer, MODULE, table, None, None, batch, 0)
 
 
 def test_the_writer_merges_what_several_processes_wrote(tmp_path):
+    together = Together()
+    ranks = [as_rank(rank, together) for rank in range(2)]
     writers = [PredictionTableWriter(tmp_path / "deep" / "words.parquet") for _ in range(2)]
-    for rank, writer in enumerate(writers):
-        writer.on_predict_start(as_rank(rank), MODULE)
-    write(writers[0], 0, 0, frame(7, 3))
-    write(writers[1], 1, 0, frame(5))
-    write(writers[1], 1, 1, frame(1, 9))
-    write(writers[0], 0, 1, frame())
+    for rank, writer in zip(ranks, writers, strict=True):
+        writer.on_predict_start(rank, MODULE)
+    write(writers[0], ranks[0], 0, frame(7, 3))
+    write(writers[1], ranks[1], 0, frame(5))
+    write(writers[1], ranks[1], 1, frame(1, 9))
+    write(writers[0], ranks[0], 1, frame())
     for rank in (1, 0):
-        writers[rank].on_predict_end(as_rank(rank), MODULE)
+        writers[rank].on_predict_end(ranks[rank], MODULE)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "deep" / "words.parquet"), frame(1, 3, 5, 7, 9))
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["words.parquet"]
 
 
-def test_shards_of_an_earlier_run_are_dropped(tmp_path):
-    killed = PredictionTableWriter(tmp_path / "words.parquet")
-    killed.on_predict_start(as_rank(0), MODULE)
-    write(killed, 0, 5, frame(77))
-    writer = PredictionTableWriter(tmp_path / "words.parquet")
-    writer.on_predict_start(as_rank(0), MODULE)
-    write(writer, 0, 0, frame(2))
-    writer.on_predict_end(as_rank(0), MODULE)
-    assert pd.read_parquet(writer.path)["row"].tolist() == [2]
+def test_what_another_run_has_under_way_is_not_merged(tmp_path):
+    first, second = (PredictionTableWriter(tmp_path / "words.parquet") for _ in range(2))
+    own, other = as_rank(0, Together()), as_rank(0, Together())
+    first.on_predict_start(other, MODULE)
+    write(first, other, 5, frame(77))
+    second.on_predict_start(own, MODULE)
+    write(second, own, 0, frame(2))
+    second.on_predict_end(own, MODULE)
+    assert pd.read_parquet(second.path)["row"].tolist() == [2]
+    first.on_predict_end(other, MODULE)
+    assert pd.read_parquet(first.path)["row"].tolist() == [77]
+
+
+def test_a_shard_that_is_gone_is_missed(tmp_path):
+    writer, rank = PredictionTableWriter(tmp_path / "words.parquet"), as_rank(0, Together())
+    writer.on_predict_start(rank, MODULE)
+    write(writer, rank, 0, frame(2))
+    write(writer, rank, 1, frame(3, 4))
+    next(tmp_path.rglob("00000-00000001.parquet")).unlink()
+    with pytest.raises(CacheCorruptedError, match="1 rows', expected the 3 that were predicted"):
+        writer.on_predict_end(rank, MODULE)
+    assert not writer.path.exists()
+    writer.on_exception(rank, MODULE, KeyboardInterrupt())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_predictions_there_is_an_empty_table(tmp_path):
     writer = PredictionTableWriter(tmp_path / "words.parquet", columns={"sae": "str", "row": "int64"})
-    writer.on_predict_start(as_rank(0), MODULE)
-    writer.on_predict_end(as_rank(0), MODULE)
+    rank = as_rank(0, Together())
+    writer.on_predict_start(rank, MODULE)
+    writer.on_predict_end(rank, MODULE)
     table = pd.read_parquet(writer.path)
     assert (len(table), list(table.columns), str(table["row"].dtype)) == (0, ["sae", "row"], "int64")
 
