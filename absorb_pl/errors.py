@@ -58,6 +58,14 @@ class ModelNotFoundError(AbsorbError):
     """The language model is neither a bundled name, a local folder nor a hub name."""
 
 
+class ModelWeightsError(AbsorbError):
+    """The language model's files lack weights, or its tokenizer belongs to another model."""
+
+
+class SaeWeightsError(AbsorbError):
+    """The SAE's weights are no floating-point numbers, or all zero."""
+
+
 class SaeNotFoundError(AbsorbError):
     """The SAE is neither a bundled name, a local folder nor a known release and id."""
 
