@@ -62,6 +62,14 @@ class ModelProcessingError(AbsorbError):
     """A language model lacks the processing that an SAE was trained with, or cannot be given it."""
 
 
+class ModelWeightsError(AbsorbError):
+    """The language model's files lack weights, or its tokenizer belongs to another model."""
+
+
+class SaeWeightsError(AbsorbError):
+    """The SAE's weights are no floating-point numbers, or all zero."""
+
+
 class SaeNotFoundError(AbsorbError):
     """The SAE is neither a bundled name, a local folder nor a known release and id."""
 

@@ -16,7 +16,8 @@ from absorb_pl.errors import SaeNotFoundError, ShapeError
 from absorb_pl.models.sae import refuse_transcoder
 
 PARAMS = "params.npz"
-_KEYS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+_SHAPES = {"W_enc": "il", "W_dec": "li", "b_enc": "l", "b_dec": "i", "threshold": "l"}  # i inputs, l latents
+_KEYS = tuple(_SHAPES)
 _HOOKS = {"res": "hook_resid_post", "att": "attn.hook_z", "mlp": "hook_mlp_out"}
 _KIND = re.compile(r"(?:^|[-_])(res|att|mlp)(?:$|[-_])")
 
@@ -86,7 +87,7 @@ def gemma_scope_disk_loader(
     file = params_file(Path(path))
     if file is None:
         raise _refused(str(path), "There is no such file.")
-    refuse_transcoder(str(path), "/".join(file.resolve().parts[-5:]))
+    refuse_transcoder(str(path), "/".join(file.absolute().parts[-5:]))
     weights = {name: torch.from_numpy(array).to(device) for name, array in _arrays(file).items()}
     d_in, d_sae = weights["W_enc"].shape
     expected = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "b_enc": (d_sae,)}
@@ -113,7 +114,7 @@ def gemma_scope_config(file: Path, d_in: int, d_sae: int) -> dict[str, Any]:
     """
     side = file.with_name("cfg.json")
     said: dict[str, Any] = json.loads(side.read_text(encoding="utf-8")) if side.is_file() else {}
-    metadata = {"hook_name": hook_of_path(file.resolve()), "sae_lens_version": sae_lens.__version__}
+    metadata = {"hook_name": hook_of_path(file.absolute()), "sae_lens_version": sae_lens.__version__}
     metadata |= {key: said.pop(key) for key in ("hook_name", "model_name") if key in said}
     metadata |= said.pop("metadata", {})
     return {
@@ -159,7 +160,11 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
                 raise _refused(
                     str(file), f"It lacks {', '.join(missing)} and holds {', '.join(archive.files) or 'nothing'}."
                 )
-            return {key: np.asarray(archive[stored[key]], dtype=np.float32) for key in _KEYS}
+            arrays = {key: archive[stored[key]] for key in _KEYS}
+            for key, array in arrays.items():
+                if array.dtype.kind != "f" or array.ndim != len(_SHAPES[key]):
+                    raise _refused(str(file), f"{key} has dtype {array.dtype} and shape {array.shape}.")
+            return {key: np.asarray(array, dtype=np.float32) for key, array in arrays.items()}
     except SaeNotFoundError:
         raise
     except (AttributeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
@@ -170,6 +175,6 @@ def _refused(name: str, reason: str) -> SaeNotFoundError:
     return SaeNotFoundError(
         "name",
         name,
-        expected=f"an .npz file with the arrays {', '.join(_KEYS)}, none pickled",
+        expected=f"an .npz file with the arrays {', '.join(_KEYS)} of floating-point numbers, none pickled",
         remedy=reason,
     )

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from absorb_pl.errors import HookNotFoundError, ModelNotFoundError
+from absorb_pl.errors import HookNotFoundError, ModelNotFoundError, ModelWeightsError
 from absorb_pl.models.bundled import SPELLER, speller_path
-from absorb_pl.models.placement import check_device, check_dtype, local_folder, own_memory
+from absorb_pl.models.placement import LOAD_ERRORS, check_device, check_dtype, local_folder, own_memory
 from absorb_pl.models.processing import process_model
+from absorb_pl.words.next_token import has_next_token_logits
 
 
 def load_language_model(
@@ -22,8 +24,8 @@ def load_language_model(
     """Load a language model for evaluation, with raw Hugging Face weights or processed as SAEs ask for.
 
     Causal models and encoders (BERT) are taken: whatever `TransformerBridge` boots and gives a residual stream.
-    Weights that the checkpoint lacks, such as the head of a bare `BertModel`, are drawn from a fixed seed, so that
-    the model is the same each time; `has_next_token_logits` does not count such a head.
+    A checkpoint must hold all weights, but for a head that nothing reads, such as that of a bare `BertModel`: it is
+    drawn from a fixed seed, so that the model is the same each time, and `has_next_token_logits` does not count it.
 
     Args:
         name: `"speller"` for the bundled model, a folder in Hugging Face format, or a name on the Hugging
@@ -39,6 +41,7 @@ def load_language_model(
         ModelNotFoundError: If the name is none of the three, the hub cannot be reached, or the model is an
             encoder-decoder, which has two residual streams.
         ModelProcessingError: If the model cannot be given the processing.
+        ModelWeightsError: If the checkpoint lacks weights, or its tokenizer has words beyond the embeddings.
         AbsorbError: If the device or dtype is unknown here.
 
     Example:
@@ -55,16 +58,18 @@ def load_language_model(
     if folder is not None and not (folder / "config.json").is_file():
         raise _not_found(name, "There is no config.json in this folder.")
     try:
-        with _without_progress_bars(), torch.random.fork_rng(_devices(device)):
+        with _without_progress_bars(), _missing_weights() as missing, torch.random.fork_rng(_devices(device)):
             torch.manual_seed(0)
             model = TransformerBridge.boot_transformers(
                 name if folder is None else str(folder), device=device, dtype=weights_dtype
             )
-    except (OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         raise _not_found(name, _why(error, is_folder=folder is not None)) from error
     if getattr(model.original_model.config, "is_encoder_decoder", False):
         raise _not_found(name, "It is an encoder-decoder; causal models and encoders have one residual stream.")
     own_memory(model)
+    _require_weights(name, model, missing)
+    _require_embeddings(name, model)
     model.eval()
     model.original_model.requires_grad_(False)
     if processing:
@@ -127,6 +132,55 @@ def _without_progress_bars() -> Iterator[None]:
     finally:
         if enabled:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _missing_weights() -> Iterator[list[str]]:
+    """Note the weights that Hugging Face draws at random because a checkpoint lacks them; it only logs them."""
+    missing: list[str] = []
+    load = PreTrainedModel.__dict__["from_pretrained"]
+
+    def noting(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> PreTrainedModel:
+        model, told = load.__func__(cls, *args, **{**kwargs, "output_loading_info": True})
+        missing.extend(told["missing_keys"])
+        return model
+
+    PreTrainedModel.from_pretrained = classmethod(noting)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield missing
+    finally:
+        PreTrainedModel.from_pretrained = load
+
+
+def _require_weights(name: str, model: Any, missing: list[str]) -> None:
+    wrapped = model.original_model
+    if not has_next_token_logits(model):  # then its head is never read, and a bare model need not have one
+        missing = [key for key in missing if key.startswith(f"{wrapped.base_model_prefix}.")]
+    if missing:
+        named = ", ".join(sorted(missing)[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise ModelWeightsError(
+            "name",
+            name,
+            expected=f"a checkpoint with all weights of {type(wrapped).__name__}, but it lacks {named}",
+            remedy="Copy or save the model again; weights drawn at random would be measured instead.",
+        )
+
+
+def _require_embeddings(name: str, model: Any) -> None:
+    """Refuse tokenizers whose words go beyond the embeddings; added tokens that prompts never hold may."""
+    tokenizer, rows = model.tokenizer, len(model.original_model.get_input_embeddings().weight)
+    if tokenizer is None or len(tokenizer) <= rows:
+        return
+    added = set(tokenizer.added_tokens_decoder) - {tokenizer.bos_token_id}
+    beyond = sorted(token for token in tokenizer.get_vocab().values() if token >= rows and token not in added)
+    if beyond:
+        raise ModelWeightsError(
+            "name",
+            name,
+            expected=f"a tokenizer whose ids stay below {rows}, the number of embeddings, but it has {len(beyond)} "
+            f"tokens beyond, the largest {beyond[-1]}",
+            remedy="Put the model's own tokenizer files into its folder, or resize its embeddings.",
+        )
 
 
 def _devices(device: str) -> list[torch.device]:

@@ -2,9 +2,12 @@
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 
 from absorb_pl.errors import AbsorbError
@@ -16,9 +19,26 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+LOAD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
+"""What the libraries that read models and SAEs raise on files that are damaged or of another kind."""
+
 
 def local_folder(name: str) -> Path | None:
-    """Give the folder that a name means, a leading `~` resolved.
+    """Give the folder that a name means, as an absolute path, a leading `~` resolved.
 
     Args:
         name: A name that may be a path.
@@ -30,12 +50,12 @@ def local_folder(name: str) -> Path | None:
         >>> local_folder("no-such-folder") is None
         True
     """
-    folder = Path(os.path.expanduser(name))
+    folder = Path(os.path.expanduser(name)).absolute()
     return folder if folder.is_dir() else None
 
 
 def local_path(name: str) -> Path | None:
-    """Give the folder or `.npz` file that a name means, a leading `~` resolved.
+    """Give the folder or `.npz` file that a name means, as an absolute path, a leading `~` resolved.
 
     Args:
         name: A name that may be a path.
@@ -47,7 +67,7 @@ def local_path(name: str) -> Path | None:
         >>> local_path("no-such-folder/params.npz") is None
         True
     """
-    file = Path(os.path.expanduser(name))
+    file = Path(os.path.expanduser(name)).absolute()
     return file if file.suffix == ".npz" and file.is_file() else local_folder(name)
 
 

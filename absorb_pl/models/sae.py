@@ -1,13 +1,16 @@
 """What an SAE says of itself and whether it fits a model: hook, width, heads, and what it needs to be measured."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from sae_lens import SAE, TemporalSAE, Transcoder
 from torch import Tensor
 
-from absorb_pl.errors import HookNotFoundError, SaeArchitectureError, SaeWidthError
+from absorb_pl.errors import HookNotFoundError, SaeArchitectureError, SaeWeightsError, SaeWidthError
 from absorb_pl.models.language_model import check_hook
+
+_WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "log_threshold", "b_gate", "b_mag", "r_mag")
 
 
 def sae_hook_name(sae: Any) -> str:
@@ -98,6 +101,32 @@ def require_rows(sae: Any) -> None:
             remedy="Words are scored from one cached activation each, which does not determine the latents of an SAE "
             "that attends to earlier tokens. `apply_saes_and_run` runs it on whole prompts.",
         )
+
+
+def require_floats(name: str, tensors: Mapping[str, Any]) -> None:
+    """Refuse weights that are no floating-point numbers, before anything casts them.
+
+    Args:
+        name: Name that the SAE was asked for by.
+        tensors: Its tensors by name; only matrices, biases and thresholds are looked at.
+
+    Raises:
+        SaeWeightsError: Names the first that holds integers, booleans or complex numbers.
+
+    Example:
+        >>> require_floats("mine", {"W_dec": torch.ones(2, 2, dtype=torch.int64)})
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.SaeWeightsError: `name` was 'mine', expected floating-point weights, but W_dec is...
+    """
+    for key, tensor in tensors.items():
+        if key in _WEIGHTS and isinstance(tensor, Tensor) and not tensor.is_floating_point():
+            raise SaeWeightsError(
+                "name",
+                name,
+                expected=f"floating-point weights, but {key} is {tensor.dtype}",
+                remedy="Save them as float32. Quantised weights need their scales applied first.",
+            )
 
 
 def refuse_transcoder(name: str, sae: Any) -> None:

@@ -14,10 +14,12 @@ from sae_lens.constants import (
 )
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.training.activation_scaler import ActivationScaler
+from safetensors import safe_open
 
-from absorb_pl.errors import AbsorbError, SaeNotFoundError
+from absorb_pl.errors import AbsorbError, SaeArchitectureError, SaeNotFoundError
 from absorb_pl.models.gemma_scope import gemma_scope_disk_loader, params_file
-from absorb_pl.models.sae import refuse_transcoder
+from absorb_pl.models.placement import LOAD_ERRORS
+from absorb_pl.models.sae import refuse_transcoder, require_floats
 
 FILES = (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME)
 
@@ -42,7 +44,8 @@ def load_folder(
 
     Raises:
         SaeNotFoundError: The folder lacks a file, or does not load.
-        SaeArchitectureError: It is a transcoder.
+        SaeArchitectureError: It is a transcoder, or its latents have an activation function that SAELens lacks.
+        SaeWeightsError: Its weights are integers or complex numbers.
     """
     try:
         if converter is not None:
@@ -54,15 +57,48 @@ def load_folder(
             raise not_found(name, f"There is no {' and no '.join(missing)} in that folder.")
         config = read_config(path)
         refuse_transcoder(name, str(config.get("architecture")))
+        refuse_activation(name, config)
+        with safe_open(path / SAE_WEIGHTS_FILENAME, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            require_floats(name, {key: part[:0] for key, part in slices.items() if part.get_shape()})
         sae = _from_checkpoint(path, device, dtype) if is_checkpoint(config) else None
         sae = sae or SAE.load_from_disk(path, device=device, dtype=dtype)
+        if sae.cfg.reshape_activations not in ("none", "hook_z"):
+            raise ValueError(f"reshape_activations is {sae.cfg.reshape_activations!r}, neither 'none' nor 'hook_z'")
+        if not sae.cfg.metadata.hook_name:
+            sae.cfg.metadata.hook_name = _runner_hook(path)
     except AbsorbError:
         raise
-    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise not_found(name, f"The folder does not load: {str(error).strip()}.") from error
-    if not sae.cfg.metadata.hook_name:
-        sae.cfg.metadata.hook_name = _runner_hook(path)
+    except LOAD_ERRORS as error:
+        reason = str(error).strip() or type(error).__name__
+        raise not_found(name, f"The folder does not load: {reason}.") from error
     return sae
+
+
+def refuse_activation(name: str, config: dict[str, Any]) -> None:
+    """Refuse activation functions that SAELens does not apply; it runs such SAEs with a ReLU and says nothing.
+
+    Args:
+        name: Name to use in errors.
+        config: A configuration; those before SAELens's sixth version name the function.
+
+    Raises:
+        SaeArchitectureError: The function is neither ReLU nor top-k.
+
+    Example:
+        >>> refuse_activation("mine", {"activation_fn_str": "tanh-relu"})
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.SaeArchitectureError: `name` was 'mine', expected latents that go through relu or topk...
+    """
+    said = config.get("activation_fn_str", config.get("activation_fn"))
+    if said not in (None, "relu", "topk"):
+        raise SaeArchitectureError(
+            "name",
+            name,
+            expected=f"latents that go through relu or topk, not {said!r}",
+            remedy="SAELens no longer has this activation function. Give the SAE as an object of your own.",
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from sae_lens import SAE, TrainingSAE
 
-from absorb_pl.errors import AbsorbError, NonFiniteError
+from absorb_pl.errors import AbsorbError, NonFiniteError, SaeWeightsError
 from absorb_pl.models.adapters import AdaptedSae
 from absorb_pl.models.bundled import SPELLER, bundled_sae_path
 from absorb_pl.models.controls import CONTROL_KINDS, control_sae
 from absorb_pl.models.identity import sae_tensors
 from absorb_pl.models.placement import check_device, check_dtype, local_folder, local_path, own_memory
-from absorb_pl.models.sae import refuse_transcoder
+from absorb_pl.models.sae import refuse_transcoder, require_floats
 from absorb_pl.models.sae_folders import inference_sae, load_folder
 from absorb_pl.models.sae_functions import function_sae, is_function_name
 from absorb_pl.models.sae_releases import load_release
@@ -54,6 +54,7 @@ def load_sae(
         SaeArchitectureError: If it is a transcoder, which does not reconstruct its own input.
         SaeInterfaceError: If an SAE of yours lacks a member.
         NonFiniteError: If a weight is NaN or infinite.
+        SaeWeightsError: If weights are integers or complex numbers, or the encoder or decoder is all zero.
         AbsorbError: If the device or dtype is unknown here.
 
     Example:
@@ -94,9 +95,23 @@ def load_sae(
                 expected=f"finite weights, but {bad} in {key} are not",
                 remedy="Save the SAE again, or load it in a wider dtype.",
             )
+    _refuse_zeros(name, sae)
     sae.eval()
     sae.requires_grad_(False)
     return sae
+
+
+def _refuse_zeros(name: str, sae: SAE[Any] | AdaptedSae) -> None:
+    inner = sae.sae if isinstance(sae, AdaptedSae) else sae
+    for key in ("W_enc", "W_dec"):
+        weight = getattr(inner, key, None)
+        if isinstance(weight, torch.Tensor) and not any(bool(part.any()) for part in weight.detach().split(4096)):
+            raise SaeWeightsError(
+                "name",
+                name,
+                expected=f"an SAE that has learnt something, but all of its {key} is zero",
+                remedy="Save the SAE again, or load it in a wider dtype.",
+            )
 
 
 def split_control(name: str) -> tuple[str, str | None]:
@@ -145,6 +160,7 @@ def _load(name: str, device: str, dtype: str, converter: Callable[..., Any] | No
             "converter", converter, expected="None for an SAE made by a function", remedy="Convert it in the function."
         )
     made = function_sae(name)
+    require_floats(name, sae_tensors(made))
     if isinstance(made, TrainingSAE):
         return inference_sae(made, device, dtype)
     sae = made if isinstance(made, SAE) else AdaptedSae(made)

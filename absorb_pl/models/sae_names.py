@@ -9,6 +9,7 @@ from absorb_pl.models.bundled import SPELLER, list_bundled_saes
 from absorb_pl.models.gemma_scope import params_file
 from absorb_pl.models.placement import local_path
 from absorb_pl.models.sae_functions import call_function, is_function_name, split_key
+from absorb_pl.models.sae_loading import split_control, split_hook
 from absorb_pl.models.sae_releases import release_names
 
 _WILDCARDS = frozenset("*?[")
@@ -44,10 +45,15 @@ def expand_sae_names(patterns: Sequence[str]) -> list[str]:
 def _matches(pattern: str) -> list[str]:
     if is_function_name(pattern) and local_path(pattern) is None:
         return _keys(pattern)
-    if not _WILDCARDS & set(pattern):
+    if not _WILDCARDS & set(pattern) or _is_there(pattern):
         return [pattern]
     known = _known_names(pattern)
     return _selected(pattern, pattern, known)
+
+
+def _is_there(name: str) -> bool:
+    """Whether a name with brackets is that of a folder, a hook or control behind it aside."""
+    return local_path(split_hook(split_control(name)[0])[0]) is not None
 
 
 def _selected(given: str, pattern: str, known: list[str]) -> list[str]:
