@@ -15,9 +15,6 @@ test: $(VENV)/.dev  ## set up, then run all tests and docstring examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-kernels: $(VENV)/.dev  ## compare figures once more, with the plainest kernels that torch has
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m numeric tests
-
-test-kernels: $(VENV)/.dev  ## the tests that compare figures, with the plainest kernels that torch has
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m numeric tests
 
 check: $(VENV)/.dev  ## lint, format, types, import order
