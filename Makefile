@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 BIN    := $(VENV)/bin
 LOCKED := requirements/lock.txt pyproject.toml
 
-.PHONY: demo test check check-ci format bench clean
+.PHONY: demo test test-kernels check check-ci format bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.runtime  ## set up, then measure absorption in the bundled SAEs
@@ -13,6 +13,9 @@ demo: $(VENV)/.runtime  ## set up, then measure absorption in the bundled SAEs
 
 test: $(VENV)/.dev  ## set up, then run all tests and docstring examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-kernels: $(VENV)/.dev  ## compare figures once more, with the plainest kernels that torch has
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m numeric tests
 
 check: $(VENV)/.dev  ## lint, format, types, import order
 	$(BIN)/ruff check .

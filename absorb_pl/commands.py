@@ -1,5 +1,7 @@
 """The commands that have a parser of their own; what is heavy is imported once one of them runs."""
 
+import sys
+
 STUDY = "Measure splitting and absorption in a list of SAEs, from words to tables and figures."
 RESCORE = "Apply other thresholds of a rule to the scores that a finished study stored, without a model."
 LIST = "Show which SAEs names or patterns select, with width and published L0; nothing is downloaded."
@@ -8,6 +10,7 @@ LIST = "Show which SAEs names or patterns select, with width and published L0; n
 def parse_study(words: list[str]) -> None:
     """Run `absorb-pl study` with the words behind it."""
     from jsonargparse import ArgumentParser
+    from lightning.pytorch.utilities import rank_zero_only
 
     from absorb_pl.study import StudyConfig, run_study
 
@@ -16,7 +19,10 @@ def parse_study(words: list[str]) -> None:
     parser.add_class_arguments(StudyConfig)
     settings = parser.instantiate_classes(parser.parse_args(words))
     settings.pop("config")
-    run_study(StudyConfig(**settings))
+    config = StudyConfig(**settings)
+    run_study(config)
+    if config.until != "report" and getattr(rank_zero_only, "rank", 0) == 0:
+        sys.stdout.write(f"Stopped after the stage {config.until}; without `until` the next run goes on from there.\n")
 
 
 def parse_rescore(words: list[str]) -> None:

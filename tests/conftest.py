@@ -13,6 +13,13 @@ os.environ["TQDM_DISABLE"] = "1"
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the maths and of attribution compare figures throughout."""
+    for item in items:
+        if item.path.parent.name in ("attribution", "functional"):
+            item.add_marker("numeric")
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Figures recorded from the published implementations, see its README."""

@@ -14,7 +14,7 @@ from absorb_pl import __version__
 from absorb_pl.cli import COMMANDS, main
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.models import load_language_model
-from absorb_pl.probes import KSparseProbe, LinearProbe
+from absorb_pl.probes import LinearProbe, SaeProbe
 from absorb_pl.words import TaskConfig
 
 pytestmark = pytest.mark.usefixtures("at_root")
@@ -161,7 +161,7 @@ def test_fit_and_test_a_k_sparse_probe(tmp_path, capsys):
     capsys.readouterr()
     main(["test", f"--config={CONF}/fit_k_sparse.yaml", *places, f"--ckpt_path={checkpoint}"])
     figures = figures_of(tmp_path, capsys)
-    probe = KSparseProbe.load_from_checkpoint(checkpoint, weights_only=True)
+    probe = SaeProbe.load_from_checkpoint(checkpoint, weights_only=True)
     x, y = held_out(tmp_path)
     with torch.no_grad():
         said = probe(x) > 0

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from absorb_pl.attribution import word_integrated_gradients
 from absorb_pl.attribution.gradients import at_least_float32
 from absorb_pl.data import read_residuals
 from absorb_pl.functional import SILENT, cosine_similarity_matrix, most_negative_latents, paper_verdicts
-from absorb_pl.models import context_length, encode_rows, require_next_token_logits, sae_hook_name
+from absorb_pl.models import context_length, encode_rows, require_next_token_logits, sae_hook_name, to_unit_norms
 from absorb_pl.words import (
     Formatter,
     SpellingPrompt,
@@ -25,6 +25,7 @@ from absorb_pl.words import (
     tokenize_prompts,
 )
 
+_FIRST_LETTER = first_letter_formatter()
 MetricFn = Callable[[Tensor], Tensor]
 """From logits `[prompts, tokens, vocab]`, of which only the last position is given, to one value a prompt."""
 
@@ -35,7 +36,7 @@ class FeatureScore:
 
     Attributes:
         feature_id: The latent.
-        activation: Its activation at the word.
+        activation: Its activation at the word, in the scale in which its decoder row has unit norm.
         ablation_score: Its integrated-gradient score there.
         probe_cos_sim: Cosine of its decoder row with the probe.
     """
@@ -112,7 +113,7 @@ class FeatureAbsorptionCalculator:
     icl_word_list: list[str]
     max_icl_examples: int | None = None
     base_template: str = "{word}:"
-    answer_formatter: Formatter = field(default_factory=first_letter_formatter)
+    answer_formatter: Formatter = _FIRST_LETTER
     example_separator: str = "\n"
     shuffle_examples: bool = True
     word_token_pos: int | None = None
@@ -151,6 +152,7 @@ class FeatureAbsorptionCalculator:
             filter_prompts: Whether to leave out words on which a main latent fires.
             show_progress: Whether to show a progress bar.
         """
+        sae = to_unit_norms(sae)
         prompts = [self._prompt(word) for word in words]
         tokens = tokenize_prompts(
             self.model.tokenizer,

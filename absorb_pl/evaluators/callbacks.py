@@ -22,8 +22,8 @@ from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summar
 from absorb_pl.evaluators.rules import PaperRule
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.writers import write_table
-from absorb_pl.models import load_sae
-from absorb_pl.probes import KSparseProbe, LinearProbe, first_of_each, fit_probe
+from absorb_pl.models import load_sae, to_unit_norms
+from absorb_pl.probes import LinearProbe, SaeProbe, first_of_each, fit_probe
 
 Findings = tuple[Mapping[str, pd.DataFrame], Mapping[str, float]]
 """Tables by name and figures by name."""
@@ -71,7 +71,8 @@ class SaeEvaluation(Callback):
     name: str
 
     def __init__(self, sae: Any, sae_dtype: str = "float32") -> None:
-        self.sae = load_sae(sae, dtype=sae_dtype) if isinstance(sae, str) else sae
+        named = isinstance(sae, str)
+        self.sae = to_unit_norms(load_sae(sae, dtype=sae_dtype) if named else sae, in_place=named)
         self.tables: dict[str, pd.DataFrame] = {}
         self._rows = _TestRows()
 
@@ -168,7 +169,7 @@ class KSparseEvaluation(SaeEvaluation):
         """Train the k-sparse probes and evaluate the SAE."""
         train = data.splits["train"]
         sae = self.sae.to(device)
-        k_sparse = KSparseProbe(sae, len(rows.class_names), class_names=rows.class_names)
+        k_sparse = SaeProbe(sae, len(rows.class_names), class_names=rows.class_names)
         with torch.inference_mode(False), torch.enable_grad(), isolate_rng():
             torch.manual_seed(self.seed)
             fit_probe(k_sparse, data.cache.rows(train), data.labels[train], self.max_epochs, device=device)

@@ -16,7 +16,7 @@ from absorb_pl.data import PromptBatches, PromptDataModule, check_published, pro
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import cosine_similarity_matrix, letter_metric
-from absorb_pl.models import load_language_model, load_sae, require_next_token_logits, sae_hook_name
+from absorb_pl.models import load_language_model, load_sae, require_next_token_logits, sae_hook_name, to_unit_norms
 from absorb_pl.words import AnswerTokens, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
 
 PositiveToken = Literal["answer", "published"]
@@ -66,9 +66,9 @@ class CausalEvaluator(LightningModule):
         self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
         require_next_token_logits(self.language_model, type(self).__name__)
         if isinstance(saes, Mapping):
-            self.saes = dict(saes)
+            self.saes = {name: to_unit_norms(sae) for name, sae in saes.items()}
         else:
-            self.saes = {name: load_sae(name, dtype=sae_dtype) for name in saes}
+            self.saes = {name: to_unit_norms(load_sae(name, dtype=sae_dtype), in_place=True) for name in saes}
         self.hooks = {name: sae_hook_name(sae) for name, sae in self.saes.items()}
         self.positive_tokens: tuple[PositiveToken, ...] = (positive_token,)
         self.batch_size = batch_size

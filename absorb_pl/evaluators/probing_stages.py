@@ -19,7 +19,7 @@ from absorb_pl.errors import LabelError, require_at_least
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.functional import DEFAULT_KS
-from absorb_pl.probes import KSparseProbe, LinearProbe, fit_probe
+from absorb_pl.probes import MISSING_LOGIT, KSparseProbe, LinearProbe, SaeProbe, fit_probe
 
 _FRAMES = ("latents", "k_sparse", "letters", "candidates")
 _PROBE, _CURVE = "probe.safetensors", "training.parquet"
@@ -186,6 +186,10 @@ class LinearProbeStage(UnitStage):
         tensors = load_file(self.folder(hook) / _PROBE)
         return tensors["weight"], tensors["bias"]
 
+    def probe(self, hook: str) -> LinearProbe:
+        """The probe of a hook."""
+        return LinearProbe.from_weights(*self.weights(hook), self.data.words.task.classes)
+
     def curve(self, hook: str) -> pd.DataFrame:
         """Training curve of a hook's probe, a row an epoch."""
         return pd.read_parquet(self.folder(hook) / _CURVE)
@@ -226,6 +230,7 @@ class SaeProbingStage(UnitStage):
             "dtype": sae.dtype,
             "settings": asdict(self.settings),
             "splits": asdict(self.splits),
+            **({"folded": sae.folded} if sae.folded else {}),  # probes made before norms were folded are others
             "format": 2,
         }
 
@@ -234,7 +239,7 @@ class SaeProbingStage(UnitStage):
         hook, sae = self.saes[unit].hook_name, self.saes[unit].load(device)
         x, y, _ = self.data.split(hook, "train")
         ks = tuple(k for k in self.settings.ks if k <= sae.W_dec.shape[0])
-        probe = KSparseProbe(
+        probe = SaeProbe(
             sae,
             y.shape[1],
             ks=ks,
@@ -259,6 +264,20 @@ class SaeProbingStage(UnitStage):
         folder = self.folder(unit)
         frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _FRAMES}
         return SaeProbing(json.loads((folder / "statistics.json").read_text(encoding="utf-8")), **frames)
+
+    def probes_of(self, unit: str) -> dict[int, dict[int, KSparseProbe]]:
+        """The k-sparse probes of an SAE, by k and by number of the class, without classes that no training word has."""
+        tensors = load_file(self.folder(unit) / _PROBE)
+        ids, weight, bias = (tensors[name] for name in ("latent_ids", "weight", "bias"))
+        ks = [k for k in sorted(set(self.settings.ks)) if k <= self.saes[unit].d_sae]
+        return {
+            k: {
+                c: KSparseProbe(weight[i, c, :k], bias[i, c], ids[c, :k])
+                for c in range(len(ids))
+                if bias[i, c] != MISSING_LOGIT
+            }
+            for i, k in enumerate(ks)
+        }
 
     def curve(self, unit: str) -> pd.DataFrame:
         """Training curve of an SAE's ranking probe, a row an epoch."""

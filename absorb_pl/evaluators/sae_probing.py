@@ -12,7 +12,7 @@ from absorb_pl.errors import require_at_least
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.functional import SaeStatistics, binary_metrics, k_sparse_logits, paper_candidates, sample_candidates
-from absorb_pl.probes import KSparseProbe, encode_latents
+from absorb_pl.probes import SaeProbe, encode_latents
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class SaeProbing:
 
 @torch.no_grad()
 def evaluate_sae(
-    sae: Any, k_sparse: KSparseProbe, rows: EvaluationRows, settings: SplitSettings | None = None
+    sae: Any, k_sparse: SaeProbe, rows: EvaluationRows, settings: SplitSettings | None = None
 ) -> SaeProbing:
     """Evaluate one SAE on the held-out words, encoding them once.
 

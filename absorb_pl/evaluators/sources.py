@@ -17,8 +17,10 @@ from absorb_pl.models import (
     sae_hook_name,
     sae_identity,
     split_control,
+    to_unit_norms,
 )
 from absorb_pl.models.placement import local_path
+from absorb_pl.models.sae_scale import Folding, decoder_norms, folding_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class SaeSource:
         architecture: How it was trained, where its metadata say so, else how it infers.
         d_sae: Number of latents.
         control: Which control of an SAE it is; empty for an SAE itself.
+        folded: Where norms of decoder rows went: `weights` or `latents`; empty where they were 1.
     """
 
     name: str
@@ -42,6 +45,7 @@ class SaeSource:
     architecture: str
     d_sae: int
     control: str = ""
+    folded: Folding = ""
 
     @classmethod
     def check(cls, name: str, model: Any, dtype: str = "float32") -> "SaeSource":
@@ -61,14 +65,16 @@ class SaeSource:
         sae = load_sae(name, dtype=dtype)
         require_rows(sae)
         check_sae_fits(model, sae)
+        norms, identity, architecture = decoder_norms(sae.W_dec), sae_identity(sae), sae_architecture(sae)
         return cls(
             name,
             dtype,
             sae_hook_name(sae),
-            sae_identity(sae),
-            sae_architecture(sae),
+            identity,
+            architecture,
             sae.W_dec.shape[0],
             split_control(name)[1] or "",
+            folding_of(norms, to_unit_norms(sae, in_place=True)),
         )
 
     @property
@@ -78,7 +84,7 @@ class SaeSource:
         return -1 if layer is None else layer
 
     def load(self, device: torch.device) -> Any:
-        """Load the SAE onto a device.
+        """Load the SAE onto a device, its latents in the scale in which decoder rows have unit norm.
 
         Raises:
             ManifestMismatchError: It is no longer the SAE that was checked, as when a training run has saved another.
@@ -91,7 +97,7 @@ class SaeSource:
                 expected=f"{self.identity}, as when the study began",
                 remedy="Its weights or settings changed meanwhile. Copy it to a folder that stays, and run again.",
             )
-        return sae
+        return to_unit_norms(sae, in_place=True)
 
 
 def distinct_saes(names: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from absorb_pl.errors import PromptError
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.models import load_language_model, require_next_token_logits
 from absorb_pl.words import (
-    FIRST_LETTER_TEMPLATE,
+    VERBOSE_FIRST_LETTER_TEMPLATE,
     Formatter,
     SpellingGrader,
     first_letter_formatter,
@@ -133,7 +133,7 @@ class SpellingSweep(LightningModule):
         self,
         model: Any = "speller",
         answer: Answer = "first_letter",
-        template: str = FIRST_LETTER_TEMPLATE,
+        template: str = VERBOSE_FIRST_LETTER_TEMPLATE,
         vocabulary: Literal["alpha", "common"] = "alpha",
         max_words: int | None = None,
         num_words: int = 100,

@@ -43,7 +43,7 @@ class PredictionTableWriter(BasePredictionWriter):
     Args:
         path: The table to write.
         sort_by: Columns that identify a row and give the order.
-        columns: Columns and dtypes of the table where nothing was predicted.
+        columns: Columns and dtypes of the table where nothing was predicted; the evaluator's own if not given.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class PredictionTableWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.path = user_path(path)
         self.sort_by = list(sort_by)
-        self._empty = empty_table(columns or dict.fromkeys(sort_by, "object"))
+        self._columns = columns
         self._owner, self._rows = new_owner(), 0
 
     @property
@@ -95,7 +95,8 @@ class PredictionTableWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             shards = sorted(self._shards.glob("*.parquet"), key=os.fspath)
             tables = [pd.read_parquet(shard) for shard in shards]
-            table = pd.concat(tables, ignore_index=True) if tables else self._empty
+            columns = self._columns or getattr(pl_module, "columns", dict.fromkeys(self.sort_by, "object"))
+            table = pd.concat(tables, ignore_index=True) if tables else empty_table(columns)
             if len(table) != written:
                 raise CacheCorruptedError(
                     str(self.path),

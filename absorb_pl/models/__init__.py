@@ -17,6 +17,7 @@ from absorb_pl.models.sae_listing import layer_of_hook, list_saes
 from absorb_pl.models.sae_loading import load_sae, split_control
 from absorb_pl.models.sae_names import expand_sae_names
 from absorb_pl.models.sae_rows import decode_rows, encode_and_project, encode_rows, encoder_parts
+from absorb_pl.models.sae_scale import UnitNormSae, to_unit_norms, unwrapped_sae
 from absorb_pl.models.splice import ApplySaesAndRunOutput, SaeReconstructionCache, apply_saes_and_run
 from absorb_pl.words.next_token import has_next_token_logits, require_next_token_logits
 from absorb_pl.words.positions import prepends_bos
@@ -30,6 +31,7 @@ __all__ = [
     "PromptBatch",
     "SaeReconstructionCache",
     "SparseAutoencoder",
+    "UnitNormSae",
     "apply_saes_and_run",
     "bundled_sae_path",
     "check_hook",
@@ -61,5 +63,7 @@ __all__ = [
     "sae_identity",
     "speller_path",
     "split_control",
+    "to_unit_norms",
     "tokenizer_identity",
+    "unwrapped_sae",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import SaeInterfaceError
-from absorb_pl.models.adapters import AdaptedSae
+from absorb_pl.models.sae_scale import unwrapped_sae
 
 _WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 _VOLATILE = {"_name_or_path", "device", "metadata", "model_name", "tokenizer_name", "transformers_version"}
@@ -61,7 +61,7 @@ def sae_identity(sae: Any) -> str:
         >>> len(sae_identity(torch.nn.Linear(2, 2)))
         32
     """
-    hook_name, sae = getattr(sae, "hook_name", None), sae.sae if isinstance(sae, AdaptedSae) else sae
+    hook_name, sae = getattr(sae, "hook_name", None), unwrapped_sae(sae)
     settings: dict[str, Any] = {"class": type(sae).__name__}
     cfg = getattr(sae, "cfg", None)
     if cfg is not None:
@@ -99,7 +99,7 @@ def sae_tensors(sae: Any) -> dict[str, Tensor]:
         >>> list(sae_tensors(SimpleNamespace(W_dec=torch.eye(2), scale=2.0)))
         ['W_dec']
     """
-    sae = sae.sae if isinstance(sae, AdaptedSae) else sae
+    sae = unwrapped_sae(sae)
     found: dict[str, Tensor] = dict(sae.state_dict()) if isinstance(sae, nn.Module) else {}
     if isinstance(sae, SAE):
         return found

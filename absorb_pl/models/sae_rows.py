@@ -10,8 +10,8 @@ from sae_lens import SAE
 from torch import Tensor
 
 from absorb_pl.errors import SaeInterfaceError
-from absorb_pl.models.adapters import AdaptedSae
 from absorb_pl.models.sae import require_rows
+from absorb_pl.models.sae_scale import unwrapped_sae
 
 
 def encode_rows(sae: Any, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows latents"]:
@@ -110,7 +110,8 @@ def encoder_parts(
 
     A latent's raw score on an activation is its encoder column's product with it, plus its bias, less its threshold.
     Gated SAEs fire by their gate, so `b_gate` is their bias. SAEs without encoder biases (matching pursuit) have zeros
-    there. SAEs without an encoder matrix are scored by their decoder rows in its place.
+    there. SAEs without an encoder matrix are scored by their decoder rows in its place. All are in the SAE's own
+    scale, whatever the scale of its latents (`to_unit_norms`): a score's sign and ranking do not see it.
 
     Args:
         sae: A SAELens SAE, or any object with `W_dec`.
@@ -125,7 +126,7 @@ def encoder_parts(
         (tensor([[1., 2.],
                 [0., 1.]]), tensor([0., 0.]), None)
     """
-    sae = sae.sae if isinstance(sae, AdaptedSae) else sae
+    sae = unwrapped_sae(sae)
     encoder = _tensor(sae, "W_enc")
     encoder = sae.W_dec.detach().T if encoder is None else encoder
     bias = next((found for name in ("b_enc", "b_gate") if (found := _tensor(sae, name)) is not None), None)
@@ -149,6 +150,7 @@ def _wide(tensor: Tensor) -> Tensor:
 @contextmanager
 def _flat(sae: Any) -> Iterator[None]:
     """Make a SAELens SAE that splits activations into heads take them side by side, for a while."""
+    sae = unwrapped_sae(sae)
     if not (isinstance(sae, SAE) and sae.hook_z_reshaping_mode):
         yield
         return

@@ -1,4 +1,4 @@
-"""The k-sparse probe: how well a class's k best SAE latents tell the class."""
+"""The SAE probe: how well a class's k best SAE latents tell the class."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, require_finite, solve_k_sparse
-from absorb_pl.models import encode_rows, load_sae
+from absorb_pl.models import encode_rows, load_sae, to_unit_norms
 from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.latents import chunks_for, encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
@@ -33,14 +33,13 @@ class _EncodedRows(NamedTuple):
     kept: Tensor | None = None
 
 
-class KSparseProbe(OneVsRestModule):
+class SaeProbe(OneVsRestModule):
     """Logistic regressions on the k best SAE latents of each class, for many k.
 
     Source: arXiv 2409.14507, section 4.1, and the published `train_k_sparse_probes`. A fit trains an
-        L1-regularised
-    one-vs-rest probe on all latents; at its end each class's latents are ranked by signed weight and the
-    logistic regression (C = 1, balanced classes) on the first k is solved to its optimum for every class and
-    k. The solved probes are buffers, so a checkpoint holds all that `test` needs.
+    L1-regularised one-vs-rest probe on all latents; at its end each class's latents are ranked by signed weight and the
+    logistic regression (C = 1, balanced classes) on the first k is solved to its optimum for every class and k.
+    The solved probes are buffers, so a checkpoint holds all that `test` needs.
 
     Attributes:
         latent_ids: Each class's latents, best first, `[classes, max(ks)]`.
@@ -72,7 +71,7 @@ class KSparseProbe(OneVsRestModule):
         ...     W_dec = torch.eye(3)
         ...     def encode(self, x):
         ...         return x.relu()
-        >>> probe = KSparseProbe(Identity(), num_outputs=2, ks=[1, 2])
+        >>> probe = SaeProbe(Identity(), num_outputs=2, ks=[1, 2])
         >>> probe.scores(torch.zeros(5, 3)).shape
         torch.Size([5, 2, 2])
     """
@@ -119,7 +118,7 @@ class KSparseProbe(OneVsRestModule):
 
     @property
     def sae(self) -> Any:
-        """The SAE whose latents are probed."""
+        """The SAE whose latents are probed, in the scale of unit-norm decoder rows."""
         return self._sae[0]
 
     def setup(self, stage: str) -> None:
@@ -288,7 +287,7 @@ class KSparseProbe(OneVsRestModule):
 
 def _resolve_sae(sae: Any, dtype: str) -> Any:
     if isinstance(sae, str):
-        return load_sae(sae, dtype=dtype)
+        return to_unit_norms(load_sae(sae, dtype=dtype), in_place=True)
     if not all(hasattr(sae, name) for name in ("encode", "W_dec")):
         raise SaeNotFoundError(
             "sae",
@@ -296,4 +295,4 @@ def _resolve_sae(sae: Any, dtype: str) -> Any:
             expected="the name of an SAE, or a module with `encode` and `W_dec`",
             remedy="Pass `sae=`; a checkpoint holds an SAE's name, but not an SAE given as a module.",
         )
-    return sae
+    return to_unit_norms(sae)

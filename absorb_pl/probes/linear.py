@@ -81,6 +81,30 @@ class LinearProbe(OneVsRestModule):
         self.metrics["val_metrics"] = held_out.clone(prefix="val/")
         self.metrics["test_metrics"] = held_out.clone(prefix="test/")
 
+    @classmethod
+    def from_weights(
+        cls,
+        weight: Float[Tensor, "classes d_model"],
+        bias: Float[Tensor, " classes"],
+        class_names: Sequence[str] | None = None,
+    ) -> "LinearProbe":
+        """Make a trained probe of its weights, in evaluation mode.
+
+        Args:
+            weight: Probe directions.
+            bias: Biases.
+            class_names: Names of the classes.
+
+        Example:
+            >>> LinearProbe.from_weights(torch.eye(2), torch.zeros(2))(torch.tensor([3.0, 1.0]))
+            tensor([3., 1.], grad_fn=...)
+        """
+        probe = cls(weight.shape[1], len(weight), class_names=class_names)
+        with torch.no_grad():
+            probe.weights.copy_(weight)
+            probe.biases.copy_(bias)
+        return probe.eval()
+
     def _set_pos_weight(self, pos_weight: Tensor) -> None:
         usable = (pos_weight > 0) & pos_weight.isfinite()
         if pos_weight.shape != self.pos_weight.shape or not bool(usable.all()):

@@ -1,4 +1,4 @@
-"""Probes trained by one call on tensors, under the names and arguments of the paper's package."""
+"""Probes trained by one call on tensors, under the names, arguments and defaults of the paper's package."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,17 +9,18 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from absorb_pl.errors import AbsorbError, LabelError, ShapeError
-from absorb_pl.functional import check_ks, rank_latents, solve_k_sparse
+from absorb_pl.functional import DEFAULT_KS, check_ks, rank_latents, solve_k_sparse
 from absorb_pl.models import encode_rows
 from absorb_pl.probes.base import Batch, OptimizerName
 from absorb_pl.probes.fitting import fit_probe
-from absorb_pl.probes.k_sparse import KSparseProbe
+from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.latents import sae_device
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE
 
 ExtraLoss = Callable[[LinearProbe, Tensor, Tensor], Tensor]
-PUBLISHED_KS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50)
+DEFAULT_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where the paper's functions train: on a GPU where there is one."""
 
 
 class _ProbeWithExtraLoss(LinearProbe):
@@ -32,7 +33,7 @@ class _ProbeWithExtraLoss(LinearProbe):
         return loss if self.extra_loss_fn is None else loss + self.extra_loss_fn(self, batch["x"], batch["y"])
 
 
-class SparseProbe(nn.Module):
+class KSparseProbe(nn.Module):
     """A logistic regression on a few latents, as `train_k_sparse_probes` returns it.
 
     Args:
@@ -41,7 +42,7 @@ class SparseProbe(nn.Module):
         feature_ids: Latents, best first, `[k]`.
 
     Example:
-        >>> probe = SparseProbe(torch.tensor([2.0]), torch.tensor(-1.0), torch.tensor([1]))
+        >>> probe = KSparseProbe(torch.tensor([2.0]), torch.tensor(-1.0), torch.tensor([1]))
         >>> probe.k, probe(torch.tensor([[0.0, 3.0]]))
         (1, tensor([5.]))
     """
@@ -80,10 +81,10 @@ def train_multi_probe(
     optimizer: OptimizerName = "Adam",
     extra_loss_fn: ExtraLoss | None = None,
     verbose: bool = False,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = DEFAULT_DEVICE,
     *,
     l1_decay: float = 0.0,
-    polish: bool = True,
+    polish: bool = False,
 ) -> LinearProbe:
     """Train one-vs-rest logistic regression probes.
 
@@ -104,9 +105,9 @@ def train_multi_probe(
         verbose: Show Lightning's messages.
         device: Where to train.
         l1_decay: Factor of the mean over classes of `Σ|w|` in the loss.
-        polish: Finish at the optimum of the regularised objective (see `LinearProbe`). Only cross-entropy
-            with L2 weight decay has one that can be polished: with an extra loss, `l1_decay` or AdamW this
-            has no effect.
+        polish: Finish at the optimum of the regularised objective, as `LinearProbe` does by default; without, the
+            probe is what the optimiser leaves after the last epoch. Only cross-entropy with L2 weight decay has an
+            optimum that can be polished: with an extra loss, `l1_decay` or AdamW this has no effect.
 
     Returns:
         The trained probe, in evaluation mode.
@@ -118,7 +119,7 @@ def train_multi_probe(
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(8, 1)
-        >>> probe = train_multi_probe(x, x, num_epochs=1, show_progress=False)
+        >>> probe = train_multi_probe(x, x, num_epochs=1, show_progress=False, device="cpu")
         >>> (probe(x) > 0).float().equal(x)
         True
     """
@@ -157,9 +158,9 @@ def train_binary_probe(
     optimizer: OptimizerName = "Adam",
     extra_loss_fn: ExtraLoss | None = None,
     verbose: bool = False,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = DEFAULT_DEVICE,
     *,
-    polish: bool = True,
+    polish: bool = False,
 ) -> LinearProbe:
     """Train one logistic regression probe.
 
@@ -189,7 +190,7 @@ def train_binary_probe(
 
     Example:
         >>> x = torch.linspace(-1, 1, 20)[:, None]
-        >>> probe = train_binary_probe(x, (x[:, 0] > 0).int(), num_epochs=1, show_progress=False)
+        >>> probe = train_binary_probe(x, (x[:, 0] > 0).int(), num_epochs=1, show_progress=False, device="cpu")
         >>> bool(probe.weights > 0)
         True
     """
@@ -222,7 +223,7 @@ def train_sparse_multi_probe(
     l2_decay: float = 1e-6,
     show_progress: bool = True,
     verbose: bool = False,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = DEFAULT_DEVICE,
 ) -> LinearProbe:
     """Train one-vs-rest probes with an L1 penalty, by whose weights latents are ranked.
 
@@ -252,7 +253,7 @@ def train_sparse_multi_probe(
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(8, 1)
-        >>> train_sparse_multi_probe(x, x, num_epochs=2, show_progress=False).weights.argmax(dim=1)
+        >>> train_sparse_multi_probe(x, x, num_epochs=2, show_progress=False, device="cpu").weights.argmax(dim=1)
         tensor([0, 1])
     """
     return train_multi_probe(
@@ -275,15 +276,15 @@ def train_k_sparse_probes(
     sae: Any,
     train_labels: Sequence[tuple[str, int]],
     train_activations: Float[Tensor, "rows d_model"],
-    ks: Iterable[int] = PUBLISHED_KS,
+    ks: Iterable[int] = DEFAULT_KS,
     sae_post_act: bool = True,
-) -> dict[int, dict[int, SparseProbe]]:
+) -> dict[int, dict[int, KSparseProbe]]:
     """Train k-sparse probes for each k and label.
 
     Arguments, defaults and result are those of the published function of this name
     (`sae_spelling.experiments.k_sparse_probing`); the logistic regressions are solved to their optimum, and
-    small vocabularies are cut into at least five batches (see `KSparseProbe.min_steps_per_epoch`). Under a
-    Trainer, use `KSparseProbe`.
+    small vocabularies are cut into at least five batches (see `SaeProbe.min_steps_per_epoch`). Under a
+    Trainer, use `SaeProbe`.
 
     Args:
         sae: A SAELens SAE, or any module with `encode`.
@@ -325,7 +326,7 @@ def train_k_sparse_probes(
     ranking = train_sparse_multi_probe(
         latents,
         y,
-        batch_size=min(DEFAULT_BATCH_SIZE, math.ceil(len(y) / KSparseProbe.min_steps_per_epoch)),
+        batch_size=min(DEFAULT_BATCH_SIZE, math.ceil(len(y) / SaeProbe.min_steps_per_epoch)),
         show_progress=False,
         device=latents.device,
     )
@@ -335,7 +336,7 @@ def train_k_sparse_probes(
     ids = ids.cpu()
     return {
         k: {
-            label: SparseProbe(weight[i, c, :k].float(), bias[i, c].float(), ids[c, :k])
+            label: KSparseProbe(weight[i, c, :k].float(), bias[i, c].float(), ids[c, :k])
             for c, label in enumerate(labels)
         }
         for i, k in enumerate(ks)

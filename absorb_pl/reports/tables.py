@@ -63,6 +63,7 @@ def study_tables(
             "layer": sae.layer,
             "architecture": sae.architecture,
             "control": sae.control,
+            "folded": sae.folded,
             **found.statistics,
             "shared_context": words.config.shared_context,
         }

@@ -1,7 +1,8 @@
 """The pipeline: from words to a table of how much each SAE splits and absorbs."""
 
-from absorb_pl.study.config import StudyConfig, TrainerSettings
+from absorb_pl.study.config import StageName, StudyConfig, TrainerSettings
 from absorb_pl.study.pipeline import StudyResult
+from absorb_pl.study.stages import StudyStages
 from absorb_pl.study.sweep import run_study
 
-__all__ = ["StudyConfig", "StudyResult", "TrainerSettings", "run_study"]
+__all__ = ["StageName", "StudyConfig", "StudyResult", "StudyStages", "TrainerSettings", "run_study"]

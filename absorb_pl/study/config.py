@@ -1,7 +1,7 @@
 """Settings of a study, as they stand in a configuration file."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from absorb_pl.data import StorageDtype, user_path
 from absorb_pl.errors import AbsorbError, require_at_least
@@ -19,6 +19,9 @@ from absorb_pl.words import TaskConfig
 
 ControlKind = Literal["random", "shuffled_decoder"]
 """Controls that can be scored beside each SAE, see `absorb_pl.models.control_sae`."""
+
+StageName = Literal["load", "activations", "linear-probes", "k-sparse-probes", "projections", "absorption", "report"]
+"""The stages of a study in their order, as `StudyConfig.until` names them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class StudyConfig:
         controls: Controls to score beside each SAE.
         run_dir: Where tables, figures, probes and the manifest go.
         cache_dir: Where finished stages are kept, shared by all studies.
+        until: Last stage to run. What was made stays, and a later run goes on from there.
         task: What to ask about which words.
         model_dtype: Dtype of the language model.
         sae_dtype: Dtype of the SAEs.
@@ -76,6 +80,7 @@ class StudyConfig:
     controls: list[ControlKind] = field(default_factory=list)
     run_dir: str = "lightning_logs/study"
     cache_dir: str = "lightning_logs/cache"
+    until: StageName = "report"
     task: TaskConfig = field(default_factory=TaskConfig)
     model_dtype: str = "float32"
     sae_dtype: str = "float32"
@@ -110,7 +115,7 @@ class StudyConfig:
                 expected="SAEs of one model, or `models` with the SAEs of several, and not both",
                 remedy="Name SAEs (`absorb-pl list` shows which there are).",
             )
-        self.chosen_rules()
+        self._check_until()
 
     def chosen_rules(self) -> list[AbsorptionRule]:
         """The rules with their settings.
@@ -119,3 +124,15 @@ class StudyConfig:
             RuleError: A name is unknown or stands twice, or there is none.
         """
         return configured_rules(self.rules, {"rule": self.rule, "saebench": self.saebench})
+
+    def _check_until(self) -> None:
+        needed = {"projections": "projections", "absorption": "gradients"}
+        kinds = {rule.evidence for rule in self.chosen_rules()}
+        stages = [stage for stage in get_args(StageName) if needed.get(stage, "") in {"", *kinds}]
+        if self.until not in stages:
+            raise AbsorbError(
+                "until",
+                self.until,
+                expected=f"a stage that these rules have: {', '.join(stages)}",
+                remedy="Leave it out to run the whole study.",
+            )

@@ -35,6 +35,7 @@ from absorb_pl.probes import quiet_lightning
 from absorb_pl.reports import join_tables, report_part, report_study, study_tables
 from absorb_pl.study.config import StudyConfig
 from absorb_pl.study.saebench import saebench_run
+from absorb_pl.study.stages import StudyStages
 from absorb_pl.study.trainers import stage_trainers
 
 _SHARED_SETTINGS = ("linear_probe", "k_sparse", "splits", "rule", "saebench", "rates")
@@ -47,11 +48,14 @@ class StudyResult:
     Attributes:
         run_dir: The run's folder.
         tables: `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates` and `training`, as
-            written to `run_dir/tables`.
+            written to `run_dir/tables`. Empty where the study stopped before the report.
+        stages: What its stages found, up to the last that ran; None where it stopped before the linear probes, and for
+            studies of several models.
     """
 
     run_dir: Path
     tables: dict[str, pd.DataFrame]
+    stages: StudyStages | None = None
 
 
 @quiet_lightning()
@@ -62,7 +66,7 @@ def study_of_model(config: StudyConfig) -> StudyResult:
     again. SAEs go through the stages `saes_per_pass` at a time, and their rates are shown when they are through.
 
     Args:
-        config: The settings; `models` is not read.
+        config: The settings; `models` is not read, and the study stops after the stage `until`.
 
     Returns:
         The tables, which are also in the run's folder beside figures, probes and TensorBoard events.
@@ -86,7 +90,7 @@ def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
     if writes:
         check_writable(cache_dir)
 
-    with run.stage("load"):
+    with run.stage("load") as facts:
         model = load_language_model(config.model, dtype=config.model_dtype)
         check_rules_fit(rules, model)
         names = [
@@ -96,6 +100,7 @@ def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
         ]
         saes = {name: SaeSource.check(name, model, config.sae_dtype) for name in names}
         tell_equal_saes(saes)
+        facts["folded"] = {name: sae.folded for name, sae in saes.items() if sae.folded}
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
         check_split(words.labels, config.test_fraction, config.seed)
         hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
@@ -104,9 +109,13 @@ def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
         _common({**identities[hooks[0]], "task": words.identity}, config),
         {name: sae.identity for name, sae in saes.items()},
     )
+    if config.until == "load":
+        return StudyResult(run.path, {})
 
     with run.stage("activations"):
         activations = ensure_activations(words, hooks, cache_dir, config.activation_dtype, trainers("activations"))
+    if config.until == "activations":
+        return StudyResult(run.path, {})
     data = ProbeData(words, activations, identities, config.test_fraction, config.seed)
 
     with run.stage("linear probes") as facts:
@@ -134,6 +143,9 @@ def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
     stages = {"k-sparse probes": probing}
     stages |= {"projections": projections} if of_projections else {}
     stages |= {"absorption": absorption} if tokens else {}
+    found = StudyStages(saes, data, probes, probing, projections, absorption)
+    if config.until == "linear-probes":
+        return StudyResult(run.path, {}, found)
 
     parts = []
     for start in range(0, len(names), config.saes_per_pass):
@@ -141,19 +153,25 @@ def _study(config: StudyConfig, run: RunFolder, *, writes: bool) -> StudyResult:
         for name, stage in stages.items():
             with run.stage(name) as facts:
                 facts["made"] = facts.get("made", 0) + stage.run(part, trainers(name))
+            if config.until == name.replace(" ", "-"):
+                break
+        if config.until != "report":
+            continue
         with run.stage("tables"):
             of_part = {name: saes[name] for name in part}
             parts.append(study_tables(of_part, words, probes, probing, scored, rules, config.rates))
         if writes and len(part) < len(names):
             report_part(run.path, join_tables(parts), part)
 
+    if config.until != "report":
+        return StudyResult(run.path, {}, found)
     tables = join_tables(parts)
     if writes:
         with run.stage("report"):
             measured = [name for name, sae in saes.items() if not sae.control] or names
             saebench = saebench_run(config, data, rules, projections if of_projections else None, measured)
             report_study(run.path, tables, {hook: probes.weights(hook) for hook in hooks}, saebench)
-    return StudyResult(run.path, tables)
+    return StudyResult(run.path, tables, found)
 
 
 def _kept(run: RunFolder, config: StudyConfig) -> str:

@@ -38,13 +38,13 @@ def run_study(config: StudyConfig) -> StudyResult:
     if not config.models:
         return study_of_model(config)
     run_dir, folders = Path(config.run_dir), distinct_names(config.models, folder_of_model)
-    results = {
-        model: study_of_model(replace(config, model=model, saes=saes, models={}, run_dir=str(run_dir / folders[model])))
-        for model, saes in config.models.items()
-    }
+    results: dict[str, StudyResult] = {}
+    for model, saes in config.models.items():
+        of_model = replace(config, model=model, saes=saes, models={}, run_dir=str(run_dir / folders[model]))
+        results[model] = replace(study_of_model(of_model), stages=None)  # the stages hold the language model
     names = list(next(iter(results.values())).tables)
     tables = {name: _joined({model: result.tables[name] for model, result in results.items()}) for name in names}
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if tables and getattr(rank_zero_only, "rank", 0) == 0:
         with publishing(run_dir) as folder:
             for name, table in tables.items():
                 write_table(table, folder / "tables" / f"{name}.parquet")

@@ -16,9 +16,8 @@ from absorb_pl.words.formatters import (
     spelling,
     spelling_formatter,
 )
-from absorb_pl.words.grading import SpellingGrade, SpellingGrader
+from absorb_pl.words.grading import HookFn, HookGenerator, Hooks, SpellingGrade, SpellingGrader
 from absorb_pl.words.letter_tasks import (
-    FIRST_LETTER_TEMPLATE,
     YES_NO,
     contains_task_of_words,
     first_letter_task,
@@ -32,13 +31,21 @@ from absorb_pl.words.positions import (
     prepends_bos,
     tokenize_prompts,
 )
-from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt, random_icl_prompt
+from absorb_pl.words.prompting import (
+    VERBOSE_FIRST_LETTER_TEMPLATE,
+    VERBOSE_FIRST_LETTER_TOKEN_POS,
+    SpellingPrompt,
+    create_icl_prompt,
+    random_icl_prompt,
+)
 from absorb_pl.words.table_tasks import TableSettings, table_task
 from absorb_pl.words.tables import LabelledTexts, find_table, read_labelled_texts
 from absorb_pl.words.task_config import TaskConfig, TaskName
 from absorb_pl.words.tasks import Task
 from absorb_pl.words.vocab import (
+    ALL_ALPHA_LETTERS,
     LETTERS,
+    LETTERS_UPPER,
     get_alpha_tokens,
     get_common_word_tokens,
     get_common_words,
@@ -47,6 +54,7 @@ from absorb_pl.words.vocab import (
     group_words_by_ending_and_length,
     marks_leading_spaces,
     most_common,
+    ordinary_tokens,
 )
 from absorb_pl.words.word_lists import (
     Vocabulary,
@@ -58,11 +66,17 @@ from absorb_pl.words.word_lists import (
 )
 
 __all__ = [
-    "FIRST_LETTER_TEMPLATE",
+    "ALL_ALPHA_LETTERS",
     "LETTERS",
+    "LETTERS_UPPER",
+    "VERBOSE_FIRST_LETTER_TEMPLATE",
+    "VERBOSE_FIRST_LETTER_TOKEN_POS",
     "YES_NO",
     "AnswerTokens",
     "Formatter",
+    "HookFn",
+    "HookGenerator",
+    "Hooks",
     "LabelledTexts",
     "SpellingGrade",
     "SpellingGrader",
@@ -102,6 +116,7 @@ __all__ = [
     "listed_words",
     "marks_leading_spaces",
     "most_common",
+    "ordinary_tokens",
     "prepends_bos",
     "random_icl_prompt",
     "read_labelled_texts",

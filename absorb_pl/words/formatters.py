@@ -1,6 +1,6 @@
 """Answers about a word's letters: its spelling, a single letter, or whether a letter occurs.
 
-Names and argument names follow `sae_spelling.prompting`, the released code of arXiv 2409.14507.
+Names, arguments and defaults are those of `sae_spelling.prompting`, the released code of arXiv 2409.14507.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def spelling(
     word: str,
     separator: str = "-",
     prefix: str = " ",
-    capitalize: bool = False,
+    capitalize: bool = True,
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> str:
@@ -38,9 +38,9 @@ def spelling(
 
     Example:
         >>> spelling(" cat")
-        ' c-a-t'
-        >>> spelling("don't", capitalize=True)
-        ' D-O-N-T'
+        ' C-A-T'
+        >>> spelling("don't", capitalize=False)
+        ' d-o-n-t'
     """
     return prefix + separator.join(_letters(word, capitalize, ignore_leading_space, ignore_non_alpha_chars))
 
@@ -48,7 +48,7 @@ def spelling(
 def first_letter(
     word: str,
     prefix: str = " ",
-    capitalize: bool = False,
+    capitalize: bool = True,
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> str:
@@ -57,7 +57,7 @@ def first_letter(
     Arguments and errors are those of `spelling`.
 
     Example:
-        >>> first_letter(" cat", capitalize=True)
+        >>> first_letter(" cat")
         ' C'
     """
     return letter_from_start(word, 0, prefix, capitalize, ignore_leading_space, ignore_non_alpha_chars)
@@ -66,7 +66,7 @@ def first_letter(
 def last_letter(
     word: str,
     prefix: str = " ",
-    capitalize: bool = False,
+    capitalize: bool = True,
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> str:
@@ -76,7 +76,7 @@ def last_letter(
 
     Example:
         >>> last_letter(" cat.")
-        ' t'
+        ' T'
     """
     return letter_from_end(word, 1, prefix, capitalize, ignore_leading_space, ignore_non_alpha_chars)
 
@@ -110,7 +110,7 @@ def letter_from_start(
     word: str,
     index: int,
     prefix: str = " ",
-    capitalize: bool = False,
+    capitalize: bool = True,
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> str:
@@ -123,7 +123,7 @@ def letter_from_start(
 
     Example:
         >>> letter_from_start("mobile", 2)
-        ' b'
+        ' B'
     """
     letters = _letters(word, capitalize, ignore_leading_space, ignore_non_alpha_chars)
     if not 0 <= index < len(letters):
@@ -140,7 +140,7 @@ def letter_from_end(
     word: str,
     index: int,
     prefix: str = " ",
-    capitalize: bool = False,
+    capitalize: bool = True,
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> str:
@@ -153,7 +153,7 @@ def letter_from_end(
 
     Example:
         >>> letter_from_end("mobile", 2)
-        ' l'
+        ' L'
     """
     letters = _letters(word, capitalize, ignore_leading_space, ignore_non_alpha_chars)
     if not 1 <= index <= len(letters):
@@ -169,7 +169,7 @@ def letter_from_end(
 def spelling_formatter(
     separator: str = "-",
     prefix: str = " ",
-    capitalize: bool = False,
+    capitalize: bool = True,
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> Formatter:
@@ -177,7 +177,7 @@ def spelling_formatter(
 
     Example:
         >>> spelling_formatter(separator=".")("cat")
-        ' c.a.t'
+        ' C.A.T'
     """
     return partial(
         spelling,
@@ -191,15 +191,15 @@ def spelling_formatter(
 
 def first_letter_formatter(
     prefix: str = " ",
-    capitalize: bool = False,
+    capitalize: bool = True,
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> Formatter:
     """Make a formatter of `first_letter` with these arguments fixed.
 
     Example:
-        >>> first_letter_formatter(capitalize=True)(" cat")
-        ' C'
+        >>> first_letter_formatter(capitalize=False)(" cat")
+        ' c'
     """
     return partial(
         first_letter,
@@ -212,7 +212,7 @@ def first_letter_formatter(
 
 def last_letter_formatter(
     prefix: str = " ",
-    capitalize: bool = False,
+    capitalize: bool = True,
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> Formatter:
@@ -220,7 +220,7 @@ def last_letter_formatter(
 
     Example:
         >>> last_letter_formatter(prefix="")(" cat")
-        't'
+        'T'
     """
     return partial(
         last_letter,
@@ -244,7 +244,7 @@ def is_present_formatter(char_to_check: str, return_binary: bool = False, prefix
 def letter_from_start_formatter(
     index: int,
     prefix: str = " ",
-    capitalize: bool = False,
+    capitalize: bool = True,
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> Formatter:
@@ -252,7 +252,7 @@ def letter_from_start_formatter(
 
     Example:
         >>> letter_from_start_formatter(1)("cat")
-        ' a'
+        ' A'
     """
     return partial(
         letter_from_start,
@@ -267,7 +267,7 @@ def letter_from_start_formatter(
 def letter_from_end_formatter(
     index: int,
     prefix: str = " ",
-    capitalize: bool = False,
+    capitalize: bool = True,
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> Formatter:
@@ -275,7 +275,7 @@ def letter_from_end_formatter(
 
     Example:
         >>> letter_from_end_formatter(1)("cat")
-        ' t'
+        ' T'
     """
     return partial(
         letter_from_end,

@@ -1,21 +1,30 @@
-"""How well a model spells: its greedy answers to ICL prompts, and the log-probabilities of the right ones."""
+"""How well a model spells: its greedy answers to ICL prompts, and the log-probabilities of the right ones.
+
+Names, arguments and defaults are those of `sae_spelling.spelling_grader`, the released code of arXiv 2409.14507; `seed`
+and `fwd_hooks` are ours.
+"""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from absorb_pl.errors import PromptError
+from absorb_pl.errors import AbsorbError, PromptError
 from absorb_pl.words.formatters import Formatter, spelling_formatter
 from absorb_pl.words.next_token import require_next_token_logits
 from absorb_pl.words.positions import prepends_bos, tokenize_prompts
 from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt
 
-FwdHook = tuple[str | Callable[..., Any], Callable[..., Any]]
+HookFn = Callable[..., Any]
+"""From an activation, and the hook point as `hook`, to what takes its place."""
+Hooks = Sequence[tuple[str | Callable[..., Any], HookFn]]
+"""Pairs of hook name and function."""
+_SPELLED = spelling_formatter()
+HookGenerator = Callable[[list[int]], Hooks]
+"""Makes the hooks of a batch from the index of the last token of each prompt's own word."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,16 @@ class SpellingGrader:
 
     Attributes:
         model: A TransformerLens model with its tokenizer.
-        icl_word_list: Words to draw ICL examples from; the word asked about is never among its own.
+        icl_word_list: Words to draw ICL examples from.
         max_icl_examples: How many examples to use; None for all.
         base_template: Text before an answer, with the placeholder `{word}`.
         answer_formatter: Gives a word's answer.
         example_separator: What stands between two examples.
         shuffle_examples: Whether to draw examples at random; otherwise the first ones are taken in their
             order.
+        hook_generator: Makes the hooks that are active while a batch runs with `use_hooks`.
+        check_contamination: Whether the word asked about is kept out of its own examples.
+        max_attempts: As in `create_icl_prompt`.
         seed: Seed of the draws, as in `create_icl_prompt`.
 
     Raises:
@@ -75,9 +87,12 @@ class SpellingGrader:
     icl_word_list: Sequence[str]
     max_icl_examples: int | None = None
     base_template: str = "{word}:"
-    answer_formatter: Formatter = field(default_factory=spelling_formatter)
+    answer_formatter: Formatter = _SPELLED
     example_separator: str = "\n"
     shuffle_examples: bool = True
+    hook_generator: HookGenerator | None = None
+    check_contamination: bool = True
+    max_attempts: int = 1000
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -101,7 +116,9 @@ class SpellingGrader:
         words: Sequence[str],
         batch_size: int = 1,
         show_progress: bool = True,
-        fwd_hooks: Sequence[FwdHook] | None = None,
+        use_hooks: bool = False,
+        *,
+        fwd_hooks: Hooks | None = None,
     ) -> list[SpellingGrade]:
         """Grade words.
 
@@ -109,7 +126,8 @@ class SpellingGrader:
             words: The words.
             batch_size: Prompts in one forward pass.
             show_progress: Whether to draw a progress bar.
-            fwd_hooks: Pairs of hook name and function, active while the model runs.
+            use_hooks: Whether the hooks of `hook_generator` act, made anew for each batch.
+            fwd_hooks: Hooks that act on every batch.
 
         Returns:
             One grade a word, in order.
@@ -117,10 +135,18 @@ class SpellingGrader:
         Raises:
             PromptError: If a prompt cannot be built, the tokenizer merges a prompt's end with its answer, or
                 `batch_size` is below 1.
+            AbsorbError: If `use_hooks` is set and there is no `hook_generator`.
             ContextLengthError: If a prompt with its answer is longer than the model's context.
         """
         if batch_size < 1:
             raise PromptError("batch_size", batch_size, expected="1 or more", remedy="Use 1 if memory is short.")
+        if use_hooks and self.hook_generator is None:
+            raise AbsorbError(
+                "hook_generator",
+                None,
+                expected="a function that makes hooks",
+                remedy="Set it, or leave out `use_hooks`.",
+            )
         prompts = [
             create_icl_prompt(
                 word,
@@ -130,6 +156,8 @@ class SpellingGrader:
                 answer_formatter=self.answer_formatter,
                 max_icl_examples=self.max_icl_examples,
                 shuffle_examples=self.shuffle_examples,
+                check_contamination=self.check_contamination,
+                max_attempts=self.max_attempts,
                 seed=self.seed,
             )
             for word in words
@@ -139,12 +167,12 @@ class SpellingGrader:
         return [
             grade
             for batch in track(batches, description="Grading", disable=not show_progress)
-            for grade in self._grade_batch(batch, fwd_hooks)
+            for grade in self._grade_batch(batch, fwd_hooks or (), self.hook_generator if use_hooks else None)
         ]
 
     @torch.no_grad()
     def _grade_batch(
-        self, prompts: Sequence[SpellingPrompt], fwd_hooks: Sequence[FwdHook] | None
+        self, prompts: Sequence[SpellingPrompt], fwd_hooks: Hooks, hook_generator: HookGenerator | None
     ) -> list[SpellingGrade]:
         tokenizer = self.model.tokenizer
         prepend_bos = prepends_bos(self.model)
@@ -152,7 +180,8 @@ class SpellingGrader:
         bases = tokenize_prompts(tokenizer, prompts, prepend_bos=prepend_bos)
         inputs = tokenize_prompts(tokenizer, answered, prepend_bos=prepend_bos, max_length=self.model.cfg.n_ctx)
         device = next(iter(self.model.parameters())).device
-        with self.model.hooks(fwd_hooks=list(fwd_hooks)) if fwd_hooks else nullcontext():
+        made = hook_generator(inputs.word_positions.tolist()) if hook_generator is not None else ()
+        with self.model.hooks(fwd_hooks=[*fwd_hooks, *made]):
             logits = self.model(inputs.input_ids.to(device))
         grades = []
         for row, prompt in enumerate(prompts):

@@ -6,11 +6,11 @@ from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import LabelError, PromptError, VocabularyError
 from absorb_pl.words.formatters import Formatter, letter_from_end_formatter, letter_from_start_formatter
+from absorb_pl.words.prompting import VERBOSE_FIRST_LETTER_TEMPLATE
 from absorb_pl.words.tasks import Task
 from absorb_pl.words.vocab import LETTERS, most_common
 from absorb_pl.words.word_lists import Vocabulary, vocabulary_words
 
-FIRST_LETTER_TEMPLATE = "{word} has the first letter:"
 YES_NO = ("yes", "no")
 """Classes of the task that asks whether some letters occur."""
 
@@ -22,7 +22,7 @@ def first_letter_task(
     max_words: int | None = None,
     only_start_of_word: bool = False,
     threshold: float | int = 10,
-    template: str = FIRST_LETTER_TEMPLATE,
+    template: str = VERBOSE_FIRST_LETTER_TEMPLATE,
     example_separator: str = "\n",
     max_icl_examples: int = 10,
 ) -> Task:
@@ -136,7 +136,7 @@ def letter_template(place: int) -> str:
             expected="1, 2, … from the start or -1, -2, … from the end",
             remedy="1 is the first letter.",
         )
-    named = {1: FIRST_LETTER_TEMPLATE, -1: "{word} has the last letter:"}
+    named = {1: VERBOSE_FIRST_LETTER_TEMPLATE, -1: "{word} has the last letter:"}
     counted = f"{{word}} has the letter number {abs(place)}{' from the end' if place < 0 else ''}:"
     return named.get(place, counted)
 

@@ -1,4 +1,8 @@
-"""In-context-learning (ICL) prompts: examples with their answers, then the word asked about."""
+"""In-context-learning (ICL) prompts: examples with their answers, then the word asked about.
+
+Names, arguments and defaults are those of `sae_spelling.prompting`, the released code of arXiv 2409.14507; seeds are
+ours.
+"""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -7,9 +11,13 @@ from functools import lru_cache
 from itertools import islice
 from string import Formatter as FormatString
 
-from absorb_pl.errors import PromptError
+from absorb_pl.errors import PromptError, require_at_least
 from absorb_pl.words.formatters import Formatter, spelling_formatter
 
+VERBOSE_FIRST_LETTER_TEMPLATE = "{word} has the first letter:"
+"""The template of arXiv 2409.14507."""
+VERBOSE_FIRST_LETTER_TOKEN_POS = -6
+"""Where a word of one token ends in a prompt of that template, counted from the prompt's end."""
 _SPELLED = spelling_formatter()
 
 
@@ -26,9 +34,9 @@ class SpellingPrompt:
     Example:
         >>> prompt = create_icl_prompt(" cat", [" dog"], "{word}:", max_icl_examples=1, seed=0)
         >>> prompt.base
-        ' dog: d-o-g\n cat:'
+        ' dog: D-O-G\n cat:'
         >>> prompt.base[: prompt.word_end]
-        ' dog: d-o-g\n cat'
+        ' dog: D-O-G\n cat'
     """
 
     base: str
@@ -46,6 +54,7 @@ def create_icl_prompt(
     max_icl_examples: int | None = None,
     shuffle_examples: bool = True,
     check_contamination: bool = True,
+    max_attempts: int = 1000,
     seed: int | None = None,
 ) -> SpellingPrompt:
     r"""Build the ICL prompt of one word (arXiv 2409.14507, section 3; `sae_spelling.prompting`).
@@ -63,6 +72,8 @@ def create_icl_prompt(
         shuffle_examples: Whether to draw at random; otherwise the first examples are taken in their order.
         check_contamination: Whether the word itself, compared without white space around it and without case,
             is kept out of its own examples.
+        max_attempts: Accepted as the published function has it, which draws anew up to so many times until the word
+            is not among its examples. Here the word is passed over while drawing, so one attempt always does.
         seed: With a seed the draw depends on the seed, the word and `examples` only; without one it follows
             the state of Python's `random`.
 
@@ -71,11 +82,13 @@ def create_icl_prompt(
 
     Raises:
         PromptError: If fewer usable examples exist than asked for, or the template has no `{word}`.
+        AbsorbError: If `max_attempts` is below 1.
 
     Example:
         >>> create_icl_prompt("cat", ["cat", "dog", "emu"], shuffle_examples=False).base
-        'dog: d-o-g\nemu: e-m-u\ncat:'
+        'dog: D-O-G\nemu: E-M-U\ncat:'
     """
+    require_at_least(1, max_attempts=max_attempts)
     if max_icl_examples is not None and max_icl_examples < 0:
         raise PromptError(
             "max_icl_examples", max_icl_examples, expected="0 or more", remedy="Use None for all examples."
@@ -108,6 +121,7 @@ def random_icl_prompt(
     answer_formatter: Formatter = _SPELLED,
     max_icl_examples: int = 10,
     check_contamination: bool = True,
+    max_attempts: int = 1000,
     seed: int | None = None,
 ) -> SpellingPrompt:
     """Build the ICL prompt of a word drawn from `vocab`, with examples from `vocab`.
@@ -133,6 +147,7 @@ def random_icl_prompt(
         answer_formatter=answer_formatter,
         max_icl_examples=max_icl_examples,
         check_contamination=check_contamination,
+        max_attempts=max_attempts,
         seed=seed,
     )
 

@@ -1,7 +1,7 @@
 """Words that are single tokens of a tokenizer, and how common they are in English.
 
-Function names follow `sae_spelling.vocab`, the released code of arXiv 2409.14507. It counts words in the
-Brown corpus; here `wordfreq` says how common a word is.
+Names, arguments and defaults of `get_…` and `group_…` are those of `sae_spelling.vocab`, the released code of arXiv
+2409.14507. It counts words in the Brown corpus; here `wordfreq` says how common a word is.
 """
 
 import re
@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from absorb_pl.errors import VocabularyError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS_UPPER = LETTERS.upper()
+ALL_ALPHA_LETTERS = LETTERS + LETTERS_UPPER
 
 _ALPHA = re.compile("[a-zA-Z]+")
 _MARKED = re.compile("Ġ|▁|##")
@@ -26,19 +28,47 @@ def get_tokens(
     filter: Callable[[str], bool] = lambda _text: True,
     replace_special_chars: bool = True,
 ) -> list[str]:
-    """List the vocabulary's tokens that pass a filter, in the order of their ids.
+    """List every entry of the vocabulary that passes a filter, in the order of their ids.
 
-    Special tokens and raw-byte tokens (`<0x6A>`) are left out. The filter sees a token as text: the markers
-    `Ġ` of byte-level tokenizers and `▁` of SentencePiece ones are spaces, bytes are decoded, and a
-    WordPiece continuation keeps its `##`, since it is no text that could stand by itself.
+    The filter sees an entry as text: the markers `Ġ` of byte-level tokenizers and `▁` of SentencePiece ones are
+    spaces, bytes are decoded (`<0x6A>` is `j`), and a WordPiece continuation keeps its `##`, since it is no text that
+    could stand by itself. Entries of equal text, such as parts of characters, stand as often as they occur.
+    `ordinary_tokens` gives texts once each.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        filter: Says of a token's text whether to keep it.
-        replace_special_chars: Whether to return texts; otherwise tokens as the vocabulary writes them.
+        filter: Says of an entry's text whether to keep it.
+        replace_special_chars: Whether to return texts; otherwise entries as the vocabulary writes them.
 
     Returns:
-        The tokens, each once.
+        One text or entry of each id that passes.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> backend = Tokenizer(models.WordLevel({"<s>": 0, "▁cat": 1, "▁": 2}, unk_token="<s>"))
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<s>")
+        >>> get_tokens(tokenizer)
+        ['<s>', ' cat', ' ']
+    """
+    to_text = _text_reader(_ordinary_entries(tokenizer))
+    entries = [(entry, to_text(entry)) for entry in _entries(tokenizer)]
+    return [text if replace_special_chars else entry for entry, text in entries if filter(text)]
+
+
+def ordinary_tokens(
+    tokenizer: PreTrainedTokenizerBase, filter: Callable[[str], bool] = lambda _text: True
+) -> list[str]:
+    """List the texts that ordinary tokens stand for, each once, in the order of their ids.
+
+    Special tokens and raw bytes (`<0x6A>`) are no ordinary tokens. Tasks take their words from here.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        filter: Says of a text, as in `get_tokens`, whether to keep it.
+
+    Returns:
+        The texts.
 
     Raises:
         VocabularyError: If none passes.
@@ -48,17 +78,19 @@ def get_tokens(
         >>> from transformers import PreTrainedTokenizerFast
         >>> backend = Tokenizer(models.WordLevel({"<s>": 0, "▁cat": 1, "▁": 2}, unk_token="<s>"))
         >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<s>")
-        >>> get_tokens(tokenizer)
+        >>> ordinary_tokens(tokenizer)
         [' cat', ' ']
     """
-    special = set(tokenizer.all_special_ids) | {
-        index for index, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    by_id = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index not in special)
-    raw = [token for _, token in by_id if not _RAW_BYTE.fullmatch(token)]
-    to_text = _text_reader(raw)
-    kept = [(token, text) for token in raw if filter(text := to_text(token))]
-    return _unless_empty(dict.fromkeys(text if replace_special_chars else token for token, text in kept))
+    entries = _ordinary_entries(tokenizer)
+    found = list(dict.fromkeys(text for text in map(_text_reader(entries), entries) if filter(text)))
+    if not found:
+        raise VocabularyError(
+            "tokenizer",
+            found,
+            expected="a vocabulary with fitting tokens",
+            remedy="Use a filter that keeps some.",
+        )
+    return found
 
 
 def get_alpha_tokens(
@@ -66,7 +98,7 @@ def get_alpha_tokens(
     allow_leading_space: bool = True,
     replace_special_chars: bool = True,
 ) -> list[str]:
-    """List the tokens made of the letters a to z in either case: the words of arXiv 2409.14507, section 3.
+    """List the entries made of the letters a to z in either case: the words of arXiv 2409.14507, section 3.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
@@ -74,10 +106,7 @@ def get_alpha_tokens(
         replace_special_chars: As in `get_tokens`.
 
     Returns:
-        The tokens in the order of their ids.
-
-    Raises:
-        VocabularyError: If there are none.
+        The entries in the order of their ids, as `get_tokens` gives them.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -99,21 +128,18 @@ def get_common_word_tokens(
     replace_special_chars: bool = True,
     threshold: float | int = 10,
 ) -> list[str]:
-    """List the tokens that are common English words in lower case.
+    """List the entries that are common English words in lower case.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        only_start_of_word: Whether a token must begin a word, which is to say carry a leading space; in
-            vocabularies that mark no spaces, every token that is no continuation does.
+        only_start_of_word: Whether an entry must begin a word, which is to say carry a leading space; in
+            vocabularies that mark no spaces, every entry that is no continuation does.
         replace_special_chars: As in `get_tokens`.
         threshold: Least number of occurrences in a million words, by `wordfreq`'s English list. The
             published default of 10 occurrences in the Brown corpus (1.2 million words) is 8.6 in a million.
 
     Returns:
-        The tokens in the order of their ids.
-
-    Raises:
-        VocabularyError: If there are none.
+        The entries in the order of their ids, as `get_tokens` gives them.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -228,13 +254,32 @@ def _rates() -> dict[str, float]:
     return {word: 1e6 * share for word, share in wordfreq.get_frequency_dict("en", wordlist="best").items()}
 
 
+def _entries(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Entries by id; `get_vocab` itself comes in another order at each call."""
+    ids = tokenizer.get_vocab()
+    return sorted(ids, key=ids.__getitem__)
+
+
+def _ordinary_entries(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    special = set(tokenizer.all_special_tokens) | {
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+    }
+    return [entry for entry in _entries(tokenizer) if entry not in special and not _RAW_BYTE.fullmatch(entry)]
+
+
 def _text_reader(tokens: Sequence[str]) -> Callable[[str], str]:
     """Choose how to read tokens as text by the marker that is the most frequent among them."""
     markers = Counter(match[0] for token in tokens if (match := _MARKED.match(token)))
     marker = markers.most_common(1)[0][0] if markers else "##"
     if marker == "Ġ":
         return _read_byte_level
-    return (lambda token: token.replace("▁", " ")) if marker == "▁" else (lambda token: token)
+    return _read_sentencepiece if marker == "▁" else str
+
+
+def _read_sentencepiece(token: str) -> str:
+    if _RAW_BYTE.fullmatch(token):
+        return bytes([int(token[3:5], 16)]).decode("utf-8", errors="replace")
+    return token.replace("▁", " ")
 
 
 def _read_byte_level(token: str) -> str:
@@ -250,15 +295,3 @@ def _byte_alphabet() -> dict[str, int]:
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " " and b not in (0xA0, 0xAD)]
     hidden = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(hidden)}
-
-
-def _unless_empty(tokens: Iterable[str]) -> list[str]:
-    found = list(tokens)
-    if not found:
-        raise VocabularyError(
-            "tokenizer",
-            found,
-            expected="a vocabulary with fitting tokens",
-            remedy="Use a filter that keeps some.",
-        )
-    return found

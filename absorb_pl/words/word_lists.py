@@ -6,7 +6,13 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import VocabularyError
-from absorb_pl.words.vocab import get_alpha_tokens, get_common_word_tokens, get_common_words, marks_leading_spaces
+from absorb_pl.words.vocab import (
+    get_alpha_tokens,
+    get_common_word_tokens,
+    get_common_words,
+    marks_leading_spaces,
+    ordinary_tokens,
+)
 
 Vocabulary = Literal["alpha", "common", "words"]
 """`alpha`: all tokens made of letters; `common`: tokens that are common words; `words`: common words of any number of
@@ -58,9 +64,10 @@ def vocabulary_words(
         unknown = set(unknown_words(tokenizer, words))
         words = [word for word in words if word not in unknown]
     elif vocabulary == "common":
-        words = get_common_word_tokens(tokenizer, only_start_of_word=only_start_of_word, threshold=threshold)
+        common = get_common_word_tokens(tokenizer, only_start_of_word=only_start_of_word, threshold=threshold)
+        words = ordinary_tokens(tokenizer, set(common).__contains__)
     else:
-        words = get_alpha_tokens(tokenizer)
+        words = ordinary_tokens(tokenizer, set(get_alpha_tokens(tokenizer)).__contains__)
         if only_start_of_word and marks_leading_spaces(tokenizer):
             words = [word for word in words if word.startswith(" ")]
     if max_tokens_per_word is not None:

@@ -15,8 +15,6 @@ from absorb_pl.attribution import (
 )
 from absorb_pl.models import apply_saes_and_run
 
-pytestmark = pytest.mark.numeric
-
 SAES = ("standard_A", "jumprelu_A", "topk_B")
 TRACKED = "blocks.2.hook_resid_post"
 

@@ -17,8 +17,6 @@ from absorb_pl.attribution.prefix import bucket_logits, replace_at
 from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError, ShapeError
 from absorb_pl.words import TokenizedPrompts
 
-pytestmark = pytest.mark.numeric
-
 SAES = ("standard_A", "jumprelu_A", "topk_B")
 HOOK = "blocks.1.hook_resid_post"
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators import AbsorptionEvaluation, KSparseEvaluation, LatentEvaluation
-from absorb_pl.probes import KSparseProbe, LinearProbe
+from absorb_pl.probes import LinearProbe, SaeProbe
 
 HOOK = "blocks.3.hook_resid_pre"
 SAE = "tests/golden/gpt2-micro/sae_topk_B"
@@ -103,7 +103,7 @@ def test_tables_are_written_beside_the_log(tested):
 def test_other_modules_are_refused(study, gpt2, golden, tmp_path):
     sae = str(golden / "gpt2-micro" / "sae_topk_B")
     data = ActivationDataModule(gpt2, HOOK, study[0].task, study[0].cache_dir)
-    probe = KSparseProbe(sae, 26, ks=[1])
+    probe = SaeProbe(sae, 26, ks=[1])
     probe.solved.fill_(True)
     trainer = Trainer(
         accelerator="cpu",
@@ -113,6 +113,6 @@ def test_other_modules_are_refused(study, gpt2, golden, tmp_path):
         callbacks=[LatentEvaluation(sae)],
         default_root_dir=tmp_path,
     )
-    with pytest.raises(AbsorbError, match=r"LatentEvaluation with KSparseProbe.*expected a LinearProbe") as raised:
+    with pytest.raises(AbsorbError, match=r"LatentEvaluation with SaeProbe.*expected a LinearProbe") as raised:
         trainer.test(probe, datamodule=data, verbose=False)
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)

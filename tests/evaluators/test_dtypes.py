@@ -7,7 +7,7 @@ from absorb_pl.data import ActivationCollector, ActivationDataModule, PromptData
 from absorb_pl.evaluators import AblationEvaluator, AbsorptionEvaluation, KSparseEvaluation, LatentEvaluation
 from absorb_pl.evaluators.ablation import AblationEvaluation
 from absorb_pl.models import load_sae
-from absorb_pl.probes import KSparseProbe
+from absorb_pl.probes import SaeProbe
 from absorb_pl.words import TaskConfig
 
 
@@ -46,12 +46,12 @@ def test_data_by_name_reads_in_the_dtype_asked_for(names, tmp_path):
 
 
 def test_a_checkpoint_of_a_k_sparse_probe_keeps_the_name_of_the_dtype(names, tmp_path):
-    probe = KSparseProbe(names[1], num_outputs=2, ks=[1, 2], sae_dtype="bfloat16")
+    probe = SaeProbe(names[1], num_outputs=2, ks=[1, 2], sae_dtype="bfloat16")
     assert probe.sae.W_dec.dtype == torch.bfloat16
     assert probe.hparams["sae_dtype"] == "bfloat16"
     stored = {"state_dict": probe.state_dict(), "hyper_parameters": dict(probe.hparams)}
     stored["pytorch-lightning_version"] = "2.6.0"
     torch.save(stored, tmp_path / "probe.ckpt")
     torch.load(tmp_path / "probe.ckpt", weights_only=True)
-    again = KSparseProbe.load_from_checkpoint(tmp_path / "probe.ckpt", weights_only=True)
+    again = SaeProbe.load_from_checkpoint(tmp_path / "probe.ckpt", weights_only=True)
     assert again.sae.W_dec.dtype == torch.bfloat16

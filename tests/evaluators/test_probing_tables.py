@@ -18,7 +18,7 @@ from absorb_pl.evaluators import (
 )
 from absorb_pl.functional import DEFAULT_KS, SaeStatistics, k_sparse_logits
 from absorb_pl.models import load_sae
-from absorb_pl.probes import KSparseProbe
+from absorb_pl.probes import SaeProbe
 from absorb_pl.words import LETTERS
 
 CASES = [(model, sae) for model in ("gpt2-micro", "gemma2-micro") for sae in ("standard_A", "jumprelu_A")]
@@ -119,7 +119,7 @@ class TestEvaluateSae:
 
     @pytest.fixture(scope="class")
     def probe(self, case):
-        probe = KSparseProbe(case.sae, len(LETTERS), class_names=LETTERS)
+        probe = SaeProbe(case.sae, len(LETTERS), class_names=LETTERS)
         probe.latent_ids, probe.weight, probe.bias = case.k_sparse()
         return probe
 

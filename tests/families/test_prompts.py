@@ -18,6 +18,7 @@ from absorb_pl.words import (
     get_alpha_tokens,
     get_tokens,
     letter_task_of_words,
+    ordinary_tokens,
     prepends_bos,
     token_counts,
     tokenize_prompts,
@@ -111,7 +112,8 @@ def test_vocabularies_read_as_text(family, known_words):
     assert space + "cat" in words
     assert not any(word.strip() in ("CLS", "SEP", "endoftext", "s", "bos", "unk") for word in words if len(word) > 2)
     assert all(word.strip().isascii() and word.strip().isalpha() for word in words)
-    assert not any(text.startswith("<0x") or "Ġ" in text or "▁" in text for text in get_tokens(model.tokenizer))
+    assert len(get_tokens(model.tokenizer)) == len(model.tokenizer)
+    assert not any(text.startswith("<0x") or "Ġ" in text or "▁" in text for text in ordinary_tokens(model.tokenizer))
     task = first_letter_task(model.tokenizer, only_start_of_word=True)
     assert all(word.startswith(" ") for word in task.words) == (name != "bert")
     assert [task.classes[label] for label in task.labels] == [word.strip()[0].lower() for word in task.words]

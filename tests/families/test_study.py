@@ -15,6 +15,7 @@ from absorb_pl.evaluators import (
     configured_rules,
     known_rules,
 )
+from absorb_pl.experiments import run_k_sparse_probing_experiments, run_latent_evaluation_experiments
 from absorb_pl.models import load_language_model
 from absorb_pl.reports import rescore_run
 from absorb_pl.study import run_study
@@ -65,6 +66,21 @@ def test_a_study_of_an_encoder_by_rules_that_project(finished):
     stages = json.loads((result.run_dir / "manifest.json").read_text())["stages"]
     assert "absorption" not in stages
     pd.testing.assert_frame_equal(pd.read_parquet(result.run_dir / "tables/words.parquet"), words)
+
+
+def test_experiments_take_encoders_other_labels_and_narrow_saes(finished, tmp_path):
+    config, result = finished
+    own = ("saes", "models", "run_dir", "until")
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in own}
+    latents = run_latent_evaluation_experiments(config.saes, tmp_path / "latents", **settings)
+    k_sparse = run_k_sparse_probing_experiments(config.saes, tmp_path / "k_sparse", **settings)
+    tables = result.tables
+    for sae, (of_latents, _), (of_k, _) in zip(config.saes, latents[1], k_sparse[1], strict=True):
+        top, ks = (table[table["sae"] == sae] for table in (tables["latents"], tables["k_sparse"]))
+        assert of_latents["letter"].tolist() == of_k["letter"].tolist() == ks["label"].drop_duplicates().tolist()
+        assert of_latents["sae_top_0_feat"].tolist() == top[top["rank"] == 0]["latent"].tolist()
+        assert ("f1_sparse_sae_20" in of_k, "f1_sparse_sae_50" in of_k) == (True, False)
+        assert of_k["f1_sparse_sae_20"].tolist() == pytest.approx(ks[ks["k"] == 20]["f1"].tolist())
 
 
 def test_children_share_out_what_their_class_has(finished):

@@ -64,9 +64,6 @@ class Case:
         return json.loads((self.folder / f"{name}_{self.sae}.json").read_text())
 
 
-pytestmark = pytest.mark.numeric
-
-
 @pytest.fixture(params=CASES, ids="-".join)
 def case(request):
     return Case(*request.param)

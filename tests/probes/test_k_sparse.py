@@ -12,8 +12,8 @@ from absorb_pl.errors import AbsorbError, LabelError, SaeNotFoundError, ShapeErr
 from absorb_pl.functional import SaeStatistics, rank_latents, solve_logistic_regressions
 from absorb_pl.probes import (
     MISSING_LOGIT,
-    KSparseProbe,
     LinearProbe,
+    SaeProbe,
     TensorBatches,
     encode_latents,
     fit_probe,
@@ -58,7 +58,7 @@ def data(sae):
 @pytest.fixture(scope="module")
 def fitted(sae, data):
     torch.manual_seed(0)
-    probe = KSparseProbe(sae, 4, ks=KS, class_names=list("abcd"))
+    probe = SaeProbe(sae, 4, ks=KS, class_names=list("abcd"))
     fit_probe(probe, *data)
     return probe
 
@@ -94,18 +94,18 @@ def test_checkpoint_tests_without_the_sae_in_it(sae, data, tmp_path):
         enable_model_summary=False,
         callbacks=[ModelCheckpoint(tmp_path, save_last=True)],
     )
-    probe = KSparseProbe(sae, 4, ks=KS)
+    probe = SaeProbe(sae, 4, ks=KS)
     trainer.fit(probe, TensorBatches(x, y).loader(128, shuffle=True))
     path = tmp_path / "last.ckpt"
     stored = torch.load(path, weights_only=True)
     assert not any("W_dec" in name for name in stored["state_dict"])
     assert stored["hyper_parameters"]["ks"] == KS
     with pytest.raises(SaeNotFoundError, match="given as a module"):
-        KSparseProbe.load_from_checkpoint(path)
-    loaded = KSparseProbe.load_from_checkpoint(path, sae=sae)
+        SaeProbe.load_from_checkpoint(path)
+    loaded = SaeProbe.load_from_checkpoint(path, sae=sae)
     assert torch.equal(loaded(x), probe(x))
     loader = TensorBatches(x, y).loader(100)
-    [result] = trainer.test(KSparseProbe(sae, 4, ks=KS), loader, ckpt_path=str(path), verbose=False)
+    [result] = trainer.test(SaeProbe(sae, 4, ks=KS), loader, ckpt_path=str(path), verbose=False)
     for i, k in enumerate(KS):
         predicted = (probe(x)[:, i, :3] > 0).numpy()
         expected = f1_score(y[:, :3].numpy(), predicted, average="macro", zero_division=0)
@@ -123,16 +123,16 @@ def test_an_sae_named_in_a_checkpoint_is_loaded_again(tmp_path):
         enable_model_summary=False,
         callbacks=[ModelCheckpoint(tmp_path, save_last=True)],
     )
-    probe = KSparseProbe(str(GOLDEN_SAE), 2, ks=[1, 3])
+    probe = SaeProbe(str(GOLDEN_SAE), 2, ks=[1, 3])
     trainer.fit(probe, TensorBatches(x, y).loader())
-    loaded = KSparseProbe.load_from_checkpoint(tmp_path / "last.ckpt")
+    loaded = SaeProbe.load_from_checkpoint(tmp_path / "last.ckpt")
     torch.testing.assert_close(loaded(x), probe(x))
 
 
 def test_chunks_change_nothing(fitted, sae, data, monkeypatch):
     monkeypatch.setattr(latents, "CHUNK_BYTES", 4 * 30 * 64)
     torch.manual_seed(0)
-    probe = KSparseProbe(sae, 4, ks=KS)
+    probe = SaeProbe(sae, 4, ks=KS)
     fit_probe(probe, *data)
     assert torch.equal(probe.latent_ids[:3], fitted.latent_ids[:3])
     torch.testing.assert_close(probe.weight, fitted.weight, atol=1e-5, rtol=1e-5)
@@ -150,7 +150,7 @@ def test_chunks_change_nothing(fitted, sae, data, monkeypatch):
 def test_an_epoch_in_one_batch_takes_the_steps_of_an_epoch_of_batches(sae, data, monkeypatch, kind):
     def fit():
         torch.manual_seed(0)
-        made = KSparseProbe(sae, 4, ks=KS) if kind == "k-sparse" else LinearProbe(10, 4, polish=kind == "linear")
+        made = SaeProbe(sae, 4, ks=KS) if kind == "k-sparse" else LinearProbe(10, 4, polish=kind == "linear")
         return made, fit_probe(made, *data, max_epochs=7, batch_size=60)
 
     one, curve = fit()
@@ -180,7 +180,7 @@ def test_latents_that_never_fire_cost_nothing_and_change_nothing(sae, data):
 
     found, wide = {}, WithSilentLatents()
     for name, one in (("alone", sae), ("among silent ones", wide)):
-        found[name] = KSparseProbe(one, 4, ks=KS).double()
+        found[name] = SaeProbe(one, 4, ks=KS).double()
         torch.manual_seed(0)
         fit_probe(found[name], *data)
     alone, among = found.values()
@@ -195,7 +195,7 @@ def test_latents_that_never_fire_cost_nothing_and_change_nothing(sae, data):
 
 def test_small_vocabularies_are_ranked_in_several_batches(sae, data):
     x, y = data
-    probe = KSparseProbe(sae, 4, ks=[1])
+    probe = SaeProbe(sae, 4, ks=[1])
     curve = fit_probe(probe, x, y, max_epochs=2)
     assert len(curve) == 2
     assert probe.trainer.global_step == 10
@@ -208,16 +208,16 @@ def test_small_vocabularies_are_ranked_in_several_batches(sae, data):
         enable_model_summary=False,
     )
     with pytest.warns(UserWarning, match="1 batches an epoch"):
-        trainer.fit(KSparseProbe(sae, 4, ks=[1]), TensorBatches(x, y).loader())
+        trainer.fit(SaeProbe(sae, 4, ks=[1]), TensorBatches(x, y).loader())
 
 
 def test_unfitted_probe_refuses_to_score(sae, data):
     with pytest.raises(AbsorbError, match="Fit it"):
-        KSparseProbe(sae, 4, ks=KS)(data[0])
+        SaeProbe(sae, 4, ks=KS)(data[0])
     with pytest.raises(ShapeError):
-        KSparseProbe(sae, 4, ks=[31])
+        SaeProbe(sae, 4, ks=[31])
     with pytest.raises(SaeNotFoundError):
-        KSparseProbe(torch.nn.Linear(2, 2))
+        SaeProbe(torch.nn.Linear(2, 2))
 
 
 def test_function_of_the_paper_returns_a_probe_for_each_k_and_label(sae, data, fitted):
@@ -249,7 +249,7 @@ def test_activations_before_the_activation_function():
     before = golden.run_with_cache(x)[1]["hook_sae_acts_pre"].detach()
     one_hot = torch.nn.functional.one_hot(torch.tensor([n for _, n in labels]))
     torch.manual_seed(0)
-    ranking = train_sparse_multi_probe(before, one_hot, batch_size=16, show_progress=False)
+    ranking = train_sparse_multi_probe(before, one_hot, batch_size=16, show_progress=False, device="cpu")
     assert probes[2][1].feature_ids.tolist() == rank_latents(ranking.weights.detach(), 2)[1].tolist()
     assert probes[2][1](before).shape == (80,)
     with pytest.raises(AbsorbError, match="hooks"):

@@ -174,9 +174,9 @@ def test_unusable_input_is_refused():
 
 def test_functions_of_the_paper_train_on_tensors():
     x, y = labelled_rows()
-    probe = train_multi_probe(x, y, num_probes=4, num_epochs=2, show_progress=False)
+    probe = train_multi_probe(x, y, num_probes=4, num_epochs=2, show_progress=False, device="cpu")
     assert loss_of(probe, x, y, 1e-6) < 0.99 * loss_of(LinearProbe(12, 4), x, y, 1e-6)
-    one = train_binary_probe(x, y[:, 1].int(), num_epochs=2, weight_decay=1e-4, show_progress=False)
+    one = train_binary_probe(x, y[:, 1].int(), num_epochs=2, weight_decay=1e-4, show_progress=False, device="cpu")
     assert ((one(x)[:, 0] > 0) == y[:, 1].bool()).float().mean() > 0.8
 
 
@@ -187,8 +187,8 @@ def test_extra_loss_enters_the_training():
         assert batch_x.shape[0] == batch_y.shape[0]
         return 100 * probe.weights.square().sum()
 
-    free = train_multi_probe(x, y, num_epochs=30, polish=False, show_progress=False)
-    held = train_multi_probe(x, y, num_epochs=30, extra_loss_fn=shrink, show_progress=False)
+    free = train_multi_probe(x, y, num_epochs=30, show_progress=False, device="cpu")
+    held = train_multi_probe(x, y, num_epochs=30, extra_loss_fn=shrink, show_progress=False, device="cpu")
     assert held.weights.norm() < 0.2 * free.weights.norm()
 
 

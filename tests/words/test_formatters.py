@@ -18,21 +18,29 @@ from absorb_pl.words import (
 
 
 def test_spelling_options():
-    assert spelling("cat") == " c-a-t"
-    assert spelling(" cat", separator=" :: ", prefix="") == "c :: a :: t"
-    assert spelling(" it's", capitalize=True) == " I-T-S"
-    assert spelling(" it's", ignore_leading_space=False, ignore_non_alpha_chars=False) == "  -i-t-'-s"
+    assert spelling("cat") == " C-A-T"
+    assert spelling(" cat", separator=" :: ", prefix="") == "C :: A :: T"
+    assert spelling(" It's", capitalize=False) == " I-t-s"
+    assert spelling(" it's", ignore_leading_space=False, ignore_non_alpha_chars=False) == "  -I-T-'-S"
+    assert spelling("▁1cat") == " C-A-T"
+    assert spelling("▁1cat", ignore_non_alpha_chars=False) == " ▁-1-C-A-T"
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (first_letter(" 'tis", capitalize=True), " T"),
+        (first_letter(" 'tis"), " T"),
+        (first_letter(" cat", capitalize=False), " c"),
         (first_letter("'tis", ignore_non_alpha_chars=False), " '"),
-        (last_letter(" cat!"), " t"),
+        (last_letter(" cat!"), " T"),
+        (last_letter("cat", capitalize=False), " t"),
         (last_letter(" cat!", ignore_non_alpha_chars=False, prefix=""), "!"),
-        (letter_from_start("mobile", 2), " b"),
-        (letter_from_end("mobile", 2, capitalize=True), " L"),
+        (letter_from_start("mobile", 2), " B"),
+        (letter_from_start("▁mobile", index=1, ignore_non_alpha_chars=False), " M"),
+        (letter_from_start("mobile", 2, capitalize=False), " b"),
+        (letter_from_end("mobile", 2), " L"),
+        (letter_from_end("mobile_", index=1, ignore_non_alpha_chars=False), " _"),
+        (letter_from_end("mobile", 2, capitalize=False), " l"),
         (is_present("cat", "t"), " True"),
         (is_present("cat", "T", return_binary=True, prefix=""), "0"),
     ],
@@ -44,11 +52,16 @@ def test_single_answers(given, expected):
 @pytest.mark.parametrize(
     ("formatter", "expected"),
     [
-        (spelling_formatter(separator="", capitalize=True), " WORD"),
-        (first_letter_formatter(prefix=""), "w"),
-        (last_letter_formatter(capitalize=True), " D"),
-        (letter_from_start_formatter(1), " o"),
-        (letter_from_end_formatter(4), " w"),
+        (spelling_formatter(separator=""), " WORD"),
+        (spelling_formatter(capitalize=False), " w-o-r-d"),
+        (first_letter_formatter(prefix=""), "W"),
+        (first_letter_formatter(capitalize=False), " w"),
+        (last_letter_formatter(), " D"),
+        (last_letter_formatter(capitalize=False), " d"),
+        (letter_from_start_formatter(1), " O"),
+        (letter_from_start_formatter(1, capitalize=False), " o"),
+        (letter_from_end_formatter(4), " W"),
+        (letter_from_end_formatter(4, capitalize=False), " w"),
         (is_present_formatter("r", return_binary=True), " 1"),
     ],
 )

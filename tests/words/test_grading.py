@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from absorb_pl.errors import ContextLengthError, PromptError
+from absorb_pl.errors import AbsorbError, ContextLengthError, PromptError
 from absorb_pl.models import load_language_model
 from absorb_pl.words import SpellingGrader, first_letter_formatter, spelling_formatter
 
@@ -85,6 +85,56 @@ def test_hooks_act_while_grading_only(golden, golden_words):
     )[0]
     assert hooked.answer_log_prob != pytest.approx(before.answer_log_prob, rel=1e-3)
     assert subject.grade_word(golden_words[9]) == before
+
+
+def test_generated_hooks_act_at_the_words_of_each_batch(golden, golden_words):
+    model, places = golden[0], []
+
+    def silence_at(positions):
+        places.append(positions)
+
+        def silence(activation, **_):
+            assert activation.shape[0] == len(positions)
+            changed = activation.clone()
+            changed[torch.arange(len(positions)), positions] = 0
+            return changed
+
+        return [("blocks.1.hook_resid_post", silence)]
+
+    words = golden_words[9:12]
+    subject = grader(model, golden_words[:8], hook_generator=silence_at)
+    free = subject.grade_words(words, batch_size=2, show_progress=False)
+    assert places == []
+    hooked = subject.grade_words(words, batch_size=2, show_progress=False, use_hooks=True)
+    assert [len(batch) for batch in places] == [2, 1]
+    for grade, place, untouched in zip(hooked, [*places[0], *places[1]], free, strict=True):
+        ids = model.to_tokens(grade.prompt + grade.answer)
+        assert model.tokenizer.decode(ids[0, place]) == grade.word
+        with torch.no_grad(), model.hooks(fwd_hooks=silence_at([place])):
+            log_probs = model(ids)[0, -2].double().log_softmax(-1)
+        assert grade.answer_log_prob == pytest.approx(log_probs[ids[0, -1]].item(), rel=1e-5)
+        assert grade.answer_log_prob != pytest.approx(untouched.answer_log_prob, rel=1e-3)
+
+
+def test_hooks_without_a_generator_are_refused(golden, golden_words):
+    with pytest.raises(AbsorbError, match="hook_generator"):
+        grader(golden[0], golden_words[:3]).grade_words(golden_words[5:6], show_progress=False, use_hooks=True)
+
+
+def test_a_word_may_be_among_its_own_examples_if_asked_for(golden, golden_words):
+    word = golden_words[2]
+    clean = SpellingGrader(golden[0], golden_words[:3], shuffle_examples=False)
+    assert clean.grade_word(word).prompt.count(f"{word}:") == 1
+    told = SpellingGrader(golden[0], golden_words[:3], shuffle_examples=False, check_contamination=False)
+    assert told.grade_word(word).prompt.count(f"{word}:") == 2
+
+
+def test_answers_are_spelt_in_capitals_by_default(golden, golden_words):
+    subject = SpellingGrader(golden[0], golden_words[:3], max_icl_examples=1)
+    word = golden_words[9]
+    assert subject.answer_formatter(word) == spelling_formatter(capitalize=True)(word)
+    assert subject.grade_word(word).answer == " " + "-".join(word.strip().upper())
+    assert SpellingGrader.answer_formatter(" cat") == " C-A-T"
 
 
 def test_a_seed_settles_the_draw(golden, golden_words):

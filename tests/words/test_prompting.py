@@ -4,8 +4,14 @@ from collections import Counter
 
 import pytest
 
-from absorb_pl.errors import PromptError
-from absorb_pl.words import create_icl_prompt, first_letter_formatter, random_icl_prompt
+from absorb_pl.errors import AbsorbError, PromptError
+from absorb_pl.words import (
+    VERBOSE_FIRST_LETTER_TEMPLATE,
+    VERBOSE_FIRST_LETTER_TOKEN_POS,
+    create_icl_prompt,
+    first_letter_formatter,
+    random_icl_prompt,
+)
 
 LETTER = {"base_template": "{word} has the first letter:", "answer_formatter": first_letter_formatter(capitalize=True)}
 POOL = [f" {a}{b}o" for a in "bcdfgh" for b in "aeiou"]
@@ -63,9 +69,30 @@ def test_the_word_is_never_among_its_own_examples(word, shuffle):
         assert sorted(examples_of(prompt)) == [" dog", " owl", "emu"]
 
 
+def test_answers_are_spelt_in_capitals_by_default():
+    prompt = create_icl_prompt("cat", ["dog", "bird", "rat"], shuffle_examples=False, max_icl_examples=2)
+    assert (prompt.base, prompt.answer) == ("dog: D-O-G\nbird: B-I-R-D\ncat:", " C-A-T")
+    assert random_icl_prompt(["cat", "cat", "dog"], max_icl_examples=1, seed=0).answer in (" C-A-T", " D-O-G")
+
+
+def test_a_word_among_its_examples_takes_one_attempt():
+    prompt = create_icl_prompt("cat", ["cat"] * 99 + ["dog"], max_icl_examples=1, max_attempts=1, seed=0)
+    assert prompt.base == "dog: D-O-G\ncat:"
+    with pytest.raises(AbsorbError, match="max_attempts"):
+        create_icl_prompt("cat", ["dog"], max_attempts=0)
+
+
+def test_the_position_of_the_papers_template_is_that_of_the_words_last_token():
+    prompt = create_icl_prompt(" cat", [" Dog"], VERBOSE_FIRST_LETTER_TEMPLATE, seed=0)
+    words = ["cat", " has", " the", " first", " letter", ":"]
+    assert len(words) == -VERBOSE_FIRST_LETTER_TOKEN_POS
+    assert prompt.base.endswith("".join(words))
+    assert prompt.base[: prompt.word_end].endswith(words[VERBOSE_FIRST_LETTER_TOKEN_POS])
+
+
 def test_contamination_can_be_allowed():
     prompt = create_icl_prompt("cat", ["cat"], "{word}:", check_contamination=False)
-    assert prompt.base == "cat: c-a-t\ncat:"
+    assert prompt.base == "cat: C-A-T\ncat:"
 
 
 def test_all_examples_are_used_without_a_limit():
@@ -87,7 +114,7 @@ def test_without_examples_the_base_is_the_word_alone(kwargs):
 
 def test_the_word_end_is_behind_the_last_placeholder():
     prompt = create_icl_prompt("cat", ["dog"], "{{{word}}} or {word} is:", seed=0)
-    assert prompt.base == "{dog} or dog is: d-o-g\n{cat} or cat is:"
+    assert prompt.base == "{dog} or dog is: D-O-G\n{cat} or cat is:"
     assert prompt.base[: prompt.word_end].endswith("{cat} or cat")
 
 

@@ -5,7 +5,7 @@ from jsonargparse import ArgumentParser
 
 from absorb_pl.errors import AbsorbError, PromptError
 from absorb_pl.words import (
-    FIRST_LETTER_TEMPLATE,
+    VERBOSE_FIRST_LETTER_TEMPLATE,
     TableSettings,
     TaskConfig,
     contains_task_of_words,
@@ -24,7 +24,7 @@ def same(task, other):
 def test_the_default_asks_for_first_letters(any_tokenizer):
     task = TaskConfig().build(any_tokenizer)
     assert same(task, first_letter_task(any_tokenizer, only_start_of_word=True))
-    assert task.template == FIRST_LETTER_TEMPLATE == "{word} has the first letter:"
+    assert task.template == VERBOSE_FIRST_LETTER_TEMPLATE == "{word} has the first letter:"
 
 
 def test_settings_reach_the_task(byte_level):

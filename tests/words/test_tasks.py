@@ -1,18 +1,25 @@
+import hashlib
+import json
+import re
+
 import pytest
 import torch
 import wordfreq
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from absorb_pl.errors import LabelError, PromptError, VocabularyError
+from absorb_pl.models import speller_path
 from absorb_pl.words import (
     LETTERS,
     Task,
+    TaskConfig,
     answer_token_ids,
     first_letter_task,
     get_alpha_tokens,
     get_common_word_tokens,
     letter_task_of_words,
+    ordinary_tokens,
     tokenize_prompts,
 )
 
@@ -33,10 +40,27 @@ def fields(**changes):
 
 def test_labels_are_the_first_letters(any_tokenizer):
     task = first_letter_task(any_tokenizer)
-    assert task.words == tuple(get_alpha_tokens(any_tokenizer))
+    assert task.words == tuple(text for text in ordinary_tokens(any_tokenizer) if re.fullmatch(" ?[A-Za-z]+", text))
     assert [task.classes[label] for label in task.labels] == [w.strip()[0].lower() for w in task.words]
     assert task.answers[2] == " C" == task.answer_formatter(" cat")
     assert (task.name, task.max_icl_examples, len(task.classes)) == ("first_letter", 10, 26)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_words", "digest"),
+    [
+        ({}, 4491, "20892048d0f2da53"),
+        ({"vocabulary": "common"}, 4287, "520e9853465af2b8"),
+        ({"name": "contains", "contains": "e"}, 4491, "642a930754c21f70"),
+    ],
+)
+def test_the_bundled_speller_is_asked_what_it_has_always_been_asked(settings, num_words, digest):
+    config = TaskConfig(**settings)
+    task = config.build(AutoTokenizer.from_pretrained(speller_path()))
+    prompts = [(p.base, p.answer, p.word, p.word_end) for p in config.prompts(task)]
+    asked = json.dumps([task.words, task.labels, task.classes, task.answers, prompts])
+    assert len(task.words) == num_words
+    assert hashlib.sha256(asked.encode()).hexdigest()[:16] == digest
 
 
 def test_words_without_a_label_are_left_out():

@@ -1,11 +1,16 @@
+from pathlib import Path
+
 import pytest
 import wordfreq
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from absorb_pl.errors import VocabularyError
 from absorb_pl.words import (
+    ALL_ALPHA_LETTERS,
+    LETTERS,
+    LETTERS_UPPER,
     get_alpha_tokens,
     get_common_word_tokens,
     get_common_words,
@@ -13,7 +18,11 @@ from absorb_pl.words import (
     get_tokens,
     group_words_by_ending_and_length,
     most_common,
+    ordinary_tokens,
+    vocabulary_words,
 )
+
+GPT2 = next((path for up in Path(__file__).parents if (path := up / "shared/tokenizers/gpt2").is_dir()), None)
 
 
 def vocabulary_of(*tokens, **special):
@@ -26,24 +35,43 @@ def test_byte_level_markers_are_spaces_and_bytes_are_decoded(byte_level):
     assert {" cat", "cat", " Dog", "chen", "a", "Z"} <= set(words)
     assert " élan" in get_tokens(byte_level)
     assert " élan" not in words
-    assert "<bos>" not in get_tokens(byte_level)
+    assert "<bos>" not in ordinary_tokens(byte_level)
     assert words == sorted(words, key=lambda w: byte_level.get_vocab()[w.replace(" ", "Ġ")])
-    assert len(words) == len(set(words))
 
 
 def test_every_byte_level_token_reads_as_the_tokenizer_decodes_it(byte_level):
     raw = [token for token in byte_level.get_vocab() if token not in ("<bos>", "<pad>")]
-    read = get_tokens(vocabulary_of(*raw))
-    decoded = list(dict.fromkeys(byte_level.convert_tokens_to_string([token]) for token in raw))
-    assert read == decoded
+    decoded = [byte_level.convert_tokens_to_string([token]) for token in raw]
+    assert get_tokens(vocabulary_of(*raw)) == decoded
+    assert ordinary_tokens(vocabulary_of(*raw)) == list(dict.fromkeys(decoded)) != decoded
     assert set(bytes_to_unicode().values()) <= set(raw)
 
 
-def test_sentencepiece_markers_are_spaces_and_raw_bytes_are_left_out(sentencepiece):
+def test_every_entry_of_the_vocabulary_is_listed_by_id(any_tokenizer):
+    entries = any_tokenizer.convert_ids_to_tokens(range(len(any_tokenizer)))
+    assert get_tokens(any_tokenizer, replace_special_chars=False) == entries
+    assert len(get_tokens(any_tokenizer)) == len(entries)
+
+
+@pytest.mark.skipif(GPT2 is None, reason="no folder shared/tokenizers/gpt2 above this file")
+def test_all_entries_of_gpt2_are_listed_as_the_tokenizer_decodes_them():
+    tokenizer = AutoTokenizer.from_pretrained(GPT2)
+    texts = get_tokens(tokenizer)
+    assert len(texts) == 50_257
+    assert texts == [
+        tokenizer.convert_tokens_to_string([entry]) for entry in tokenizer.convert_ids_to_tokens(range(50_257))
+    ]
+    assert len(ordinary_tokens(tokenizer)) == 49_923
+    alpha = [text for text in texts if text.strip() and set(text.removeprefix(" ")) <= set(ALL_ALPHA_LETTERS)]
+    assert get_alpha_tokens(tokenizer) == alpha
+
+
+def test_sentencepiece_markers_are_spaces_and_raw_bytes_are_characters(sentencepiece):
     words = get_alpha_tokens(sentencepiece)
     assert {" cat", "cat", " Dog", "chen", " a", "a"} <= set(words)
-    assert not any(word.startswith("<0x") for word in get_tokens(sentencepiece))
-    assert get_tokens(sentencepiece)[:3] == [" ", ":", "\n"]
+    assert get_tokens(sentencepiece)[:8] == ["<unk>", "<s>", "</s>", "\n", "j", " ", ":", "\n"]
+    assert ordinary_tokens(sentencepiece)[:3] == [" ", ":", "\n"]
+    assert words.count("j") == 2
 
 
 def test_wordpiece_continuations_are_no_words(wordpiece):
@@ -71,15 +99,27 @@ def test_a_marker_is_recognised_by_its_frequency():
     assert get_tokens(sentencepiece) == [" the", " Ġ", "Ġ", " a", "é"]
 
 
-def test_added_special_tokens_are_left_out():
+def test_added_special_tokens_are_entries_but_no_words_of_tasks():
     tokenizer = vocabulary_of("cat", "dog", bos_token="<s>", additional_special_tokens=["turn"])
     tokenizer.add_tokens(["emu"])
-    assert get_alpha_tokens(tokenizer) == ["cat", "dog", "emu"]
+    assert get_alpha_tokens(tokenizer) == ["cat", "dog", "turn", "emu"]
+    assert vocabulary_words(tokenizer, "alpha") == ["cat", "dog", "emu"]
 
 
-def test_an_empty_result_is_refused():
+def test_a_task_without_words_is_refused():
+    assert get_alpha_tokens(vocabulary_of("1", "2")) == []
     with pytest.raises(VocabularyError, match="tokenizer"):
-        get_alpha_tokens(vocabulary_of("1", "2"))
+        vocabulary_words(vocabulary_of("1", "2"), "alpha")
+
+
+def test_the_filter_sees_texts(byte_level):
+    assert get_tokens(byte_level, str.isupper) == [t for t in get_tokens(byte_level) if t.isupper()] != []
+    assert get_tokens(byte_level, lambda text: text == " cat", replace_special_chars=False) == ["Ġcat"]
+
+
+def test_letters():
+    assert ALL_ALPHA_LETTERS == LETTERS + LETTERS_UPPER
+    assert (LETTERS_UPPER[0], LETTERS_UPPER[-1], len(LETTERS_UPPER)) == ("A", "Z", 26)
 
 
 def test_common_words_are_lower_case_and_frequent(byte_level, wordpiece):
@@ -103,8 +143,9 @@ def test_the_threshold_counts_occurrences_in_a_million_words(threshold):
 
 
 def test_a_threshold_that_no_word_reaches_is_refused(byte_level):
+    assert get_common_word_tokens(byte_level, threshold=1_000_000) == []
     with pytest.raises(VocabularyError):
-        get_common_word_tokens(byte_level, threshold=1_000_000)
+        vocabulary_words(byte_level, "common", threshold=1_000_000)
 
 
 def test_the_most_common_words_keep_their_order():
