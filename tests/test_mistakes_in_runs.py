@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -20,7 +19,7 @@ from absorb_pl.models import load_language_model, load_sae, model_identity, sae_
 from absorb_pl.models.placement import own_memory
 from absorb_pl.reports import figures, report, rescore_run, result_file, saebench_results, tensorboard
 from absorb_pl.reports.tables import without_controls
-from absorb_pl.study import StudyConfig, run_study, sweep
+from absorb_pl.study import StudyConfig, StudyResult, run_study, sweep
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
 
@@ -124,7 +123,7 @@ def test_models_whose_names_differ_in_a_slash_have_folders_of_their_own(monkeypa
 
     def study_of(config):
         seen[config.model] = config.run_dir
-        return SimpleNamespace(tables={"summary": pd.DataFrame({"sae": config.saes})})
+        return StudyResult(Path(config.run_dir), {"summary": pd.DataFrame({"sae": config.saes})})
 
     monkeypatch.setattr(sweep, "study_of_model", study_of)
     monkeypatch.setattr(sweep, "print_summary", lambda _: None)
