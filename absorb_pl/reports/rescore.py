@@ -21,8 +21,8 @@ from absorb_pl.evaluators import (
 from absorb_pl.reports.figures import absorption_figure, save_figures
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.tables import judged, without_controls
-from absorb_pl.reports.tensorboard import log_rates
-from absorb_pl.reports.terminal import print_summary
+from absorb_pl.reports.tensorboard import log_study
+from absorb_pl.reports.terminal import ColumnChoice, print_places, print_summary
 
 _NEEDED = ("summary", "letters", "words", "latents")
 _CHILDREN = "children"
@@ -45,7 +45,9 @@ class Rescored:
     tables: dict[str, pd.DataFrame]
 
 
-def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | int | None) -> Rescored:
+def rescore_run(
+    run_dir: str | Path, rule: str = "paper", *, columns: ColumnChoice = "fit", **thresholds: float | int | None
+) -> Rescored:
     """Apply a rule with other thresholds to the scores that a finished study stored.
 
     Writes tables, figures and TensorBoard events below `run_dir/rescored/`, in a folder named by the rule and what
@@ -54,6 +56,7 @@ def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | 
     Args:
         run_dir: The run folder of a finished study.
         rule: Name of a rule of that study.
+        columns: Columns of the printed table: `fit` for those that fit the terminal, or `all`.
         thresholds: The rule's thresholds by name; those of the study where they are left out or None.
 
     Returns:
@@ -91,8 +94,9 @@ def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | 
         "absorption_vs_l0": absorption_figure(drawn["summary"], "l0"),
         f"sensitivity_{rule}": sensitivity_figure(drawn["sensitivity"], drawn["summary"]),
     }
-    log_rates(folder, found["summary"], save_figures(figures, folder / "figures"))
-    print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}; tables and figures are in {folder}."])
+    events = log_study(folder, found, save_figures(figures, folder / "figures"))
+    print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}."], columns=columns)
+    print_places(folder, events)
     return Rescored(folder, found)
 
 

@@ -130,7 +130,7 @@ def study_of_model(config: StudyConfig) -> StudyResult:
         with run.stage("report"):
             measured = [name for name, sae in saes.items() if not sae.control]
             saebench = saebench_run(config, data, rules, projections if of_projections else None, measured)
-            report_study(run.path, tables, {hook: probes.weights(hook) for hook in hooks}, saebench)
+            report_study(run.path, tables, {hook: probes.weights(hook) for hook in hooks}, saebench, config.columns)
     return StudyResult(run.path, tables)
 
 
