@@ -7,18 +7,21 @@ allow 500), so a study is one run, each SAE at most one more, and many SAEs have
 import shutil
 import tempfile
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from rich.console import Console
 from torch.utils.tensorboard.summary import hparams, image, scalar, text
 from torch.utils.tensorboard.writer import FileWriter
 
 from absorb_pl.data import writing_to
 from absorb_pl.reports.names import folder_names
-from absorb_pl.reports.summary_columns import TextColumn, summary_columns, summary_rows
+from absorb_pl.reports.summary_columns import summary_rows
+from absorb_pl.reports.terminal import print_summary
 
 FOLDER = "tensorboard"
 FOLDER_OF_MANY = "tensorboard_saes"
@@ -26,9 +29,10 @@ MOST_RUNS = 40
 """Runs of a folder that TensorBoard ticks in all its tabs."""
 
 _STUDY = "study"
-_CHOICES = ("architecture", "hook_name")
-_NUMBERS = ("layer", "d_sae")
-_OF_RULES = ("absorption_rate", "absorption_fraction")
+_WIDTH = 1000
+_CHOICES = {"architecture": "architecture", "hook": "hook_name"}
+_NUMBERS = {"layer": "layer", "width": "d_sae"}
+_OF_RULES = {"rate": "absorption_rate", "fraction": "absorption_fraction"}
 _OF_SAES = ("l0", "explained_variance", "num_splits", "probe_f1", "top_latent_f1", "main_latent_recall")
 
 _Events = list[tuple[int, Any]]
@@ -73,31 +77,30 @@ def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mappin
 
 def _overview(summary: pd.DataFrame, figures: Mapping[str, Path]) -> _Events:
     events = [(0, _image(f"figures/{name}", file)) for name, file in figures.items()]
-    return [*events, (0, text("summary", _markdown(summary)))]
+    return [*events, (0, text("summary", _text(summary)))]
 
 
 def _rates(summary: pd.DataFrame) -> dict[str, _Events]:
-    """Rates and hyper-parameters by SAE, each what TensorBoard's table of hyper-parameters shows in a row."""
+    """Rates and hyper-parameters by SAE; TensorBoard's table of hyper-parameters shows a row for each."""
     events: dict[str, _Events] = {}
-    rules = summary["rule"].unique()
-    measures = [f"{name}/{rule}" for name in _OF_RULES for rule in rules if _known(summary, name, rule)]
-    measures += [f"sae/{name}" for name in _OF_SAES]
-    choices = {name: sorted(map(str, summary[name].unique())) for name in _CHOICES}
+    choices = {name: sorted(map(str, summary[column].unique())) for name, column in _CHOICES.items()}
+    measured = {
+        f"{name}/{rule}": (column, rule)
+        for name, column in _OF_RULES.items()
+        for rule, rows in summary.groupby("rule", sort=False)
+        if rows[column].notna().any()
+    }
     for (_, sae), rows in summary_rows(summary).items():
         about = next(iter(rows.values()))
-        values = {f"{name}/{rule}": row[name] for name in _OF_RULES for rule, row in rows.items()}
+        values = {name: rows[str(rule)][column] for name, (column, rule) in measured.items() if rule in rows}
         values |= {f"sae/{name}": about[name] for name in _OF_SAES}
-        settings = {"sae": sae, **{name: str(about[name]) for name in _CHOICES}}
-        settings |= {name: int(about[name]) for name in _NUMBERS}
-        # Each run has the same list of measures, because TensorBoard takes that of any one of them for all.
-        described = hparams(settings, dict.fromkeys(measures), choices)
-        shown = [scalar(name, float(values[name])) for name in measures if pd.notna(values.get(name))]
-        events[sae] = [(0, summary) for summary in (*described, *shown)]
+        settings = {name: str(about[column]) for name, column in _CHOICES.items()}
+        settings |= {name: int(about[column]) for name, column in _NUMBERS.items()}
+        # All runs name all measures: TensorBoard takes the list of any one of them for all.
+        names = dict.fromkeys([*measured, *(f"sae/{name}" for name in _OF_SAES)])
+        shown = [scalar(name, float(value)) for name, value in values.items() if pd.notna(value)]
+        events[sae] = [(0, event) for event in (*hparams(settings, names, choices), *shown)]
     return events
-
-
-def _known(summary: pd.DataFrame, measure: str, rule: str) -> bool:
-    return bool(summary.loc[summary["rule"] == rule, measure].notna().any())
 
 
 def _curve(tag: str, curve: pd.DataFrame) -> _Events:
@@ -135,13 +138,8 @@ def _image(tag: str, file: Path) -> Any:
     return summary
 
 
-def _markdown(summary: pd.DataFrame) -> str:
-    """The printed table, with all its columns, in Markdown."""
-    names = tuple(sae for _, sae in summary_rows(summary))
-    columns = [TextColumn("SAE", names), *summary_columns(summary)]
-    lines = [
-        [column.title for column in columns],
-        ["---"] * len(columns),
-        *map(list, zip(*(column.cells for column in columns), strict=True)),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _text(summary: pd.DataFrame) -> str:
+    """The printed table with all its columns, which Markdown leaves as it is."""
+    stream = StringIO()
+    print_summary(summary, Console(file=stream, width=_WIDTH), columns="all")
+    return f"```\n{stream.getvalue()}```"
