@@ -45,7 +45,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def folder_names(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """Names of one folder for each SAE, by the whole names: what a path could not hold is replaced, and no two are equal.
+    """Names of folders by the names of SAEs: what a path cannot hold is replaced, and no two are equal.
 
     Args:
         names: Names of SAEs.

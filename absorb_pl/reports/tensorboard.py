@@ -1,7 +1,7 @@
 """A study in TensorBoard: figures and the summary, rates of each SAE beside its hyper-parameters, and training curves.
 
-TensorBoard ticks no run in its tabs of images, scalars and texts when a folder holds more than 40 of them (its time series
-allow 500), so a study is one run, each SAE at most one more, and many SAEs have a folder of their own.
+TensorBoard ticks no run in its tabs of images, scalars and texts when a folder holds more than 40 of them (its time
+series allow 500), so a study is one run, each SAE at most one more, and many SAEs have a folder of their own.
 """
 
 import shutil
@@ -43,8 +43,8 @@ def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mappin
     """Write the TensorBoard events of a study anew; a folder appears when it is whole.
 
     The run `study` holds figures, the summary and curves of linear probes, the run of each SAE its rates,
-    hyper-parameters and the curve of its k-sparse probes. All are below `run_dir/tensorboard`, except where they are more
-    than `MOST_RUNS`: then those of SAEs are below `run_dir/tensorboard_saes`.
+    hyper-parameters and the curve of its k-sparse probes. All are below `run_dir/tensorboard`, except where they are
+    more than `MOST_RUNS`: then those of SAEs are below `run_dir/tensorboard_saes`.
 
     Args:
         run_dir: The run's folder.

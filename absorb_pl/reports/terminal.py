@@ -46,10 +46,12 @@ def print_summary(
     blocks = _blocks(TextColumn("SAE", tuple(heads)), found, console.width)
     folder = shared_folder(summary["sae"]).rstrip("/")
     _print_line(console, f"{_TITLE}; SAEs of {folder}" if folder else _TITLE)
-    for block in blocks if columns == "all" else blocks[:1]:
+    for number, block in enumerate(blocks if columns == "all" else blocks[:1]):
+        if number:
+            console.print()
         _print_whole(console, _table(block))
     for number, head in whole.items():
-        _print_line(console, f"{number:>{len(str(len(heads)))}}  {head.strip()}")
+        _print_whole_line(console, f"{number:>{len(str(len(heads)))}}  {head.strip()}")
     left_out = [column.title for block in blocks[1:] for column in block[1:]]
     if left_out and columns == "fit":
         _print_line(console, f"Left out at this width: {', '.join(left_out)}. `--columns all` prints them.")
@@ -89,7 +91,7 @@ def print_places(folder: Path, events: Sequence[Path], console: Console | None =
         places[name] = f"tensorboard --logdir {shlex.quote(str(place))}"
     console.print()
     for what, where in places.items():
-        console.print(f"{what:<11}  {where}", highlight=False, markup=False, soft_wrap=True)
+        _print_whole_line(console, f"{what:<11}  {where}")
 
 
 def print_listing(listing: pd.DataFrame, console: Console | None = None) -> None:
@@ -184,6 +186,9 @@ def _print_whole(console: Console, table: Table) -> None:
 
 
 def _print_line(console: Console, text: str) -> None:
-    """Break lines between words only, so that paths and commands stay whole."""
-    lines = fill(text, console.width, break_long_words=False, break_on_hyphens=False)
-    console.print(lines, highlight=False, markup=False, soft_wrap=True)
+    """Break lines between words only, so that names stay whole."""
+    _print_whole_line(console, fill(text, console.width, break_long_words=False, break_on_hyphens=False))
+
+
+def _print_whole_line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
