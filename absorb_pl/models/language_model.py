@@ -19,7 +19,7 @@ from absorb_pl.models.processing import process_model
 def load_language_model(
     name: str, *, device: str = "cpu", dtype: str = "float32", processing: Sequence[str] = ()
 ) -> TransformerBridge:
-    """Load a language model with raw Hugging Face weights, or processed as SAEs ask for, in evaluation mode and without gradients.
+    """Load a language model, in evaluation mode and without gradients.
 
     Causal models and encoders (BERT) are taken: whatever `TransformerBridge` boots and gives a residual stream.
     Weights that the checkpoint lacks, such as the head of a bare `BertModel`, are drawn from a fixed seed, so that
@@ -33,7 +33,7 @@ def load_language_model(
         processing: What SAEs ask for, from `sae_processing`.
 
     Returns:
-        The model with TransformerLens hooks; nothing folded, centred or converted but what `processing` names.
+        The model with TransformerLens hooks and raw Hugging Face weights; nothing folded, centred or converted but what `processing` names.
 
     Raises:
         ModelNotFoundError: If the name is none of the three, the hub cannot be reached, or the model is an
