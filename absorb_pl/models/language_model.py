@@ -33,7 +33,8 @@ def load_language_model(
         processing: What SAEs ask for, from `sae_processing`.
 
     Returns:
-        The model with TransformerLens hooks and raw Hugging Face weights; nothing folded, centred or converted but what `processing` names.
+        The model with TransformerLens hooks and raw Hugging Face weights; nothing is folded, centred or converted
+        but what `processing` names.
 
     Raises:
         ModelNotFoundError: If the name is none of the three, the hub cannot be reached, or the model is an

@@ -67,8 +67,8 @@ def sae_processing(sae: Any) -> tuple[str, ...]:
                 f"model_from_pretrained_kwargs[{name!r}]",
                 value,
                 expected=f"processing that can be given: {', '.join(WEIGHT_STEPS)}",
-                remedy="The SAE was trained on a model loaded otherwise. Put such a model into a folder, name the folder "
-                "as the model, and take the entry out of the SAE's cfg.json.",
+                remedy="The SAE was trained on a model loaded otherwise. Put such a model into a folder, name the "
+                "folder as the model, and take the entry out of the SAE's cfg.json.",
             )
     if (head := getattr(metadata, "hook_head_index", None)) is not None:
         raise ModelProcessingError(

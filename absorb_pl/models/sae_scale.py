@@ -26,8 +26,8 @@ class UnitNormSae(nn.Module):
     """An SAE with decoder rows of unit norm, whatever it does between `encode` and `decode`.
 
     Latents are the SAE's own times the norms of its decoder rows, and are divided by them before it decodes. So it
-    fires the same latents and gives the same reconstruction, also where folding norms into the encoder would choose others
-    (top-k). A latent whose decoder row is zero writes nothing and is 0.
+    fires the same latents and gives the same reconstruction, also where folding norms into the encoder would choose
+    others (top-k). A latent whose decoder row is zero writes nothing and is 0.
 
     Args:
         sae: A SAELens SAE, or one from elsewhere; left as it is.
