@@ -30,12 +30,13 @@ def parse_rescore(words: list[str]) -> None:
     from jsonargparse import ArgumentParser
 
     from absorb_pl.evaluators import known_rules, threshold_types
-    from absorb_pl.reports import rescore_run
+    from absorb_pl.reports import ColumnChoice, rescore_run
 
     parser = ArgumentParser(prog="absorb-pl rescore", description=RESCORE)
     parser.add_argument("--config", action="config", help="A YAML file with any of the settings below.")
     parser.add_argument("--run_dir", type=str, required=True, help="The run folder of a finished study.")
     parser.add_argument("--rule", type=str, default="paper", help=f"One of {', '.join(known_rules())}.")
+    parser.add_argument("--columns", type=ColumnChoice, default="fit", help="Columns of the printed table: fit or all.")
     for name, kind in threshold_types().items():
         parser.add_argument(f"--{name}", type=kind | None, default=None, help="As in the study when left out.")
     settings = parser.parse_args(words).as_dict()

@@ -92,10 +92,9 @@ def test_commands_of_the_readme_run_in_order(workplace: Path):
     assert len(again)
     assert again["is_absorption"].tolist() == same["is_absorption"].tolist()
 
-    events = EventAccumulator(str(demo / "tensorboard")).Reload()
+    events = EventAccumulator(str(demo / "tensorboard" / "study")).Reload()
     assert "figures/absorption_vs_l0" in events.Tags()["images"]
-    curve = next((demo / "tensorboard" / "linear_probe").iterdir())
-    assert len(EventAccumulator(str(curve)).Reload().Scalars("train/loss")) == 50
+    assert len(events.Scalars("linear_probe/blocks.1.hook_resid_post/train/loss")) == 50
 
     for code in blocks("python"):
         assert run([sys.executable, "-c", code], workplace).strip()

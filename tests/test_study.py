@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from absorb_pl.data import PromptDataModule, stratified_split
 from absorb_pl.errors import CacheCorruptedError, ManifestMismatchError
 from absorb_pl.reports import rescore_run
+from absorb_pl.reports.names import short_names
 from absorb_pl.study import run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
@@ -240,26 +241,32 @@ def events(folder):
 def test_tensorboard_holds_curves_figures_and_rates(study):
     config, result = study
     folder, tables = result.run_dir / "tensorboard", result.tables
-    top = events(folder)
+    top = events(folder / "study")
     assert sorted(top.Tags()["images"]) == [f"figures/{name}" for name in FIGURES]
     assert all(len(top.Images(tag)[0].encoded_image_string) > 5_000 for tag in top.Tags()["images"])
     text = top.Tensors("summary/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert text.count("\n") == 1 + len(SAES) * len(RULES)
-    assert all(sae in text for sae in SAES)
-    assert f"{tables['summary']['l0'][0]:.3f}" in text
+    runs = short_names(SAES)
+    lines = [line for line in text.splitlines() if line.startswith(tuple(runs.values()))]
+    assert len(lines) == len(SAES)
+    assert f"{tables['summary']['l0'][0]:.1f}" in lines[0]
+    assert sorted(run.name for run in folder.iterdir()) == sorted([*runs.values(), "study"])
     for probe, names in (("linear_probe", HOOKS), ("k_sparse_probe", SAES)):
         for name in names:
-            curve = events(folder / probe / name.replace("/", "-"))
+            curve = top if name in HOOKS else events(folder / runs[name])
+            tag = f"{probe}/{name}/train/loss" if name in HOOKS else f"{probe}/train/loss"
             expected = tables["training"].query("probe == @probe and name == @name")
             assert len(expected) == config.linear_probe.max_epochs
-            scalars = curve.Scalars("train/loss")
+            scalars = curve.Scalars(tag)
             assert [event.step for event in scalars] == expected["epoch"].tolist()
             assert [event.value for event in scalars] == pytest.approx(expected["train/loss"].tolist(), rel=1e-6)
     for row in tables["summary"].to_dict("records"):
-        run = events(folder / "saes" / f"{row['sae'].replace('/', '-')}-{row['rule']}")
-        fraction = [] if row["rule"] == "paper" else ["absorption_fraction"]
-        for name in ("absorption_rate", "l0", "probe_f1", "num_splits", *fraction):
+        run = events(folder / runs[row["sae"]])
+        for name in ("l0", "probe_f1", "num_splits"):
             assert run.Scalars(f"sae/{name}")[0].value == pytest.approx(row[name], rel=1e-6)
+        assert run.Scalars(f"rate/{row['rule']}")[0].value == pytest.approx(row["absorption_rate"], rel=1e-6)
+        if row["rule"] != "paper":
+            fraction = run.Scalars(f"fraction/{row['rule']}")[0].value
+            assert fraction == pytest.approx(row["absorption_fraction"], rel=1e-6)
         plugin = run.SummaryMetadata("_hparams_/session_start_info").plugin_data
         assert row["architecture"].encode() in plugin.content
         assert row["hook_name"].encode() in plugin.content

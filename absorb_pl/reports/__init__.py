@@ -10,10 +10,11 @@ from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.sweep_figures import spelling_figure
 from absorb_pl.reports.tables import join_tables, study_tables
 from absorb_pl.reports.tensorboard import log_study
-from absorb_pl.reports.terminal import print_listing, print_summary, summary_table
+from absorb_pl.reports.terminal import ColumnChoice, print_listing, print_summary
 
 __all__ = [
     "AblationReport",
+    "ColumnChoice",
     "PredictionReport",
     "SaeBenchRun",
     "SpellingReport",
@@ -32,5 +33,4 @@ __all__ = [
     "sensitivity_figure",
     "spelling_figure",
     "study_tables",
-    "summary_table",
 ]

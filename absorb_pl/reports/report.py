@@ -13,7 +13,7 @@ from absorb_pl.reports.figures import draw_figures, save_figures
 from absorb_pl.reports.saebench_results import SaeBenchRun, write_saebench_results
 from absorb_pl.reports.tables import without_controls
 from absorb_pl.reports.tensorboard import log_study
-from absorb_pl.reports.terminal import print_rates, print_summary
+from absorb_pl.reports.terminal import ColumnChoice, print_places, print_rates, print_summary
 
 
 def report_part(run_dir: Path, tables: Mapping[str, pd.DataFrame], names: Sequence[str]) -> None:
@@ -37,8 +37,9 @@ def report_study(
     tables: Mapping[str, pd.DataFrame],
     probes: Mapping[str, tuple[Tensor, Tensor]],
     saebench: SaeBenchRun | None = None,
+    columns: ColumnChoice = "fit",
 ) -> None:
-    """Write a study's tables, probes, figures, events and results in other formats, and print the summary.
+    """Write a study's tables, probes, figures, events and results in other formats; print the summary and where all is.
 
     They are published together when all are whole, in place of those of before.
 
@@ -47,6 +48,7 @@ def report_study(
         tables: From `study_tables`.
         probes: Weight and bias of each hook's linear probe.
         saebench: What files in SAEBench's format have in common; there are none when None.
+        columns: Columns of the printed summary.
 
     Raises:
         OutputFolderError: The folder cannot be written.
@@ -60,7 +62,9 @@ def report_study(
             for hook, (weight, bias) in probes.items():
                 save_file({"weight": weight, "bias": bias}, folder / "probes" / f"{hook}.safetensors")
         figures = save_figures(draw_figures(measured), folder / "figures")
-        log_study(folder, tables, figures)
+        events = log_study(folder, tables, figures)
         reasons = write_saebench_results(folder / "saebench", measured, saebench) if saebench else {}
     (run_dir / SUMMARY_SO_FAR).unlink(missing_ok=True)
-    print_summary(tables["summary"], notes=[f"No SAEBench result of {sae}: {why}." for sae, why in reasons.items()])
+    notes = [f"No SAEBench result of {sae}: {why}." for sae, why in reasons.items()]
+    print_summary(tables["summary"], notes=notes, columns=columns)
+    print_places(run_dir, [run_dir / place.name for place in events])

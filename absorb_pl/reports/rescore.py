@@ -22,8 +22,8 @@ from absorb_pl.evaluators import (
 from absorb_pl.reports.figures import absorption_figure, save_figures
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.tables import judged, without_controls
-from absorb_pl.reports.tensorboard import log_rates
-from absorb_pl.reports.terminal import print_summary
+from absorb_pl.reports.tensorboard import log_study
+from absorb_pl.reports.terminal import ColumnChoice, print_places, print_summary
 
 _NEEDED = ("summary", "letters", "words", "latents")
 _CHILDREN = "children"
@@ -46,7 +46,9 @@ class Rescored:
     tables: dict[str, pd.DataFrame]
 
 
-def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | int | None) -> Rescored:
+def rescore_run(
+    run_dir: str | Path, rule: str = "paper", *, columns: ColumnChoice = "fit", **thresholds: float | int | None
+) -> Rescored:
     """Apply a rule with other thresholds to the scores that a finished study stored.
 
     Writes tables, figures and TensorBoard events below `run_dir/rescored/`, in a folder named by the rule and what
@@ -55,6 +57,7 @@ def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | 
     Args:
         run_dir: The run folder of a finished study.
         rule: Name of a rule of that study.
+        columns: Columns of the printed table: `fit` for those that fit the terminal, or `all`.
         thresholds: The rule's thresholds by name; those of the study where they are left out or None.
 
     Returns:
@@ -93,8 +96,9 @@ def rescore_run(run_dir: str | Path, rule: str = "paper", **thresholds: float | 
     with publishing(folder) as part:
         for table, frame in found.items():
             write_table(frame, part / "tables" / f"{table}.parquet")
-        log_rates(part, found["summary"], save_figures(figures, part / "figures"))
-    print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}; tables and figures are in {folder}."])
+        events = log_study(part, found, save_figures(figures, part / "figures"))
+    print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}."], columns=columns)
+    print_places(folder, [folder / place.name for place in events])
     return Rescored(folder, found)
 
 

@@ -1,61 +1,97 @@
-"""The table that a study ends with on the terminal."""
+"""What commands print: tables that fit the terminal, and where everything is."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Literal
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from absorb_pl.reports.names import shared_folder, short_names
+from absorb_pl.reports.summary_columns import TextColumn, rate_text, summary_columns, summary_rows
+
+ColumnChoice = Literal["fit", "all"]
+"""Columns of a printed summary: those that fit, or all, in tables below each other where one is too narrow."""
+
 _WIDEST = 1000
-_ABOUT = {
-    "layer": lambda row: str(row["layer"]),
-    "width": lambda row: str(row["d_sae"]),
-    "L0": lambda row: f"{row['l0']:.1f}",
-    "dead": lambda row: f"{row['dead_fraction']:.0%}",
-    "expl. var.": lambda row: f"{row['explained_variance']:.3f}",
-    "probe F1": lambda row: f"{row['probe_f1']:.3f}",
-    "main recall": lambda row: f"{row['main_latent_recall']:.2f}",
-    "splits": lambda row: f"{row['num_splits']:.2f}",
-}
+_WIDTH_OF_FILES = 120
+_GAP = 2
+_TITLE = "Feature absorption, mean over letters [95 % interval]"
 
 
-def summary_table(summary: pd.DataFrame) -> Table:
-    """The summary as a rich table, one row an SAE, with a rate of each rule and what it should be read beside.
+def print_summary(
+    summary: pd.DataFrame, console: Console | None = None, notes: Sequence[str] = (), columns: ColumnChoice = "fit"
+) -> None:
+    """Print the summary, one row per SAE, no wider than the console.
 
     Args:
         summary: The `summary` table of a study.
+        console: Where to print; the terminal when None, with 120 columns where there is none.
+        notes: Lines to print below it.
+        columns: Which columns.
     """
-    table = Table(title="Feature absorption, mean over letters [95 % interval]", header_style="bold")
-    table.add_column("SAE", no_wrap=True)
-    names = list(summary["sae"].unique())
-    first = {str(name): rows.iloc[0].to_dict() for name, rows in summary.groupby("sae", sort=False)}
-    cells = [[_line_head(first[name]), *(show(first[name]) for show in _ABOUT.values())] for name in names]
-    for name in _ABOUT:
-        table.add_column(name.replace(" ", "\n", 1), justify="right", no_wrap=True)
-    for header, column in _measure_columns(summary, names, first).items():
-        table.add_column(header, justify="right", no_wrap=True)
-        for line, cell in zip(cells, column, strict=True):
-            line.append(cell)
-    table.add_column("n", justify="right", no_wrap=True)
-    for name, line in zip(names, cells, strict=True):
-        table.add_row(*line, str(first[name]["num_words"]))
-    return table
+    console = console or _console()
+    found = summary_columns(summary)
+    heads = _heads(summary)
+    widest_rate = max(_width(column) for column in found if column.name == "rate")
+    whole = dict[str, str]()
+    if _width(TextColumn("SAE", tuple(heads))) + _GAP + widest_rate > console.width:
+        whole = {str(number): head for number, head in enumerate(heads, start=1)}
+        heads = list(whole)
+    blocks = _blocks(TextColumn("SAE", tuple(heads)), found, console.width)
+    folder = shared_folder(summary["sae"]).rstrip("/")
+    _print_line(console, f"{_TITLE}; SAEs of {folder}" if folder else _TITLE)
+    for number, block in enumerate(blocks if columns == "all" else blocks[:1]):
+        if number:
+            console.print()
+        _print_whole(console, _table(block))
+    for number, head in whole.items():
+        _print_whole_line(console, f"{number:>{len(str(len(heads)))}}  {head.strip()}")
+    left_out = [column.title for block in blocks[1:] for column in block[1:]]
+    if left_out and columns == "fit":
+        _print_line(console, f"Left out at this width: {', '.join(left_out)}. `--columns all` prints them.")
+    for note in [*_not_evaluable(summary), *notes]:
+        _print_line(console, note)
 
 
-def _measure_columns(
-    summary: pd.DataFrame, names: Sequence[str], first: Mapping[str, Mapping[Hashable, Any]]
-) -> dict[str, list[str]]:
-    """Cells of every rule's rate and fraction by their header; rules that agree on all SAEs share a column."""
-    columns: dict[tuple[str, ...], list[str]] = {}
-    for rule, rows in summary.groupby("rule", sort=False):
-        by_sae = {row["sae"]: row for row in rows.to_dict("records")}
-        shown = {"rate": tuple(_rate(by_sae.get(name), first[name]["num_words"]) for name in names)}
-        if rows["absorption_fraction"].notna().any():
-            shown["fraction"] = tuple(_fraction(by_sae.get(name)) for name in names)
-        for measure, column in shown.items():
-            columns.setdefault((measure, *column), []).append(str(rule))
-    return {"\n".join([*rules, column[0]]): list(column[1:]) for column, rules in columns.items()}
+def print_rates(summary: pd.DataFrame, console: Console | None = None) -> None:
+    """Print the rates of each SAE on a line.
+
+    Args:
+        summary: Rows of the `summary` table of a study.
+        console: Where to print; the terminal when None.
+    """
+    console = console or _console()
+    for (_, name), rules in summary_rows(summary).items():
+        rates = [
+            f"{rule} {rate_text(row)}" + ("" if row["evaluable"] else f": {row['reason']}")
+            for rule, row in rules.items()
+        ]
+        _print_line(console, f"{name}: {', '.join(rates)}")
+
+
+def print_places(folder: Path, events: Sequence[Path], console: Console | None = None) -> None:
+    """Print where a run's tables and figures are, and which command shows the events.
+
+    Args:
+        folder: With `tables`, `figures` and, where there are any, `saebench`.
+        events: Folders of TensorBoard events, from `log_study`.
+        console: Where to print; the terminal when None.
+    """
+    console = console or _console()
+    places = {"Tables": f"{folder / 'tables'} (summary.parquet is the one above)", "Figures": f"{folder / 'figures'}"}
+    if (folder / "saebench").is_dir():
+        places["SAEBench"] = str(folder / "saebench")
+    for place, name in zip(events, ("TensorBoard", "Each SAE"), strict=False):
+        places[name] = f"tensorboard --logdir {shlex.quote(str(place))}"
+    console.print()
+    for what, where in places.items():
+        _print_whole_line(console, f"{what:<11}  {where}")
 
 
 def print_listing(listing: pd.DataFrame, console: Console | None = None) -> None:
@@ -73,58 +109,86 @@ def print_listing(listing: pd.DataFrame, console: Console | None = None) -> None
         texts = [row["name"], row["model"], row["hook_name"], row["d_sae"]]
         cells = ["" if pd.isna(value) else str(value) for value in texts]
         table.add_row(*cells, l0, "" if pd.isna(row["architecture"]) else str(row["architecture"]))
-    _print(table, console or Console())
+    _print_whole(console or Console(), table)
 
 
-def print_rates(summary: pd.DataFrame, console: Console | None = None) -> None:
-    """Print a line an SAE with its rates.
-
-    Args:
-        summary: Rows of the `summary` table of a study.
-        console: Where to print; the terminal when None.
-    """
-    console = console or Console()
-    for name, rows in summary.groupby("sae", sort=False):
-        rates = ", ".join(f"{row['rule']} {_rate(row, row['num_words']).strip()}" for row in rows.to_dict("records"))
-        console.print(f"{name}: {rates}", highlight=False, markup=False, soft_wrap=True)
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_WIDTH_OF_FILES)
 
 
-def print_summary(summary: pd.DataFrame, console: Console | None = None, notes: Sequence[str] = ()) -> None:
-    """Print the summary, as wide as it needs to be.
+def _heads(summary: pd.DataFrame) -> list[str]:
+    """What stands before each row: the SAE's name, or which control it is of the one above."""
+    rows, short = summary_rows(summary), short_names(summary["sae"])
+    several = len({model for model, _ in rows}) > 1
+    heads = []
+    for (model, sae), rules in rows.items():
+        control = next(iter(rules.values()))["control"]
+        named = f"{model}: {short[sae]}" if several else short[sae]
+        heads.append(f"  control: {control.replace('_', ' ')}" if control else named)
+    return heads
 
-    Args:
-        summary: The `summary` table of a study.
-        console: Where to print; the terminal when None.
-        notes: Lines to print below it.
-    """
-    console = _print(summary_table(summary), console or Console())
-    for note in notes:
-        console.print(note, highlight=False, markup=False)
+
+def _blocks(heads: TextColumn, columns: Sequence[TextColumn], width: int) -> list[list[TextColumn]]:
+    """Columns in tables no wider than `width`, each beginning with `heads`; what comes first is in the first."""
+    blocks, left = [], list(columns)
+    while left:
+        room = width - _width(heads)
+        block, rest = [heads], []
+        for column in left:
+            needed = _GAP + _width(column)
+            if needed <= room or (len(block) == 1 and column is left[-1]):
+                block.append(column)
+                room -= needed
+            else:
+                rest.append(column)
+        blocks.append(block)
+        left = rest
+    return blocks
 
 
-def _print(table: Table, console: Console) -> Console:
-    """Print a table whole, and give the console, which may have been widened for it."""
+def _table(columns: Sequence[TextColumn]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column("\n".join(_header(column)), justify="right" if number else "left", no_wrap=True)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _header(column: TextColumn) -> list[str]:
+    return [*column.rules, *column.name.split(" ", 1)]
+
+
+def _width(column: TextColumn) -> int:
+    return max(map(len, (*column.cells, *_header(column))))
+
+
+def _not_evaluable(summary: pd.DataFrame) -> list[str]:
+    short, found = short_names(summary["sae"]), dict[tuple[str, tuple[str, ...]], list[str]]()
+    for (_, sae), rules in summary_rows(summary).items():
+        reasons = dict[str, list[str]]()
+        for rule, row in rules.items():
+            if not row["evaluable"]:
+                reasons.setdefault(str(row["reason"]), []).append(rule)
+        for reason, names in reasons.items():
+            found.setdefault((reason, tuple(names)), []).append(short[sae])
+    return [
+        f"Not evaluable by {', '.join(rules)}, {reason}: {', '.join(saes)}." for (reason, rules), saes in found.items()
+    ]
+
+
+def _print_whole(console: Console, table: Table) -> None:
     needed = Console(width=_WIDEST).measure(table).maximum
-    if not console.is_terminal or console.width < needed:
+    if console.width < needed:
         console = Console(file=console.file, width=needed)
     console.print(table)
-    return console
 
 
-def _line_head(row: Mapping[Hashable, Any]) -> str:
-    return f"  control: {row['control'].replace('_', ' ')}" if row["control"] else row["sae"]
+def _print_line(console: Console, text: str) -> None:
+    """Break lines between words only, so that names stay whole."""
+    _print_whole_line(console, fill(text, console.width, break_long_words=False, break_on_hyphens=False))
 
 
-def _rate(row: Mapping[Hashable, Any] | None, words: int) -> str:
-    if row is None:
-        return "-"
-    if not row["evaluable"]:
-        return f"not evaluable: {row['reason']}"
-    of_others = "" if row["num_words"] == words else f" (n = {row['num_words']})"
-    return f"{row['absorption_rate']:6.1%} [{row['ci_low']:5.1%}, {row['ci_high']:5.1%}]{of_others}"
-
-
-def _fraction(row: Mapping[Hashable, Any] | None) -> str:
-    if row is None or pd.isna(row["absorption_fraction"]):
-        return "-"
-    return f"{row['absorption_fraction']:6.1%} [{row['fraction_ci_low']:5.1%}, {row['fraction_ci_high']:5.1%}]"
+def _print_whole_line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from absorb_pl.evaluators import (
     SplitSettings,
     configured_rules,
 )
+from absorb_pl.reports import ColumnChoice
 from absorb_pl.words import TaskConfig
 
 ControlKind = Literal["random", "shuffled_decoder"]
@@ -72,6 +73,7 @@ class StudyConfig:
         saebench: Settings of SAEBench's rules.
         rates: How rates are summed up.
         trainer: Where the study runs.
+        columns: Columns of the printed table: `fit` for those that fit the terminal, or `all`.
     """
 
     saes: list[str] = field(default_factory=list)
@@ -98,6 +100,7 @@ class StudyConfig:
     saebench: SaeBenchRule = field(default_factory=SaeBenchRule)
     rates: RateSettings = field(default_factory=RateSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    columns: ColumnChoice = "fit"
 
     def __post_init__(self) -> None:
         for name in ("run_dir", "cache_dir"):

@@ -172,7 +172,7 @@ def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, wr
         with run.stage("report"):
             measured = [name for name, sae in saes.items() if not sae.control] or names
             saebench = saebench_run(config, data, rules, projections if of_projections else None, measured)
-            report_study(run.path, tables, {hook: probes.weights(hook) for hook in hooks}, saebench)
+            report_study(run.path, tables, {hook: probes.weights(hook) for hook in hooks}, saebench, config.columns)
     return StudyResult(run.path, tables, found)
 
 

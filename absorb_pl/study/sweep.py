@@ -58,7 +58,9 @@ def run_study(config: StudyConfig) -> StudyResult:
             for name, table in tables.items():
                 write_table(table, folder / "tables" / f"{name}.parquet")
         if len(results) > 1:
-            print_summary(tables["summary"])
+            print_summary(
+                tables["summary"], notes=[f"Tables of all models are in {run_dir / 'tables'}."], columns=config.columns
+            )
     return StudyResult(run_dir, tables)
 
 

@@ -1,6 +1,7 @@
 """What figures, terminal and events show, read back from them."""
 
 import io
+import re
 
 import matplotlib.image
 import numpy as np
@@ -22,6 +23,7 @@ from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 SUMMARY = pd.DataFrame(
     {
         "sae": ["rel/wide", "rel/narrow", "rel/deep"],
+        "model": "tiny",
         "hook_name": ["blocks.1.hook_resid_post"] * 2 + ["blocks.5.hook_resid_post"],
         "layer": [1, 1, 5],
         "architecture": ["topk", "standard", "topk"],
@@ -185,33 +187,92 @@ def test_reports_below_a_file_are_refused(tmp_path):
         log_study(tmp_path / "file", TABLES, {})
 
 
-def test_events_are_written_anew(tmp_path):
-    for _ in range(2):
-        log_study(tmp_path, TABLES, {})
-    files = [path.relative_to(tmp_path).parent.as_posix() for path in tmp_path.rglob("events.*")]
-    assert files.count("tensorboard/linear_probe/blocks.1.hook_resid_post") == 1
-    assert {f"tensorboard/saes/rel-{name}-paper" for name in ("wide", "narrow", "deep")} <= set(files)
+def runs_below(folder):
+    return {
+        name: sorted(path.name for path in (folder / name).glob("*")) for name in ("tensorboard", "tensorboard_saes")
+    }
+
+
+def test_the_study_and_each_sae_are_one_run(tmp_path):
+    log_study(tmp_path, TABLES, {})
+    assert runs_below(tmp_path) == {"tensorboard": ["deep", "narrow", "study", "wide"], "tensorboard_saes": []}
+    assert all(len(list(run.iterdir())) == 1 for run in (tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(("saes", "runs", "apart"), [(39, 40, 0), (40, 1, 40), (100, 1, 100)])
+def test_many_saes_leave_the_folder_of_figures_to_the_study(tmp_path, saes, runs, apart):
+    summary = SUMMARY.iloc[[0] * saes].assign(sae=[f"rel/{i}" for i in range(saes)])
+    folders = log_study(tmp_path, {"summary": summary}, {})
+    found = runs_below(tmp_path)
+    assert [len(names) for names in found.values()] == [runs, apart]
+    assert folders == [tmp_path / name for name, names in found.items() if names]
+    assert "study" in found["tensorboard"]
+
+
+def test_names_that_look_alike_get_runs_of_their_own(tmp_path):
+    names = ["a/b", "a-b", "study", "../up"]
+    log_study(tmp_path, {"summary": SUMMARY.iloc[[0] * 4].assign(sae=names)}, {})
+    assert sorted(path.name for path in (tmp_path / "tensorboard").iterdir()) == [
+        "a-b",
+        "a-b-2",
+        "study",
+        "study-2",
+        "up",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
+
+
+def printed(summary, width=200, columns="fit"):
+    stream = io.StringIO()
+    print_summary(summary, Console(file=stream, width=width), columns=columns)
+    return stream.getvalue().splitlines()
+
+
+def cells(line):
+    return re.split(r"\s{2,}", line.strip())
+
+
+def line_of(lines, head):
+    (line,) = (line for line in lines if line.startswith(f"{head} "))
+    return line
 
 
 def test_the_terminal_table_holds_every_figure():
-    stream = io.StringIO()
-    print_summary(SUMMARY, Console(file=stream, width=40))
-    lines = stream.getvalue().splitlines()
-    wide, narrow, deep = (next(line for line in lines if f"rel/{name}" in line) for name in ("wide", "narrow", "deep"))
-    cells = [cell.strip() for cell in wide.strip("│┃ ").split("│")]
-    assert cells == [
-        *("rel/wide", "1", "1024", "10.0", "0%", "0.900", "0.950", "0.80", "0.50"),
-        *("30.0% [20.0%, 45.0%]", "100"),
+    lines = printed(SUMMARY)
+    assert cells(line_of(lines, "wide")) == [
+        *("wide", "30.0% [20.0, 45.0]", "10.0", "0.50", "0.900", "100", "0.80", "0%", "0.950", "1024", "1"),
     ]
-    assert "10.0% [ 5.0%, 20.0%]" in narrow
-    assert "not evaluable: no evaluable label" in deep
-    assert len({len(line) for line in lines[1:]}) == 1
+    assert "10.0% [ 5.0, 20.0]" in line_of(lines, "narrow")
+    assert cells(line_of(lines, "deep"))[1] == "not evaluable"
+    assert lines[-1] == "Not evaluable by paper, no evaluable label: deep."
+    assert lines[0].endswith("SAEs of rel")
 
 
-def printed(summary):
-    stream = io.StringIO()
-    print_summary(summary, Console(file=stream, width=40))
-    return [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in stream.getvalue().splitlines()]
+@pytest.mark.parametrize("columns", ["fit", "all"])
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100])
+def test_nothing_is_wider_than_the_terminal_or_lost(width, columns):
+    lines, whole = printed(SUMMARY, width, columns), cells(line_of(printed(SUMMARY), "narrow"))
+    assert max(map(len, lines)) <= width
+    shown = [cell for line in lines if line.startswith("narrow ") for cell in cells(line)[1:]]
+    assert shown[0] == whole[1]
+    told = " ".join(lines)
+    left_out = told.split("Left out at this width: ")[1].split(". `--")[0].split(", ") if "Left out" in told else []
+    assert len(shown) + len(left_out) == len(whole) - 1
+    assert (left_out == []) == (columns == "all" or width == 100)
+    assert set(shown) <= set(whole)
+
+
+def test_names_too_long_for_the_terminal_are_listed_below_it():
+    long = SUMMARY.assign(sae=[f"{'x' * 60}{i}" for i in range(3)])
+    lines = printed(long, 60)
+    assert any(cells(line)[:2] == ["2", "10.0% [ 5.0, 20.0]"] for line in lines)
+    assert f"2  {'x' * 60}1" in lines
+
+
+def test_the_same_sae_on_two_models_has_a_row_for_each():
+    other = SUMMARY.assign(model="large", l0=77.0)
+    lines = printed(pd.concat([SUMMARY, other], ignore_index=True))
+    assert [cells(line_of(lines, f"{model}: wide"))[2] for model in ("tiny", "large")] == ["10.0", "77.0"]
 
 
 def test_rules_stand_side_by_side_on_the_terminal():
@@ -224,17 +285,15 @@ def test_rules_stand_side_by_side_on_the_terminal():
         num_words=[90, 90, 0],
     )
     lines = printed(pd.concat([SUMMARY, other], ignore_index=True))
-    (wide,) = (line for line in lines if line[0] == "rel/wide")
-    assert wide[-4:] == ["30.0% [20.0%, 45.0%]", "60.0% [20.0%, 45.0%] (n = 90)", "70.0% [60.0%, 80.0%]", "100"]
-    (deep,) = (line for line in lines if line[0] == "rel/deep")
-    assert deep[-4:] == ["not evaluable: no evaluable label"] * 2 + ["-", "0"]
+    wide, deep = cells(line_of(lines, "wide")), cells(line_of(lines, "deep"))
+    assert wide[1:3] == ["30.0% [20.0, 45.0]", "60.0% [20.0, 45.0]"]
+    assert wide[6:9] == ["100", "90", "70.0% [60.0, 80.0]"]
+    assert deep[1:3] + deep[8:9] == ["not evaluable", "not evaluable", "-"]
 
 
 def test_rules_that_agree_share_a_column_under_both_names():
-    stream = io.StringIO()
-    print_summary(pd.concat([SUMMARY, SUMMARY.assign(rule="other")], ignore_index=True), Console(file=stream))
-    text = stream.getvalue()
-    assert text.count("30.0% [20.0%, 45.0%]") == 1
+    text = "\n".join(printed(pd.concat([SUMMARY, SUMMARY.assign(rule="other")], ignore_index=True)))
+    assert text.count("30.0% [20.0, 45.0]") == 1
     assert "paper" in text
     assert "other" in text
 

@@ -87,8 +87,11 @@ def test_the_command_writes_beside_the_run(run_dir, capsys):
     assert sorted(path.stem for path in (folder / "tables").iterdir()) == sorted(TABLES)
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names == {"absorption_vs_l0.png", "sensitivity_saebench-0.6.0.png"}
-    assert list((folder / "tensorboard").glob("events.*"))
-    assert "max_absorbers = 1" in capsys.readouterr().out
+    assert list((folder / "tensorboard" / "study").glob("events.*"))
+    printed = capsys.readouterr().out
+    assert "max_absorbers = 1" in printed
+    assert f"tensorboard --logdir {folder / 'tensorboard'}" in printed
+    assert str(folder / "tables") in printed
 
 
 @pytest.mark.parametrize(
