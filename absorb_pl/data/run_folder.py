@@ -21,7 +21,6 @@ from absorb_pl.data.publication import RECORD
 from absorb_pl.errors import CacheCorruptedError
 
 SUMMARY_SO_FAR = "summary_so_far.parquet"
-_RESULTS = (RECORD, "tables", SUMMARY_SO_FAR)
 _PACKAGES = ("torch", "lightning", "transformers", "transformer-lens", "sae-lens", "torchmetrics", "pandas")
 
 
@@ -70,7 +69,7 @@ class RunFolder:
         file = self.path / MANIFEST
         if file.exists():
             found, held = _claimed(file)
-            if any((self.path / name).exists() for name in _RESULTS):
+            if _holds_results(self.path):
                 check_identity(file, found=found, expected=identity)
                 kept = {name: contents.get(name) for name in held}
                 check_identity(file, found=held, expected=kept)
@@ -130,6 +129,11 @@ def _claimed(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             remedy="Delete the run folder, or name another.",
         ) from error
     return found
+
+
+def _holds_results(path: Path) -> bool:
+    """Whether a run left results, published or not, of all its SAEs or the first."""
+    return any((path / name).exists() for name in (RECORD, SUMMARY_SO_FAR)) or any(path.glob("*/*.parquet"))
 
 
 def _peak_memory_bytes() -> int:

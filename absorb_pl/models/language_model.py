@@ -21,7 +21,7 @@ from absorb_pl.words.next_token import has_next_token_logits
 def load_language_model(
     name: str, *, device: str = "cpu", dtype: str = "float32", processing: Sequence[str] = ()
 ) -> TransformerBridge:
-    """Load a language model for evaluation, with raw Hugging Face weights or processed as SAEs ask for.
+    """Load a language model, in evaluation mode and without gradients.
 
     Causal models and encoders (BERT) are taken: whatever `TransformerBridge` boots and gives a residual stream.
     A checkpoint must hold all weights, but for a head that nothing reads, such as that of a bare `BertModel`: it is
@@ -35,7 +35,8 @@ def load_language_model(
         processing: What SAEs ask for, from `sae_processing`.
 
     Returns:
-        The model with TransformerLens hooks; nothing folded, centred or converted but what `processing` names.
+        The model with TransformerLens hooks and raw Hugging Face weights; nothing is folded, centred or converted
+        but what `processing` names.
 
     Raises:
         ModelNotFoundError: If the name is none of the three, the hub cannot be reached, or the model is an

@@ -7,7 +7,6 @@ from weakref import WeakKeyDictionary
 from transformer_lens.model_bridge import TransformerBridge
 
 from absorb_pl.errors import ModelProcessingError
-from absorb_pl.models.sae_scale import unwrapped_sae
 
 WEIGHT_STEPS = ("center_writing_weights", "center_unembed", "fold_ln", "fold_value_biases")
 """What is done to weights, by TransformerLens's names."""
@@ -57,7 +56,8 @@ def sae_processing(sae: Any) -> tuple[str, ...]:
         >>> sae_processing(SimpleNamespace(cfg=SimpleNamespace(metadata=metadata)))
         ('center_writing_weights',)
     """
-    metadata = getattr(getattr(unwrapped_sae(sae), "cfg", None), "metadata", None)
+    cfg = getattr(sae, "cfg", None) or getattr(getattr(sae, "sae", None), "cfg", None)
+    metadata = getattr(cfg, "metadata", None)
     options = dict(getattr(metadata, "model_from_pretrained_kwargs", None) or {})
     if getattr(metadata, "prepend_bos", None) is False or options.pop("default_prepend_bos", None) is False:
         options[NO_BOS] = True
@@ -67,8 +67,8 @@ def sae_processing(sae: Any) -> tuple[str, ...]:
                 f"model_from_pretrained_kwargs[{name!r}]",
                 value,
                 expected=f"processing that can be given: {', '.join(WEIGHT_STEPS)}",
-                remedy="The SAE was trained on activations of a model loaded otherwise. Put such a model into a folder,"
-                " name it as the model, and take the entry out of the SAE's cfg.json.",
+                remedy="The SAE was trained on a model loaded otherwise. Put such a model into a folder, name the "
+                "folder as the model, and take the entry out of the SAE's cfg.json.",
             )
     if (head := getattr(metadata, "hook_head_index", None)) is not None:
         raise ModelProcessingError(
@@ -83,8 +83,8 @@ def sae_processing(sae: Any) -> tuple[str, ...]:
 def process_model(model: TransformerBridge, steps: Sequence[str]) -> None:
     """Give a model the processing that SAEs ask for, in place; its next-token probabilities stay.
 
-    Weights are processed by TransformerBridge's compatibility mode. On models with RMS norms, whose results are not
-    those of centred weights, TransformerLens centres nothing, neither here nor when such an SAE was trained.
+    Weights are processed by TransformerBridge's compatibility mode. On models with RMS norms, which would not give the
+    same with centred weights, TransformerLens centres nothing, neither here nor when such an SAE was trained.
 
     Args:
         model: The model, as loaded.
@@ -157,8 +157,8 @@ def check_processing(model: Any, sae: Any) -> None:
         "model",
         f"one with {describe_processing(given) or 'weights as they are'}",
         expected=f"{describe_processing(wanted) or 'weights as they are'}, as the SAE's metadata say",
-        remedy=f"Load it with `load_language_model(name, processing={list(wanted)})`; a study does so by itself. SAEs "
-        "that ask for different processing need a model each.",
+        remedy=f"Load it with `load_language_model(name, processing={list(wanted)})`; a study does so by "
+        "itself. SAEs that ask for different processing need a model each.",
     )
 
 

@@ -25,9 +25,9 @@ _SHORTEST = 1e-8  # SAELens folds shorter rows by this number
 class UnitNormSae(nn.Module):
     """An SAE with decoder rows of unit norm, whatever it does between `encode` and `decode`.
 
-    Latents are the SAE's own times the norms of its decoder rows, and are divided by them before it decodes. It fires
-    the same latents and gives the same reconstruction, also where folding norms into the encoder would choose others
-    (top-k). A latent whose decoder row is zero writes nothing and is 0.
+    Latents are the SAE's own times the norms of its decoder rows, and are divided by them before it decodes. So it
+    fires the same latents and gives the same reconstruction, also where folding norms into the encoder would choose
+    others (top-k). A latent whose decoder row is zero writes nothing and is 0.
 
     Args:
         sae: A SAELens SAE, or one from elsewhere; left as it is.
@@ -57,7 +57,7 @@ class UnitNormSae(nn.Module):
         self.register_buffer("norms", norms.to(decoder.dtype), persistent=False)
         self.register_buffer("_divisors", divisors.to(decoder.dtype), persistent=False)
         self.register_buffer("W_dec", (decoder / divisors.unsqueeze(1)).to(decoder.dtype), persistent=False)
-        self.cfg: Any = getattr(sae, "cfg", None)
+        self.cfg: Any = getattr(unwrapped_sae(sae), "cfg", None)
         self.hook_name: str | None = getattr(sae, "hook_name", None)
         self.reads_sequences = reads_sequences(sae)
 

@@ -67,4 +67,4 @@ def report_study(
     (run_dir / SUMMARY_SO_FAR).unlink(missing_ok=True)
     notes = [f"No SAEBench result of {sae}: {why}." for sae, why in reasons.items()]
     print_summary(tables["summary"], notes=notes, columns=columns)
-    print_places(run_dir, [run_dir / place.name for place in events])
+    print_places(run_dir, events)

@@ -98,7 +98,7 @@ def rescore_run(
             write_table(frame, part / "tables" / f"{table}.parquet")
         events = log_study(part, found, save_figures(figures, part / "figures"))
     print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}."], columns=columns)
-    print_places(folder, [folder / place.name for place in events])
+    print_places(folder, events)
     return Rescored(folder, found)
 
 

@@ -37,7 +37,7 @@ _Events = list[tuple[int, Any]]
 """Steps and summaries of a run."""
 
 
-def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> list[Path]:
+def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> list[str]:
     """Write the TensorBoard events of a study.
 
     The run `study` holds figures, the summary and curves of linear probes, the run of each SAE its rates,
@@ -45,12 +45,12 @@ def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mappin
     more than `MOST_RUNS`: then those of SAEs are below `run_dir/tensorboard_saes`.
 
     Args:
-        run_dir: The run's folder, without events as yet.
+        run_dir: The run's folder, or one that is published into it.
         tables: `summary`, and `training` where probes were trained.
         figures: PNG files by name, from `save_figures`.
 
     Returns:
-        The folders, each for `tensorboard --logdir`.
+        Names of the folders, each for `tensorboard --logdir`.
 
     Raises:
         OutputFolderError: The folder cannot be written.
@@ -70,7 +70,7 @@ def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mappin
     with writing_to(run_dir):
         for folder, runs in folders.items():
             _write(run_dir / folder, runs)
-    return [run_dir / folder for folder in folders]
+    return list(folders)
 
 
 def _overview(summary: pd.DataFrame, figures: Mapping[str, Path]) -> _Events:

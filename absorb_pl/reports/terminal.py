@@ -75,12 +75,12 @@ def print_rates(summary: pd.DataFrame, console: Console | None = None) -> None:
         _print_line(console, f"{name}: {', '.join(rates)}")
 
 
-def print_places(folder: Path, events: Sequence[Path], console: Console | None = None) -> None:
+def print_places(folder: Path, events: Sequence[str], console: Console | None = None) -> None:
     """Print where a run's tables and figures are, and which command shows the events.
 
     Args:
         folder: With `tables`, `figures` and, where there are any, `saebench`.
-        events: Folders of TensorBoard events, from `log_study`.
+        events: Names of folders of TensorBoard events there, from `log_study`.
         console: Where to print; the terminal when None.
     """
     console = console or _console()
@@ -88,7 +88,7 @@ def print_places(folder: Path, events: Sequence[Path], console: Console | None =
     if (folder / "saebench").is_dir():
         places["SAEBench"] = str(folder / "saebench")
     for place, name in zip(events, ("TensorBoard", "Each SAE"), strict=False):
-        places[name] = f"tensorboard --logdir {shlex.quote(str(place))}"
+        places[name] = f"tensorboard --logdir {shlex.quote(str(folder / place))}"
     console.print()
     for what, where in places.items():
         _print_whole_line(console, f"{what:<11}  {where}")

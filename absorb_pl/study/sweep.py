@@ -21,8 +21,8 @@ def run_study(config: StudyConfig) -> StudyResult:
 
     Every model has one pass over its words, whatever the number of its SAEs and hooks. SAEs of a model that were
     trained on differently processed weights (`model_from_pretrained_kwargs` in their metadata) are measured as if they
-    were of several models. With `models`, or then, each has a run folder of its own below `run_dir`, named after it,
-    and the tables of all are below `run_dir/tables`, with the column `model` first.
+    were of several models. With several models each has a run folder of its own below `run_dir`, named after it, and
+    the tables of all are below `run_dir/tables`, with the column `model` first.
 
     Args:
         config: The settings.

@@ -205,7 +205,7 @@ def test_many_saes_leave_the_folder_of_figures_to_the_study(tmp_path, saes, runs
     folders = log_study(tmp_path, {"summary": summary}, {})
     found = runs_below(tmp_path)
     assert [len(names) for names in found.values()] == [runs, apart]
-    assert folders == [tmp_path / name for name, names in found.items() if names]
+    assert folders == [name for name, names in found.items() if names]
     assert "study" in found["tensorboard"]
 
 
