@@ -174,6 +174,19 @@ def test_a_model_at_hand_without_the_processing_is_refused(folder):
         check_processing(made, load_sae(str(folder / "false")))
 
 
+@pytest.mark.parametrize(
+    ("bounds", "fits"), [((None,), True), ([1, None], True), ([0, 10], False), ([0, 64, 2], False)]
+)
+def test_words_stand_where_the_sae_was_trained(golden, gpt2, tmp_path, bounds, fits):
+    write_sae(golden, tmp_path / "sae", seqpos_slice=bounds, context_size=128)
+    source, positions = SaeSource.check(str(tmp_path / "sae"), gpt2), torch.tensor([20, 21, 60])
+    if fits:
+        source.check_words(positions)
+        return
+    with pytest.raises(ModelProcessingError, match="seqpos_slice"):
+        source.check_words(positions)
+
+
 def test_an_sae_trained_without_a_beginning_token_gets_prompts_without(golden, gpt2, tmp_path):
     write_sae(golden, tmp_path / "sae", prepend_bos=False)
     steps = sae_processing(load_sae(str(tmp_path / "sae")))

@@ -79,6 +79,8 @@ def study_of_model(config: StudyConfig, processing: Sequence[str] = ()) -> Study
         facts["processing"] = list(processing)
         facts["folded"] = {name: sae.folded for name, sae in saes.items() if sae.folded}
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
+        for sae in saes.values():
+            sae.check_words(words.prompts.word_positions)
         hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
         identities = activation_identities(model, words.prompts, hooks, config.activation_dtype)
     run.claim(
