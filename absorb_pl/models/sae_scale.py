@@ -47,6 +47,7 @@ class UnitNormSae(nn.Module):
 
     W_dec: Tensor
     norms: Tensor
+    _divisors: Tensor
 
     def __init__(self, sae: Any) -> None:
         super().__init__()
