@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
-from absorb_pl.errors import ManifestMismatchError
+from absorb_pl.errors import ManifestMismatchError, ModelProcessingError
 from absorb_pl.models import (
     check_processing,
     check_sae_fits,
@@ -19,6 +21,7 @@ from absorb_pl.models import (
     sae_identity,
     split_control,
     to_unit_norms,
+    trained_positions,
 )
 from absorb_pl.models.placement import local_path
 from absorb_pl.models.sae_scale import Folding, decoder_norms, folding_of
@@ -37,6 +40,7 @@ class SaeSource:
         d_sae: Number of latents.
         control: Which control of an SAE it is; empty for an SAE itself.
         folded: Where norms of decoder rows went: `weights` or `latents`; empty where they were 1.
+        positions: Positions of a text that it was trained on; None for all.
     """
 
     name: str
@@ -47,6 +51,7 @@ class SaeSource:
     d_sae: int
     control: str = ""
     folded: Folding = ""
+    positions: range | None = None
 
     @classmethod
     def check(cls, name: str, model: Any, dtype: str = "float32") -> "SaeSource":
@@ -78,7 +83,28 @@ class SaeSource:
             sae.W_dec.shape[0],
             split_control(name)[1] or "",
             folding_of(norms, to_unit_norms(sae, in_place=True)),
+            trained_positions(sae),
         )
+
+    def check_words(self, positions: Int[Tensor, " words"]) -> None:
+        """Check that words stand where the SAE was trained to read.
+
+        Args:
+            positions: Position of each word in its prompt, the beginning-of-sequence token counted.
+
+        Raises:
+            ModelProcessingError: Some do not.
+        """
+        if self.positions is None:
+            return
+        if outside := sorted({*positions.tolist()} - {*self.positions}):
+            raise ModelProcessingError(
+                f"seqpos_slice of {self.name}",
+                self.positions,
+                expected=f"the positions of all words; {outside} are not among them",
+                remedy="The SAE was trained on other positions. Take more or fewer in-context examples "
+                "(`task.max_icl_examples`).",
+            )
 
     @property
     def layer(self) -> int:

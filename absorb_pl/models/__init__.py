@@ -17,6 +17,7 @@ from absorb_pl.models.processing import (
     model_processing,
     process_model,
     sae_processing,
+    trained_positions,
 )
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.models.sae import check_sae_fits, reads_sequences, require_rows, sae_architecture, sae_hook_name
@@ -77,5 +78,6 @@ __all__ = [
     "split_control",
     "to_unit_norms",
     "tokenizer_identity",
+    "trained_positions",
     "unwrapped_sae",
 ]

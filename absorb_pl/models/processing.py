@@ -56,8 +56,7 @@ def sae_processing(sae: Any) -> tuple[str, ...]:
         >>> sae_processing(SimpleNamespace(cfg=SimpleNamespace(metadata=metadata)))
         ('center_writing_weights',)
     """
-    cfg = getattr(sae, "cfg", None) or getattr(getattr(sae, "sae", None), "cfg", None)
-    metadata = getattr(cfg, "metadata", None)
+    metadata = _metadata(sae)
     options = dict(getattr(metadata, "model_from_pretrained_kwargs", None) or {})
     if getattr(metadata, "prepend_bos", None) is False or options.pop("default_prepend_bos", None) is False:
         options[NO_BOS] = True
@@ -78,6 +77,28 @@ def sae_processing(sae: Any) -> tuple[str, ...]:
             remedy="Use an SAE of the whole hook; one of a single head reads activations that no hook gives here.",
         )
     return tuple(name for name in PROCESSING_STEPS if options.get(name))
+
+
+def trained_positions(sae: Any) -> range | None:
+    """Read off an SAE's metadata which positions of a text it was trained on (`seqpos_slice`).
+
+    Args:
+        sae: Any SAE.
+
+    Returns:
+        The positions, the beginning-of-sequence token counted; None for all.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> metadata = SimpleNamespace(seqpos_slice=[1, None], context_size=8)
+        >>> trained_positions(SimpleNamespace(cfg=SimpleNamespace(metadata=metadata)))
+        range(1, 8)
+    """
+    metadata = _metadata(sae)
+    bounds = getattr(metadata, "seqpos_slice", None)
+    if not bounds or all(bound is None for bound in bounds):
+        return None
+    return range(*slice(*bounds).indices(getattr(metadata, "context_size", None) or 2**31))
 
 
 def process_model(model: TransformerBridge, steps: Sequence[str]) -> None:
@@ -173,6 +194,11 @@ def describe_processing(steps: Sequence[str]) -> str:
         'center_writing_weights+no_bos'
     """
     return "+".join(steps)
+
+
+def _metadata(sae: Any) -> Any:
+    cfg = getattr(sae, "cfg", None) or getattr(getattr(sae, "sae", None), "cfg", None)
+    return getattr(cfg, "metadata", None)
 
 
 def _not_given(model: Any, name: str, reason: str) -> ModelProcessingError:

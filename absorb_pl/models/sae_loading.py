@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,15 @@ from absorb_pl.models.sae_releases import load_release
 _AT_HOOK = re.compile(r"(.+)@([\w.]*hook_\w+)")
 
 
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Silence SAELens's advice on loading the model: studies follow it, and evaluators refuse models that do not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained_kwargs")
+        yield
+
+
+@_without_advice()
 def load_sae(
     name: str, *, device: str = "cpu", dtype: str = "float32", converter: Callable[..., Any] | None = None
 ) -> SAE[Any] | AdaptedSae:

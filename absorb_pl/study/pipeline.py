@@ -105,6 +105,8 @@ def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, wr
         facts["folded"] = {name: sae.folded for name, sae in saes.items() if sae.folded}
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
         check_split(words.labels, config.test_fraction, config.seed)
+        for sae in saes.values():
+            sae.check_words(words.prompts.word_positions)
         hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
         identities = activation_identities(model, words.prompts, hooks, config.activation_dtype)
     run.claim(
