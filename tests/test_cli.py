@@ -15,6 +15,7 @@ from absorb_pl.cli import COMMANDS, main
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.models import load_language_model
 from absorb_pl.probes import LinearProbe, SaeProbe
+from absorb_pl.reports.names import short_names
 from absorb_pl.words import TaskConfig
 
 pytestmark = pytest.mark.usefixtures("at_root")
@@ -242,7 +243,7 @@ def test_predict_judges_the_candidates_of_a_study(study, tmp_path):
 def test_the_study_command(study, tmp_path, capsys):
     main(["study", f"--config={CONF}/study.yaml", f"--run_dir={tmp_path}", f"--cache_dir={study[0].cache_dir}"])
     out = capsys.readouterr().out
-    assert all(sae in out for sae in study[1].tables["summary"]["sae"])
+    assert all(name in out for name in short_names(study[1].tables["summary"]["sae"]).values())
     found = pd.read_parquet(tmp_path / "tables" / "summary.parquet")
     pd.testing.assert_frame_equal(found, pd.read_parquet(study[1].run_dir / "tables" / "summary.parquet"))
     for hook in ("blocks.1.hook_resid_post", "blocks.3.hook_resid_pre"):

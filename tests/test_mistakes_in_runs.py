@@ -121,12 +121,13 @@ def test_models_whose_names_differ_in_a_slash_have_folders_of_their_own(monkeypa
     models = {"a/b": ["x"], "a-b": ["y"], "..": ["z"]}
     seen = {}
 
-    def study_of(config):
+    def study_of(config, _processing):
         seen[config.model] = config.run_dir
         return StudyResult(Path(config.run_dir), {"summary": pd.DataFrame({"sae": config.saes})})
 
     monkeypatch.setattr(sweep, "study_of_model", study_of)
-    monkeypatch.setattr(sweep, "print_summary", lambda _: None)
+    monkeypatch.setattr(sweep, "saes_by_processing", lambda saes, _dtype: {(): saes})
+    monkeypatch.setattr(sweep, "print_summary", lambda *_, **__: None)
     run_study(StudyConfig(models=models, run_dir=str(tmp_path)))
     assert len(set(seen.values())) == 3
     assert all(Path(folder).parent == tmp_path for folder in seen.values())

@@ -133,7 +133,7 @@ def _claimed(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _holds_results(path: Path) -> bool:
     """Whether a run left results, published or not, of all its SAEs or the first."""
-    return any((path / name).exists() for name in (RECORD, SUMMARY_SO_FAR)) or any(path.glob("*/*.parquet"))
+    return any((path / name).exists() for name in (RECORD, "tables", SUMMARY_SO_FAR)) or any(path.glob("*/*.parquet"))
 
 
 def _peak_memory_bytes() -> int:

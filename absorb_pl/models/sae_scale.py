@@ -19,6 +19,7 @@ from absorb_pl.models.sae import reads_sequences
 Folding = Literal["", "weights", "latents"]
 """How norms were folded: not at all, as they were 1; into the weights; or into latents as they are encoded."""
 
+_ROWS_AT_ONCE = 2**14
 _SHORTEST = 1e-8  # SAELens folds shorter rows by this number
 
 
@@ -57,7 +58,9 @@ class UnitNormSae(nn.Module):
         divisors = norms.where(norms > 0, 1)
         self.register_buffer("norms", norms.to(decoder.dtype), persistent=False)
         self.register_buffer("_divisors", divisors.to(decoder.dtype), persistent=False)
-        self.register_buffer("W_dec", (decoder / divisors.unsqueeze(1)).to(decoder.dtype), persistent=False)
+        wide = torch.promote_types(decoder.dtype, torch.float32)
+        unit = (decoder / divisors.to(wide).unsqueeze(1)).to(decoder.dtype)
+        self.register_buffer("W_dec", unit, persistent=False)
         self.cfg: Any = getattr(unwrapped_sae(sae), "cfg", None)
         self.hook_name: str | None = getattr(sae, "hook_name", None)
         self.reads_sequences = reads_sequences(sae)
@@ -138,24 +141,24 @@ def folding_of(before: Tensor, after: Any) -> Folding:
 
 
 def decoder_norms(decoder: Float[Tensor, "latents d_in"]) -> Float[Tensor, " latents"]:
-    """Norms of decoder rows, in float32 or better.
+    """Norms of decoder rows, in float64, so that no order of summation shows once they are rounded.
 
     Args:
         decoder: The rows.
 
     Example:
         >>> decoder_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-        tensor([5., 0.])
+        tensor([5., 0.], dtype=torch.float64)
     """
-    wide = torch.promote_types(decoder.dtype, torch.float32)
-    return torch.linalg.vector_norm(decoder.detach(), dim=1, dtype=wide)
+    parts = decoder.detach().split(_ROWS_AT_ONCE)
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts])
 
 
 def has_unit_norms(norms: Float[Tensor, " latents"], decoder: Tensor) -> bool:
     """Tell whether norms are 1 to within the rounding of rows that were scaled to unit norm.
 
-    Values of a row are rounded to half a unit of the rows' dtype, and the sum of `d_in` squares grows a rounding error
-    of about √d_in units of the dtype it is taken in.
+    Values of a row are rounded to half a unit of the dtype that they were saved in, which is float32 even where they
+    are float64 now, and the sum of `d_in` squares grows a rounding error of about √d_in units.
 
     Args:
         norms: Norms of the rows.
@@ -166,7 +169,7 @@ def has_unit_norms(norms: Float[Tensor, " latents"], decoder: Tensor) -> bool:
         >>> has_unit_norms(decoder_norms(rows), rows), has_unit_norms(decoder_norms(1.001 * rows), rows)
         (True, False)
     """
-    allowed = max(torch.finfo(decoder.dtype).eps, torch.finfo(norms.dtype).eps * decoder.shape[1] ** 0.5)
+    allowed = max(torch.finfo(decoder.dtype).eps, torch.finfo(torch.float32).eps * decoder.shape[1] ** 0.5)
     return bool(((norms - 1).abs() <= allowed).all())
 
 

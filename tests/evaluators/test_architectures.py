@@ -13,7 +13,7 @@ from absorb_pl.evaluators import (
     rule_named,
     score_projections,
 )
-from absorb_pl.models import encode_rows
+from absorb_pl.models import encode_rows, to_unit_norms
 from absorb_pl.words import TaskConfig
 
 HOOK = "blocks.1.hook_resid_post"
@@ -196,7 +196,7 @@ def test_a_latent_turned_round_is_the_same_latent(words, measured, name):
 
 
 def test_a_strongly_negative_main_latent_is_not_silent(words, measured):
-    sae, *_ = measured("abstopk")
+    sae = to_unit_norms(measured("abstopk")[0])
     latents = encode_rows(sae, words.x)
     least = latents.amin(dim=1)
     mains = {label: [int(latents[words.labels.index(label)].argmin())] for label in set(words.labels)}

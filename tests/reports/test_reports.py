@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from absorb_pl.errors import OutputFolderError
@@ -182,7 +183,7 @@ def test_figures_of_one_sae_and_of_none_evaluable():
 def test_reports_below_a_file_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputFolderError, match="Not a directory"):
-        save_figures({}, tmp_path / "file" / "figures")
+        save_figures({"rate": Figure()}, tmp_path / "file" / "figures")
     with pytest.raises(OutputFolderError, match="output folder"):
         log_study(tmp_path / "file", TABLES, {})
 
