@@ -55,6 +55,7 @@ class UnitNormSae(nn.Module):
         self.sae: Any = sae
         decoder = sae.W_dec.detach()
         norms = decoder_norms(decoder)
+        norms = norms.where(~_is_one(norms, decoder), 1)  # no digit of what is unit to within rounding changes
         divisors = norms.where(norms > 0, 1)
         self.register_buffer("norms", norms.to(decoder.dtype), persistent=False)
         self.register_buffer("_divisors", divisors.to(decoder.dtype), persistent=False)
@@ -169,8 +170,12 @@ def has_unit_norms(norms: Float[Tensor, " latents"], decoder: Tensor) -> bool:
         >>> has_unit_norms(decoder_norms(rows), rows), has_unit_norms(decoder_norms(1.001 * rows), rows)
         (True, False)
     """
+    return bool(_is_one(norms, decoder).all())
+
+
+def _is_one(norms: Tensor, decoder: Tensor) -> Tensor:
     allowed = max(torch.finfo(decoder.dtype).eps, torch.finfo(torch.float32).eps * decoder.shape[1] ** 0.5)
-    return bool(((norms - 1).abs() <= allowed).all())
+    return (norms - 1).abs() <= allowed
 
 
 def unwrapped_sae(sae: Any) -> Any:

@@ -180,7 +180,7 @@ def test_latents_that_never_fire_cost_nothing_and_change_nothing(sae, data):
 
     found, wide = {}, WithSilentLatents()
     for name, one in (("alone", sae), ("among silent ones", wide)):
-        found[name] = SaeProbe(one.double(), 4, ks=KS).double()
+        found[name] = SaeProbe(one, 4, ks=KS).double()
         torch.manual_seed(0)
         fit_probe(found[name], *data)
     alone, among = found.values()

@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from absorb_pl.cli import main
+from absorb_pl.data import publishing
 from absorb_pl.evaluators import agreement_table
 from absorb_pl.reports import ablation_figure, spelling_figure
 
@@ -81,12 +82,13 @@ def test_heat_maps_hold_the_accuracies():
 
 def micro_study(golden, folder):
     """What the ablation configuration reads of a study: candidate words and probes."""
-    (folder / "tables").mkdir(parents=True)
-    (folder / "probes").mkdir()
-    pd.DataFrame({"row": [4, 9, 9, 30]}).to_parquet(folder / "tables" / "candidates.parquet")
-    shutil.copy(
-        golden / "gpt2-micro" / "probe_inputs.safetensors", folder / "probes" / "blocks.1.hook_resid_post.safetensors"
-    )
+    probe = golden / "gpt2-micro" / "probe_inputs.safetensors"
+    folder.mkdir()
+    with publishing(folder) as part:
+        (part / "tables").mkdir()
+        (part / "probes").mkdir()
+        pd.DataFrame({"row": [4, 9, 9, 30]}).to_parquet(part / "tables" / "candidates.parquet")
+        shutil.copy(probe, part / "probes" / "blocks.1.hook_resid_post.safetensors")
 
 
 def test_ablation_config_writes_table_summary_figure_and_events(golden, tmp_path):
