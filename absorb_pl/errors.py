@@ -33,27 +33,6 @@ def _rebuild(kind: type[AbsorbError], argument: str, value: object, expected: st
     return kind(argument, value, expected=expected, remedy=remedy)
 
 
-def require_at_least(minimum: int, **settings: int) -> None:
-    """Refuse settings below a minimum.
-
-    Args:
-        minimum: Least value that makes sense.
-        settings: Values by name.
-
-    Raises:
-        AbsorbError: Names the first that is too small.
-
-    Example:
-        >>> require_at_least(1, batch_size=0)
-        Traceback (most recent call last):
-            ...
-        absorb_pl.errors.AbsorbError: `batch_size` was 0, expected at least 1. Choose a larger value.
-    """
-    for name, value in settings.items():
-        if value < minimum:
-            raise AbsorbError(name, value, expected=f"at least {minimum}", remedy="Choose a larger value.")
-
-
 class ModelNotFoundError(AbsorbError):
     """The language model is neither a bundled name, a local folder nor a hub name."""
 
@@ -76,6 +55,10 @@ class SaeNotFoundError(AbsorbError):
 
 class HookNotFoundError(AbsorbError):
     """The model has no hook of this name."""
+
+
+class HookMismatchError(AbsorbError):
+    """An SAE meets activations of another hook than the one it was trained at."""
 
 
 class SaeWidthError(AbsorbError):

@@ -10,12 +10,12 @@ from torch import Tensor
 from absorb_pl.attribution.gradients import Metric, at_least_float32, check_finite, check_metric
 from absorb_pl.attribution.positions import resolve_position
 from absorb_pl.attribution.prefix import Engine, bucket_logits, compute_prefix, replace_at
-from absorb_pl.attribution.suffix import check_positive
 from absorb_pl.attribution.word_ablation import EPS, DeltaModifier, ablate_bucket, check_latents
 from absorb_pl.errors import AbsorbError, PromptError
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.models.sae import sae_hook_name
 from absorb_pl.models.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
+from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words import TokenizedPrompts
 
 
@@ -42,7 +42,7 @@ def calculate_individual_feature_ablations(
     ablate_token_index: int,
     ablate_features: Sequence[int] | None = None,
     return_logits: bool = True,
-    batch_size: int = 25,
+    batch_size: Count = 25,
     show_progress: bool = False,
     firing_threshold: float = EPS,
     modify_ablation_deltas_fn: DeltaModifier | None = None,
@@ -92,7 +92,7 @@ def calculate_individual_feature_ablations(
         ...     )
         ...     return min(found.ablation_scores, key=found.ablation_scores.get)
     """
-    check_positive(batch_size=batch_size)
+    check_ranges(calculate_individual_feature_ablations, locals())
     check_latents(sae, ablate_features)
     if extra_fwd_hooks and engine == "suffix":
         raise AbsorbError(

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from absorb_pl.attribution.gradients import Metric, activation_gradients, at_least_float32, check_finite, check_metric
 from absorb_pl.attribution.positions import PatchIndices, patch_columns
-from absorb_pl.attribution.suffix import check_positive
 from absorb_pl.errors import PromptError
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.models.splice import ApplySaesAndRunOutput, FwdHook, apply_saes_and_run, encode
+from absorb_pl.ranges import Count, check_ranges
 
 
 @dataclass
@@ -58,8 +58,8 @@ def calculate_integrated_gradient_attribution_patching(
     include_saes: Mapping[str, Any] | None = None,
     return_logits: bool = True,
     include_error_term: bool = True,
-    interpolation_steps: int = 10,
-    batch_size: int = 1,
+    interpolation_steps: Count = 10,
+    batch_size: Count = 1,
     extra_fwd_hooks: Sequence[FwdHook] | None = None,
 ) -> PatchedAttribution:
     """Score latents and activations by integrated gradients from clean to corrupted prompts, or to zero.
@@ -122,7 +122,7 @@ def calculate_integrated_gradient_attribution_patching(
         ...     )
         ...     return found.sae_feature_attributions[hook][0, -6].argmin()
     """
-    check_positive(interpolation_steps=interpolation_steps, batch_size=batch_size)
+    check_ranges(calculate_integrated_gradient_attribution_patching, locals())
     saes = dict(include_saes or {})
     prompts = read_prompts(model, input)
     corrupted_prompts = None if corrupted_input is None else read_prompts(model, corrupted_input, "corrupted_input")

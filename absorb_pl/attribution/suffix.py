@@ -16,10 +16,11 @@ from absorb_pl.attribution.prefix import (
     bucket_logits,
     compute_prefix,
 )
-from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError
+from absorb_pl.errors import HookNotFoundError, PromptError
 from absorb_pl.models.portions import rows_at_once
 from absorb_pl.models.sae import sae_hook_name
 from absorb_pl.models.splice import encode
+from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words import TokenizedPrompts
 
 WordMetric = Callable[[Tensor, Tensor], Tensor]
@@ -57,10 +58,10 @@ def word_integrated_gradients(
     metric: WordMetric,
     *,
     hook_name: str | None = None,
-    steps: int = 6,
+    steps: Count = 6,
     prefix: WordPrefix | None = None,
     rows: Sequence[int] | None = None,
-    batch_size: int = 64,
+    batch_size: Count = 64,
     engine: Engine = "auto",
 ) -> WordScores:
     """Score every latent of an SAE at every word by integrated gradients towards zero.
@@ -108,7 +109,7 @@ def word_integrated_gradients(
         ...     scores = word_integrated_gradients(model, sae, prompts, metric).scores
         ...     return scores.argmin(dim=-1)
     """
-    check_positive(steps=steps, batch_size=batch_size)
+    check_ranges(word_integrated_gradients, locals())
     hook_name = hook_name or sae_hook_name(sae)
 
     def visit(bucket: PrefixBucket, members: Tensor) -> Iterable[tuple[Tensor, ...]]:
@@ -137,23 +138,6 @@ def words_at_once(sae: Any) -> int:
         (128, 8)
     """
     return rows_at_once(sae.W_dec.shape[0], max(4, sae.W_dec.element_size()), _MATRICES)
-
-
-def check_positive(**counts: int) -> None:
-    """Refuse counts below 1.
-
-    Args:
-        counts: Numbers by argument name.
-
-    Raises:
-        AbsorbError: One of them is below 1.
-
-    Example:
-        >>> check_positive(steps=6)
-    """
-    for name, count in counts.items():
-        if count < 1:
-            raise AbsorbError(name, count, expected="a positive integer", remedy="Use 1 or more.")
 
 
 def visit_words(

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from absorb_pl.attribution.gradients import at_least_float32, check_metric
 from absorb_pl.attribution.prefix import Engine, PrefixBucket, WordPrefix, bucket_logits
-from absorb_pl.attribution.suffix import WordMetric, check_positive, visit_words, words_at_once
+from absorb_pl.attribution.suffix import WordMetric, visit_words, words_at_once
 from absorb_pl.errors import AbsorbError, ShapeError
 from absorb_pl.models.sae import sae_hook_name
 from absorb_pl.models.splice import encode
+from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words import TokenizedPrompts
 
 EPS = 1e-8
@@ -52,7 +53,7 @@ def word_ablations(
     rows: Sequence[int] | None = None,
     firing_threshold: float = EPS,
     modify_ablation_deltas_fn: DeltaModifier | None = None,
-    batch_size: int = 64,
+    batch_size: Count = 64,
     engine: Engine = "auto",
 ) -> WordAblations:
     """Remove latents one at a time at every word and measure what the metric loses.
@@ -89,7 +90,7 @@ def word_ablations(
         ...     ablations = word_ablations(model, sae, prompts, metric)
         ...     return ablations.latents[ablations.scores.argmin()]
     """
-    check_positive(batch_size=batch_size)
+    check_ranges(word_ablations, locals())
     check_latents(sae, latents)
     hook_name = hook_name or sae_hook_name(sae)
 

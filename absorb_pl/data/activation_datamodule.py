@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
@@ -23,6 +23,7 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.stage import TrainerFactory
 from absorb_pl.data.stopping import stoppable
+from absorb_pl.ranges import Count, InnerFraction, Range, Seed, check_ranges
 from absorb_pl.words import TaskConfig
 
 
@@ -110,13 +111,14 @@ class ActivationDataModule(LightningDataModule):
         task: TaskConfig | None = None,
         cache_dir: str | Path = "lightning_logs/cache",
         dtype: StorageDtype = "float32",
-        batch_size: int = 4096,
-        prompt_batch_size: int = 64,
-        test_fraction: float = 0.2,
-        val_fraction: float = 0.1,
-        split_seed: int = 42,
+        batch_size: Count = 4096,
+        prompt_batch_size: Count = 64,
+        test_fraction: InnerFraction = 0.2,
+        val_fraction: Annotated[float, Range(0, 1, below=True)] = 0.1,
+        split_seed: Seed = 42,
         model_dtype: str = "float32",
     ) -> None:
+        check_ranges(ActivationDataModule.__init__, locals())
         super().__init__()
         self.prompt_data = PromptDataModule(model, task, prompt_batch_size, model_dtype=model_dtype)
         self.hook_name = hook_name

@@ -17,6 +17,7 @@ from absorb_pl.data.drafts import user_path
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import AbsorbError
 from absorb_pl.models import content_hash, context_length, has_next_token_logits, load_language_model
+from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words import SpellingPrompt, Task, TaskConfig, closes_with_sep, prepends_bos, tokenize_prompts
 
 _TASK_CONTENT = ("name", "words", "classes", "answers", "template", "example_separator", "children")
@@ -90,10 +91,11 @@ class PromptDataModule(LightningDataModule):
         self,
         model: Any = "speller",
         task: TaskConfig | None = None,
-        batch_size: int = 64,
+        batch_size: Count = 64,
         rows: str | Path | Sequence[int] | None = None,
         model_dtype: str = "float32",
     ) -> None:
+        check_ranges(PromptDataModule.__init__, locals())
         super().__init__()
         self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
         self.batch_size = batch_size

@@ -25,6 +25,7 @@ from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_pr
 from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import SILENT, sample_candidates, score_agreement
+from absorb_pl.ranges import Count, NotNegative, Seed, check_ranges
 from absorb_pl.words import SpellingPrompt, Task
 
 ABLATION_COLUMNS = {
@@ -62,9 +63,12 @@ class AblationSettings:
         positive_token: Token of the right answer: `answer` is `" X"`, `published` the bare lower-case letter.
     """
 
-    steps: int = 6
-    firing_threshold: float = SILENT
+    steps: Count = 6
+    firing_threshold: NotNegative = SILENT
     positive_token: PositiveToken = "answer"
+
+    def __post_init__(self) -> None:
+        check_ranges(AblationSettings, vars(self))
 
 
 class AblationEvaluator(CausalEvaluator):
@@ -112,7 +116,7 @@ class AblationEvaluator(CausalEvaluator):
         saes: Sequence[str] | Mapping[str, Any] = (),
         probes: str | Path | Mapping[str, Any] | None = None,
         settings: AblationSettings | None = None,
-        batch_size: int = 256,
+        batch_size: Count = 256,
         sae_dtype: str = "float32",
         model_dtype: str = "float32",
     ) -> None:
@@ -242,12 +246,13 @@ class AblationEvaluation(SaeEvaluation):
     def __init__(
         self,
         sae: Any,
-        num_words: int = 100,
-        seed: int = 42,
+        num_words: Count = 100,
+        seed: Seed = 42,
         settings: AblationSettings | None = None,
-        batch_size: int = 256,
+        batch_size: Count = 256,
         sae_dtype: str = "float32",
     ) -> None:
+        check_ranges(AblationEvaluation.__init__, locals())
         super().__init__(sae, sae_dtype)
         self.num_words, self.seed = num_words, seed
         self.settings, self.batch_size = settings, batch_size

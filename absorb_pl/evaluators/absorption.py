@@ -18,6 +18,8 @@ from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_pr
 from absorb_pl.evaluators.rules import PaperRule
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import most_negative_latents, paper_verdicts
+from absorb_pl.models import check_hooks_agree
+from absorb_pl.ranges import Count
 from absorb_pl.words import SpellingPrompt, Task
 
 _VERDICT_FIELDS = (
@@ -153,7 +155,7 @@ class AbsorptionEvaluator(CausalEvaluator):
         saes: Sequence[str] | Mapping[str, Any] = (),
         inputs: str | Path | AbsorptionInputs = "lightning_logs/demo",
         rule: PaperRule | None = None,
-        batch_size: int = 256,
+        batch_size: Count = 256,
         positive_tokens: Sequence[PositiveToken] | None = None,
         sae_dtype: str = "float32",
         model_dtype: str = "float32",
@@ -183,6 +185,9 @@ class AbsorptionEvaluator(CausalEvaluator):
     def prepare(self, task: Task, texts: Sequence[SpellingPrompt]) -> None:
         super().prepare(task, texts)
         check_words(self.inputs.candidates, texts)
+        for name, hook in self.hooks.items():
+            if hook not in self.inputs.probe_weights:
+                check_hooks_agree(self.saes[name], next(iter(self.inputs.probe_weights)))
         self._probe_cos = self.probe_cosines(self.inputs.probe_weights)
 
     @override

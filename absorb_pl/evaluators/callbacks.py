@@ -22,8 +22,9 @@ from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summar
 from absorb_pl.evaluators.rules import PaperRule
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.writers import write_table
-from absorb_pl.models import check_processing, load_sae, to_unit_norms
+from absorb_pl.models import check_hooks_agree, check_processing, load_sae, to_unit_norms
 from absorb_pl.probes import LinearProbe, SaeProbe, first_of_each, fit_probe
+from absorb_pl.ranges import Count, Seed, check_ranges
 
 Findings = tuple[Mapping[str, pd.DataFrame], Mapping[str, float]]
 """Tables by name and figures by name."""
@@ -81,6 +82,11 @@ class SaeEvaluation(Callback):
         """What is found on the held-out rows."""
 
     @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the SAE reads the hook of the data."""
+        check_hooks_agree(self.sae, getattr(getattr(trainer, "datamodule", None), "hook_name", None))
+
+    @override
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -128,7 +134,8 @@ class LatentEvaluation(SaeEvaluation):
 
     name = "latents"
 
-    def __init__(self, sae: Any, top: int = 5, sae_dtype: str = "float32") -> None:
+    def __init__(self, sae: Any, top: Count = 5, sae_dtype: str = "float32") -> None:
+        check_ranges(LatentEvaluation.__init__, locals())
         super().__init__(sae, sae_dtype)
         self.top = top
 
@@ -158,10 +165,11 @@ class KSparseEvaluation(SaeEvaluation):
         self,
         sae: Any,
         splits: SplitSettings | None = None,
-        max_epochs: int = 50,
-        seed: int = 42,
+        max_epochs: Count = 50,
+        seed: Seed = 42,
         sae_dtype: str = "float32",
     ) -> None:
+        check_ranges(KSparseEvaluation.__init__, locals())
         super().__init__(sae, sae_dtype)
         self.splits = splits or SplitSettings()
         self.max_epochs, self.seed = max_epochs, seed
@@ -207,11 +215,12 @@ class AbsorptionEvaluation(KSparseEvaluation):
         rule: PaperRule | None = None,
         rates: RateSettings | None = None,
         splits: SplitSettings | None = None,
-        max_epochs: int = 50,
-        batch_size: int = 256,
-        seed: int = 42,
+        max_epochs: Count = 50,
+        batch_size: Count = 256,
+        seed: Seed = 42,
         sae_dtype: str = "float32",
     ) -> None:
+        check_ranges(AbsorptionEvaluation.__init__, locals())
         super().__init__(sae, splits, max_epochs, seed, sae_dtype)
         self.rule, self.rates, self.batch_size = rule or PaperRule(), rates or RateSettings(), batch_size
 

@@ -24,6 +24,7 @@ from absorb_pl.models import (
     sae_hook_name,
     to_unit_norms,
 )
+from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words import AnswerTokens, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
 
 PositiveToken = Literal["answer", "published"]
@@ -66,10 +67,11 @@ class CausalEvaluator(LightningModule):
         model: Any,
         saes: Sequence[str] | Mapping[str, Any],
         positive_token: PositiveToken,
-        batch_size: int,
+        batch_size: Count,
         sae_dtype: str = "float32",
         model_dtype: str = "float32",
     ) -> None:
+        check_ranges(CausalEvaluator.__init__, locals())
         super().__init__()
         self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
         require_next_token_logits(self.language_model, type(self).__name__)

@@ -15,11 +15,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.data import ActivationCache, PromptDataModule, UnitStage, stratified_split, write_artifact
-from absorb_pl.errors import LabelError, require_at_least
+from absorb_pl.errors import LabelError
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.sources import SaeSource
 from absorb_pl.functional import DEFAULT_KS
 from absorb_pl.probes import MISSING_LOGIT, KSparseProbe, LinearProbe, SaeProbe, fit_probe
+from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 
 _FRAMES = ("latents", "k_sparse", "letters", "candidates")
 _PROBE, _CURVE = "probe.safetensors", "training.parquet"
@@ -109,15 +110,15 @@ class LinearProbeSettings:
         polish: Finish at the optimum of the regularised objective.
     """
 
-    lr: float = 1e-2
-    end_lr: float = 1e-5
-    weight_decay: float = 1e-4
-    max_epochs: int = 50
-    batch_size: int = 4096
+    lr: Positive = 1e-2
+    end_lr: Positive = 1e-5
+    weight_decay: NotNegative = 1e-4
+    max_epochs: Count = 50
+    batch_size: Count = 4096
     polish: bool = True
 
     def __post_init__(self) -> None:
-        require_at_least(1, max_epochs=self.max_epochs, batch_size=self.batch_size)
+        check_ranges(LinearProbeSettings, vars(self))
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,15 @@ class KSparseSettings:
         batch_size: Rows a batch.
     """
 
-    ks: tuple[int, ...] = DEFAULT_KS
-    l1_decay: float = 0.01
-    lr: float = 1e-2
-    end_lr: float = 1e-5
-    max_epochs: int = 50
-    batch_size: int = 4096
+    ks: tuple[Count, ...] = DEFAULT_KS
+    l1_decay: NotNegative = 0.01
+    lr: Positive = 1e-2
+    end_lr: Positive = 1e-5
+    max_epochs: Count = 50
+    batch_size: Count = 4096
 
     def __post_init__(self) -> None:
-        require_at_least(1, max_epochs=self.max_epochs, batch_size=self.batch_size)
+        check_ranges(KSparseSettings, vars(self))
 
 
 class LinearProbeStage(UnitStage):

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
 
-from absorb_pl.errors import AbsorbError, require_at_least
 from absorb_pl.functional import LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
+from absorb_pl.ranges import Fraction, InnerFraction, Range, Seed, check_ranges
 
 NO_WORDS = "no held-out words"
 FRACTION_COLUMNS = {"absorption_fraction": "value", "fraction_ci_low": "ci_low", "fraction_ci_high": "ci_high"}
@@ -21,23 +21,19 @@ class RateSettings:
     Attributes:
         letters: `counted` counts letters without candidate words as 0; `published` leaves them out.
         min_probe_f1: Least F1 of the linear probe at which a letter can be evaluated.
-        confidence: Level of the intervals.
-        resamples: Bootstrap replicates.
+        confidence: Level of the intervals; 95 % is 0.95.
+        resamples: Bootstrap replicates; fewer than 100 leave no tails to read an interval off.
         seed: Seed of the bootstrap.
     """
 
     letters: LettersMode = "counted"
-    min_probe_f1: float = 0.6
-    confidence: float = 0.95
-    resamples: int = 2000
-    seed: int = 42
+    min_probe_f1: Fraction = 0.6
+    confidence: InnerFraction = 0.95
+    resamples: Annotated[int, Range(100, 10**6)] = 2000
+    seed: Seed = 42
 
     def __post_init__(self) -> None:
-        require_at_least(1, resamples=self.resamples)
-        if not 0 < self.confidence < 1:
-            raise AbsorbError(
-                "confidence", self.confidence, expected="a share between 0 and 1", remedy="Write 95 % as 0.95."
-            )
+        check_ranges(RateSettings, vars(self))
 
 
 def letters_table(

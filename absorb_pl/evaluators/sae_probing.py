@@ -1,18 +1,18 @@
 """All that is asked of one SAE before any causal scoring: statistics, latent evaluation, splits, candidates."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from absorb_pl.errors import require_at_least
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.functional import SaeStatistics, binary_metrics, k_sparse_logits, paper_candidates, sample_candidates
 from absorb_pl.probes import SaeProbe, encode_latents
+from absorb_pl.ranges import Count, Fraction, Positive, Range, Seed, check_ranges
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,20 @@ class SplitSettings:
 
     Attributes:
         f1_jump: Gain in F1 that a further main latent must exceed.
-        max_k: Most main latents a class.
+        max_k: Most main latents a class; the paper's probes have at most 50.
         silent: Summed size of activation below which main latents count as silent.
         max_words_per_letter: Most candidate words a class; more are sampled.
         seed: Seed of that sample.
     """
 
-    f1_jump: float = 0.03
-    max_k: int = 15
-    silent: float = 1e-8
-    max_words_per_letter: int = 200
-    seed: int = 42
+    f1_jump: Fraction = 0.03
+    max_k: Annotated[int, Range(1, 50)] = 15
+    silent: Positive = 1e-8
+    max_words_per_letter: Count = 200
+    seed: Seed = 42
 
     def __post_init__(self) -> None:
-        require_at_least(1, max_k=self.max_k, max_words_per_letter=self.max_words_per_letter)
+        check_ranges(SplitSettings, vars(self))
 
 
 @dataclass(frozen=True)

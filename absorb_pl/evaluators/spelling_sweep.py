@@ -15,6 +15,7 @@ from absorb_pl.data import Share
 from absorb_pl.errors import PromptError
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.models import load_language_model, require_next_token_logits
+from absorb_pl.ranges import Count, CountOrZero, Seed, check_ranges
 from absorb_pl.words import (
     VERBOSE_FIRST_LETTER_TEMPLATE,
     Formatter,
@@ -81,11 +82,12 @@ class SpellingSweepData(LightningDataModule):
 
     def __init__(
         self,
-        word_lengths: Sequence[int] = (3, 4, 5, 6, 7, 8),
-        num_icl_examples: Sequence[int] = (1, 2, 5, 10),
+        word_lengths: Sequence[Count] = (3, 4, 5, 6, 7, 8),
+        num_icl_examples: Sequence[CountOrZero] = (1, 2, 5, 10),
         casings: Sequence[Casing] = ("upper", "lower"),
         separators: Sequence[str] = ("-",),
     ) -> None:
+        check_ranges(SpellingSweepData.__init__, locals())
         super().__init__()
         axes: dict[str, Sequence[Any]] = {
             "word_lengths": word_lengths,
@@ -135,12 +137,13 @@ class SpellingSweep(LightningModule):
         answer: Answer = "first_letter",
         template: str = VERBOSE_FIRST_LETTER_TEMPLATE,
         vocabulary: Literal["alpha", "common"] = "alpha",
-        max_words: int | None = None,
-        num_words: int = 100,
-        batch_size: int = 32,
-        seed: int = 42,
+        max_words: Count | None = None,
+        num_words: Count = 100,
+        batch_size: Count = 32,
+        seed: Seed = 42,
         model_dtype: str = "float32",
     ) -> None:
+        check_ranges(SpellingSweep.__init__, locals())
         super().__init__()
         self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
         require_next_token_logits(self.language_model, type(self).__name__)

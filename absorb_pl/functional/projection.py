@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from absorb_pl.errors import require_at_least
 from absorb_pl.functional.absorption import written_cosines
 from absorb_pl.functional.similarity import unit_rows
 from absorb_pl.functional.validation import require_finite, require_latents
+from absorb_pl.ranges import Count, check_ranges
 
 
 def probe_projection(
@@ -139,7 +139,7 @@ def projection_scores(
     probe_cos: Float[Tensor, " latents"],
     main_latents: Sequence[int],
     *,
-    max_absorbers: int = 3,
+    max_absorbers: Count = 3,
     latent_projections: Float[Tensor, "words latents"] | None = None,
 ) -> ProjectionScores:
     """Sum up the words of one class for the rules of SAEBench.
@@ -169,7 +169,7 @@ def projection_scores(
     """
     require_finite(activations=activations, projections=projections, probe_cos=probe_cos)
     require_latents("main_latents", main_latents, activations.shape[1])
-    require_at_least(1, max_absorbers=max_absorbers)
+    check_ranges(projection_scores, locals())
     mains = list(main_latents)
     main_acts = activations[:, mains]
     if latent_projections is None:

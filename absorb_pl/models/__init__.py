@@ -20,7 +20,14 @@ from absorb_pl.models.processing import (
     trained_positions,
 )
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
-from absorb_pl.models.sae import check_sae_fits, reads_sequences, require_rows, sae_architecture, sae_hook_name
+from absorb_pl.models.sae import (
+    check_hooks_agree,
+    check_sae_fits,
+    reads_sequences,
+    require_rows,
+    sae_architecture,
+    sae_hook_name,
+)
 from absorb_pl.models.sae_listing import layer_of_hook, list_saes
 from absorb_pl.models.sae_loading import load_sae, split_control
 from absorb_pl.models.sae_names import expand_sae_names
@@ -43,6 +50,7 @@ __all__ = [
     "apply_saes_and_run",
     "bundled_sae_path",
     "check_hook",
+    "check_hooks_agree",
     "check_processing",
     "check_sae_fits",
     "content_hash",

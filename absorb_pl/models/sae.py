@@ -7,7 +7,13 @@ import torch
 from sae_lens import SAE, TemporalSAE, Transcoder
 from torch import Tensor
 
-from absorb_pl.errors import HookNotFoundError, SaeArchitectureError, SaeWeightsError, SaeWidthError
+from absorb_pl.errors import (
+    HookMismatchError,
+    HookNotFoundError,
+    SaeArchitectureError,
+    SaeWeightsError,
+    SaeWidthError,
+)
 from absorb_pl.models.language_model import check_hook
 
 _WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "log_threshold", "b_gate", "b_mag", "r_mag")
@@ -153,6 +159,35 @@ def refuse_transcoder(name: str, sae: Any) -> None:
             expected="an SAE that reconstructs its own input",
             remedy="A transcoder reads one hook and writes another, so it has no reconstruction to put in place of "
             "what it read and no error term, and splitting and absorption are not defined for it.",
+        )
+
+
+def check_hooks_agree(sae: Any, hook_name: str | None) -> None:
+    """Refuse an SAE on activations of another hook than the one it was trained at.
+
+    Args:
+        sae: The SAE; one that does not say its hook reads any.
+        hook_name: Hook of the activations; None where nothing says it.
+
+    Raises:
+        HookMismatchError: They differ.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_hooks_agree(SimpleNamespace(hook_name="blocks.2.hook_resid_post"), "blocks.1.hook_resid_post")
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.HookMismatchError: `hook_name` was 'blocks.1.hook_resid_post', expected ...
+    """
+    metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
+    trained_at = getattr(metadata, "hook_name", None) or getattr(sae, "hook_name", None)
+    if trained_at and hook_name and trained_at != hook_name:
+        raise HookMismatchError(
+            "hook_name",
+            hook_name,
+            expected=f"{trained_at!r}, the hook that the SAE was trained at",
+            remedy="Read that hook, or name another SAE. If both are the same stream, name the SAE "
+            f"`<name>@{hook_name}`.",
         )
 
 

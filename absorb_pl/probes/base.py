@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from absorb_pl.data import ActivationDataModule
 from absorb_pl.errors import AbsorbError, ShapeError
 from absorb_pl.functional import l1_penalty, learnable_classes, positive_weights, probe_loss, require_finite
 from absorb_pl.probes.rows import training_batches
@@ -112,6 +113,8 @@ class OneVsRestModule(LightningModule):
         """Take the training labels' counts from the datamodule's `class_counts()` before a fit."""
         self._counted = self._finished = False
         data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ActivationDataModule):
+            self.inputs(data.cache.rows(torch.arange(1)).to(self.device))
         if stage == "fit" and hasattr(data, "class_counts"):
             self.set_class_counts(*data.class_counts())
 
@@ -132,6 +135,7 @@ class OneVsRestModule(LightningModule):
         Returns:
             Input of `fc`.
         """
+        require_width(x, self.fc.in_features, "input_dim")
         return x
 
     def logits(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows classes"]:
@@ -325,3 +329,29 @@ class OneVsRestModule(LightningModule):
         gamma = (self.end_lr / self.lr) ** (1 / epochs)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+def require_width(x: Float[Tensor, "rows d_model"], width: int, argument: str) -> None:
+    """Refuse activations of another width than a probe reads.
+
+    Args:
+        x: Residual activations.
+        width: What the probe reads.
+        argument: What says so.
+
+    Raises:
+        ShapeError: The widths differ.
+
+    Example:
+        >>> require_width(torch.zeros(2, 3), 4, "input_dim")
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.ShapeError: `input_dim` was 4, expected 3, the width of the activations. ...
+    """
+    if x.shape[-1] != width:
+        raise ShapeError(
+            argument,
+            width,
+            expected=f"{x.shape[-1]}, the width of the activations",
+            remedy="Give the width of the hook that the data reads (`d_model` on the residual stream).",
+        )

@@ -12,11 +12,12 @@ from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, require_finite, solve_k_sparse
-from absorb_pl.models import encode_rows, load_sae, to_unit_norms
-from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
+from absorb_pl.models import check_hooks_agree, encode_rows, load_sae, to_unit_norms
+from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName, require_width
 from absorb_pl.probes.latents import chunks_for, encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.probes.rows import training_batches
+from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 
 
 class _EncodedRows(NamedTuple):
@@ -87,17 +88,18 @@ class SaeProbe(OneVsRestModule):
     def __init__(
         self,
         sae: Any = None,
-        num_outputs: int = 26,
+        num_outputs: Count = 26,
         ks: Sequence[int] = DEFAULT_KS,
-        l1_decay: float = 0.01,
-        l2: float = 1.0,
-        lr: float = 1e-2,
-        end_lr: float = 1e-5,
-        weight_decay: float = 1e-6,
+        l1_decay: NotNegative = 0.01,
+        l2: Positive = 1.0,
+        lr: Positive = 1e-2,
+        end_lr: Positive = 1e-5,
+        weight_decay: NotNegative = 1e-6,
         optimizer: OptimizerName = "Adam",
         class_names: Sequence[str] | None = None,
         sae_dtype: str = "float32",
     ) -> None:
+        check_ranges(SaeProbe.__init__, locals())
         module = _resolve_sae(sae, sae_dtype)
         num_latents = module.W_dec.shape[0]
         super().__init__(num_latents, num_outputs, lr, end_lr, weight_decay, l1_decay, optimizer, class_names)
@@ -122,7 +124,8 @@ class SaeProbe(OneVsRestModule):
         return self._sae[0]
 
     def setup(self, stage: str) -> None:
-        """Move the SAE to the probe's device."""
+        """Check that the SAE reads the datamodule's activations, and move it to the probe's device."""
+        check_hooks_agree(self.sae, getattr(getattr(self.trainer, "datamodule", None), "hook_name", None))
         super().setup(stage)
         if isinstance(self.sae, nn.Module):
             self.sae.to(self.device)
@@ -188,6 +191,7 @@ class SaeProbe(OneVsRestModule):
         Returns:
             What the SAE encodes, in float32.
         """
+        require_width(x, self.sae.W_dec.shape[1], "sae")
         return encode_rows(self.sae, x).float()
 
     def logits(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows classes"]:

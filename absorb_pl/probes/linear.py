@@ -11,6 +11,7 @@ from absorb_pl.errors import AbsorbError
 from absorb_pl.functional import minimise_probe_loss
 from absorb_pl.probes.base import Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.metrics import ProbeMetrics
+from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 
 
 class LinearProbe(OneVsRestModule):
@@ -51,17 +52,18 @@ class LinearProbe(OneVsRestModule):
 
     def __init__(
         self,
-        input_dim: int,
-        num_outputs: int = 1,
-        lr: float = 1e-2,
-        end_lr: float = 1e-5,
-        weight_decay: float = 1e-4,
-        l1_decay: float = 0.0,
+        input_dim: Count,
+        num_outputs: Count = 1,
+        lr: Positive = 1e-2,
+        end_lr: Positive = 1e-5,
+        weight_decay: NotNegative = 1e-4,
+        l1_decay: NotNegative = 0.0,
         optimizer: OptimizerName = "Adam",
         pos_weight: Sequence[float | int] | None = None,
         class_names: Sequence[str] | None = None,
         polish: bool = True,
     ) -> None:
+        check_ranges(LinearProbe.__init__, locals())
         super().__init__(input_dim, num_outputs, lr, end_lr, weight_decay, l1_decay, optimizer, class_names)
         if polish and (l1_decay or optimizer == "AdamW"):
             raise AbsorbError(

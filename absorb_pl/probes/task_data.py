@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 
 from absorb_pl.data import writing_to
-from absorb_pl.errors import CacheCorruptedError, LabelError, PromptError, require_at_least
+from absorb_pl.errors import CacheCorruptedError, LabelError, PromptError
 from absorb_pl.models import check_hook, read_prompts
+from absorb_pl.ranges import Count, CountOrZero, Fraction, Seed, check_ranges
 from absorb_pl.words import LETTERS, Formatter, SpellingPrompt, create_icl_prompt
 
 Dataset = list[tuple[SpellingPrompt, int]]
@@ -45,13 +46,13 @@ def letter_class(answer: str) -> int:
 def create_dataset_probe_training(
     vocab: Sequence[str],
     formatter: Formatter,
-    num_prompts_per_token: int,
+    num_prompts_per_token: Count,
     base_template: str,
-    max_icl_examples: int = 10,
-    train_test_fraction: float = 0.8,
+    max_icl_examples: CountOrZero = 10,
+    train_test_fraction: Fraction = 0.8,
     answer_class_fn: Callable[[str], int] = letter_class,
     *,
-    seed: int | None = None,
+    seed: Seed | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Split words for training and evaluation and make prompts of each (`sae_spelling.probing`).
 
@@ -83,7 +84,7 @@ def create_dataset_probe_training(
         >>> len(train), len(test), train[0][1] == "abcde".index(train[0][0].word[0])
         (4, 1, True)
     """
-    require_at_least(1, num_prompts_per_token=num_prompts_per_token)
+    check_ranges(create_dataset_probe_training, locals())
     generator: Any = random if seed is None else random.Random(seed)
     words = generator.sample(list(vocab), len(vocab))
     split = int(len(words) * train_test_fraction)
@@ -112,8 +113,8 @@ def gen_and_save_df_acts_probing(
     test_dataset: Dataset,
     path: str | Path,
     hook_point: str,
-    layer: int,
-    batch_size: int = 64,
+    layer: CountOrZero,
+    batch_size: Count = 64,
     position_idx: int = -2,
 ) -> tuple[pd.DataFrame, pd.DataFrame, np.memmap, np.memmap]:
     """Write prompts and their activations below `path/layer_L` (`sae_spelling.probing`).
@@ -140,8 +141,8 @@ def gen_and_save_df_acts_probing(
         PromptError: A part is empty, or a prompt has no such position.
         OutputFolderError: The folder cannot be written.
     """
+    check_ranges(gen_and_save_df_acts_probing, locals())
     check_hook(model, hook_point)
-    require_at_least(1, batch_size=batch_size)
     folder = _folder(path, layer)
     tables, activations = [], []
     for part, dataset in zip(_PARTS, (train_dataset, test_dataset), strict=True):

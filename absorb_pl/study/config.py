@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from absorb_pl.data import StorageDtype, user_path
-from absorb_pl.errors import AbsorbError, require_at_least
+from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators import (
     AbsorptionRule,
     KSparseSettings,
@@ -15,6 +15,8 @@ from absorb_pl.evaluators import (
     SplitSettings,
     configured_rules,
 )
+from absorb_pl.models.placement import check_dtype
+from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports import ColumnChoice
 from absorb_pl.words import TaskConfig
 
@@ -87,11 +89,11 @@ class StudyConfig:
     model_dtype: str = "float32"
     sae_dtype: str = "float32"
     activation_dtype: StorageDtype = "float32"
-    prompt_batch_size: int = 64
-    run_batch_size: int = 256
-    saes_per_pass: int = 16
-    test_fraction: float = 0.2
-    seed: int = 42
+    prompt_batch_size: Count = 64
+    run_batch_size: Count = 256
+    saes_per_pass: Count = 16
+    test_fraction: InnerFraction = 0.2
+    seed: Seed = 42
     linear_probe: LinearProbeSettings = field(default_factory=LinearProbeSettings)
     k_sparse: KSparseSettings = field(default_factory=KSparseSettings)
     splits: SplitSettings = field(default_factory=SplitSettings)
@@ -103,14 +105,15 @@ class StudyConfig:
     columns: ColumnChoice = "fit"
 
     def __post_init__(self) -> None:
+        check_ranges(StudyConfig, vars(self))
         for name in ("run_dir", "cache_dir"):
             object.__setattr__(self, name, str(user_path(getattr(self, name))))
-        require_at_least(
-            1,
-            prompt_batch_size=self.prompt_batch_size,
-            run_batch_size=self.run_batch_size,
-            saes_per_pass=self.saes_per_pass,
-        )
+        for dtype in (self.model_dtype, self.sae_dtype):
+            check_dtype(dtype)
+        for name, given in {"saes": self.saes, "controls": self.controls, **self.models}.items():
+            twice = [each for number, each in enumerate(given) if each in given[:number]]
+            if twice:
+                raise AbsorbError(name, twice[0], expected="each once", remedy="Drop the second.")
         if bool(self.saes) == bool(self.models):
             raise AbsorbError(
                 "saes",

@@ -11,7 +11,8 @@ from functools import lru_cache
 from itertools import islice
 from string import Formatter as FormatString
 
-from absorb_pl.errors import PromptError, require_at_least
+from absorb_pl.errors import PromptError
+from absorb_pl.ranges import Count, CountOrZero, Seed, check_ranges
 from absorb_pl.words.formatters import Formatter, spelling_formatter
 
 VERBOSE_FIRST_LETTER_TEMPLATE = "{word} has the first letter:"
@@ -51,11 +52,11 @@ def create_icl_prompt(
     base_template: str = "{word}:",
     example_separator: str = "\n",
     answer_formatter: Formatter = _SPELLED,
-    max_icl_examples: int | None = None,
+    max_icl_examples: CountOrZero | None = None,
     shuffle_examples: bool = True,
     check_contamination: bool = True,
-    max_attempts: int = 1000,
-    seed: int | None = None,
+    max_attempts: Count = 1000,
+    seed: Seed | None = None,
 ) -> SpellingPrompt:
     r"""Build the ICL prompt of one word (arXiv 2409.14507, section 3; `sae_spelling.prompting`).
 
@@ -88,11 +89,7 @@ def create_icl_prompt(
         >>> create_icl_prompt("cat", ["cat", "dog", "emu"], shuffle_examples=False).base
         'dog: D-O-G\nemu: E-M-U\ncat:'
     """
-    require_at_least(1, max_attempts=max_attempts)
-    if max_icl_examples is not None and max_icl_examples < 0:
-        raise PromptError(
-            "max_icl_examples", max_icl_examples, expected="0 or more", remedy="Use None for all examples."
-        )
+    check_ranges(create_icl_prompt, locals())
     candidates = _shuffled(examples, word, seed) if shuffle_examples else iter(examples)
     if check_contamination:
         own = _bare(word)

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from absorb_pl.errors import LabelError, TaskTableError, require_at_least
+from absorb_pl.errors import LabelError, TaskTableError
+from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.words.answers import answer_token_ids
 from absorb_pl.words.tables import LabelledTexts, read_labelled_texts
 from absorb_pl.words.tasks import Task
@@ -35,10 +36,10 @@ class TableSettings:
     label: str = "label"
     parent: str | None = None
     answers: dict[str, str] | None = None
-    min_examples_per_label: int = 5
+    min_examples_per_label: Count = 5
 
     def __post_init__(self) -> None:
-        require_at_least(1, min_examples_per_label=self.min_examples_per_label)
+        check_ranges(TableSettings, vars(self))
 
 
 def table_task(
@@ -46,8 +47,8 @@ def table_task(
     settings: TableSettings,
     template: str,
     *,
-    max_words: int | None = None,
-    seed: int = 42,
+    max_words: Count | None = None,
+    seed: Seed = 42,
     max_icl_examples: int = 10,
     reads_answers: bool = True,
 ) -> Task:
@@ -85,11 +86,11 @@ def table_task(
         >>> task.classes[task.labels[place]], task.children[place], task.answer_formatter(" Lyon")
         ('Europe', 'France', ' Europe')
     """
+    check_ranges(table_task, locals())
     table = read_labelled_texts(settings.path, settings.text, settings.label, settings.parent)
     order = sorted(range(len(table.texts)), key=lambda row: table.texts[row])
     random.Random(seed).shuffle(order)
     if max_words is not None:
-        require_at_least(1, max_words=max_words)
         order = order[:max_words]
     column = settings.label if settings.parent is None else settings.parent
     names = table.parents or table.labels

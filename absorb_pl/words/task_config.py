@@ -6,6 +6,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import AbsorbError, PromptError
+from absorb_pl.ranges import Count, CountOrZero, Seed, check_ranges
 from absorb_pl.words.letter_tasks import contains_task_of_words, letter_task_of_words
 from absorb_pl.words.prompting import SpellingPrompt
 from absorb_pl.words.table_tasks import TableSettings, table_task
@@ -53,19 +54,20 @@ class TaskConfig:
     name: TaskName = "first_letter"
     vocabulary: Vocabulary = "alpha"
     words: list[str] | None = None
-    max_tokens_per_word: int | None = None
-    max_words: int | None = None
+    max_tokens_per_word: Count | None = None
+    max_words: Count | None = None
     only_start_of_word: bool = True
     letter: int | None = None
     contains: str | None = None
     table: TableSettings | None = None
     template: str | None = None
-    max_icl_examples: int = 10
+    max_icl_examples: CountOrZero = 10
     shared_context: bool = False
-    seed: int = 42
+    seed: Seed = 42
 
     def __post_init__(self) -> None:
-        """Check that the settings belong together."""
+        """Check that the settings are in their ranges and belong together."""
+        check_ranges(TaskConfig, vars(self))
         for setting, owner in _OWN_SETTING.items():
             value = getattr(self, setting)
             if (value is None) == (self.name == owner):

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.errors import RuleError, require_at_least
+from absorb_pl.errors import RuleError
 from absorb_pl.evaluators.causal import PositiveToken
 from absorb_pl.evaluators.rules.base import AbsorptionRule, Decisions, Threshold, register_rule
 from absorb_pl.functional import paper_decisions
+from absorb_pl.ranges import Cosine, Count, NotNegative, Positive, Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,18 @@ class PaperRule:
         cos_threshold: Least cosine of the top latent's decoder row with the probe.
         silent: Size of activation below which a main latent counts as silent.
         positive_token: Token of the right answer: `answer` is `" X"`, `published` the bare lower-case letter.
-        top_latents: How many best latents of a word are kept in the table.
+        top_latents: How many best latents of a word are kept in the table; a lead takes two.
     """
 
-    steps: int = 6
-    delta_threshold: float = 1.0
-    cos_threshold: float = 0.025
-    silent: float = 1e-8
+    steps: Count = 6
+    delta_threshold: NotNegative = 1.0
+    cos_threshold: Cosine = 0.025
+    silent: Positive = 1e-8
     positive_token: PositiveToken = "answer"
-    top_latents: int = 10
+    top_latents: Annotated[int, Range(2, 2**31 - 1)] = 10
 
     def __post_init__(self) -> None:
-        require_at_least(1, steps=self.steps, top_latents=self.top_latents)
+        check_ranges(PaperRule, vars(self))
 
 
 @register_rule

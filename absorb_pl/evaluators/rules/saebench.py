@@ -8,9 +8,10 @@ from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.errors import RuleError, require_at_least
+from absorb_pl.errors import RuleError
 from absorb_pl.evaluators.rules.base import AbsorptionRule, Threshold
 from absorb_pl.functional import full_absorption
+from absorb_pl.ranges import Cosine, Count, Fraction, Positive, check_ranges
 
 FULL_READS = ("top_score", "top_probe_cos", "probe_projection", "main_max")
 
@@ -29,16 +30,16 @@ class SaeBenchRule:
         min_letters: Fewest letters with a good probe for which SAEBench gives a result.
     """
 
-    full_cos_threshold: float = 0.025
-    fraction_cos_threshold: float = 0.1
-    proportion_threshold: float = 0.4
-    max_absorbers: int = 3
-    silent: float = 1e-8
-    stored_absorbers: int = 5
-    min_letters: int = 20
+    full_cos_threshold: Cosine = 0.025
+    fraction_cos_threshold: Cosine = 0.1
+    proportion_threshold: Fraction = 0.4
+    max_absorbers: Count = 3
+    silent: Positive = 1e-8
+    stored_absorbers: Count = 5
+    min_letters: Count = 20
 
     def __post_init__(self) -> None:
-        require_at_least(1, max_absorbers=self.max_absorbers, min_letters=self.min_letters)
+        check_ranges(SaeBenchRule, vars(self))
         if self.max_absorbers > self.stored_absorbers:
             raise RuleError(
                 "max_absorbers",

@@ -1,0 +1,138 @@
+"""Ranges of settings: declared in the type of each setting, shown in the help, checked by one function.
+
+A setting's type says what it may be, as in `steps: Annotated[int, Range(1)]` or `Count`. `check_ranges` reads the types
+of a dataclass or of an `__init__` and refuses what lies outside them.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from absorb_pl.errors import AbsorbError
+
+_MOST = 2**31 - 1
+
+
+@dataclass(frozen=True, repr=False)
+class Range:
+    """The numbers from `least` to `most`; with `above` or `below`, without that end.
+
+    Attributes:
+        least: Lower end.
+        most: Upper end.
+        above: Whether the lower end itself is outside.
+        below: Whether the upper end itself is outside.
+
+    Example:
+        >>> 0 in Range(0, above=True), 0.5 in Range(0, 1), float("nan") in Range(0)
+        (False, True, False)
+        >>> Range(0, 1, above=True), Range(2)
+        (above 0 and at most 1, at least 2)
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return bool(
+            math.isfinite(value)
+            and (self.least < value if self.above else self.least <= value)
+            and (value < self.most if self.below else value <= self.most)
+        )
+
+    def __repr__(self) -> str:
+        ends = [
+            f"{'above' if self.above else 'at least'} {self.least:.10g}" if self.least > -math.inf else "",
+            f"{'below' if self.below else 'at most'} {self.most:.10g}" if self.most < math.inf else "",
+        ]
+        return " and ".join(end for end in ends if end) or "finite"
+
+
+Count = Annotated[int, Range(1, _MOST)]
+"""A number of things, at least one."""
+CountOrZero = Annotated[int, Range(0, _MOST)]
+"""A number of things, which may be none."""
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+"""A seed, as all the generators in use take it."""
+Fraction = Annotated[float, Range(0, 1)]
+"""A fraction, ends included."""
+InnerFraction = Annotated[float, Range(0, 1, above=True, below=True)]
+"""A fraction, without its ends."""
+Cosine = Annotated[float, Range(-1, 1)]
+"""A cosine."""
+NotNegative = Annotated[float, Range(0)]
+"""Zero or more."""
+Positive = Annotated[float, Range(0, above=True)]
+"""More than zero."""
+
+
+def check_ranges(declared: type | Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Refuse settings that their declared types do not allow.
+
+    Looks at numbers with a `Range` and at `Literal`s, also inside of unions and sequences.
+
+    Args:
+        declared: A dataclass, or a function whose arguments are annotated.
+        values: Settings by name; others than the declared ones are not looked at.
+
+    Raises:
+        AbsorbError: Names the first that is outside, and its range.
+
+    Example:
+        >>> def train(epochs: Count = 50, ks: Sequence[Count] = (1, 2)):
+        ...     check_ranges(train, locals())
+        >>> train(ks=[1, 0])
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.AbsorbError: `ks` was [1, 0], expected a list, each a whole number, at least 1 and at most...
+    """
+    for name, hint in _hints(declared).items():
+        if name in values and not _allows(hint, values[name]):
+            raise AbsorbError(name, values[name], expected=_described(hint), remedy="Choose a value within that.")
+
+
+@cache
+def _hints(declared: type | Callable[..., Any]) -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(declared, include_extras=True).items() if _says_what(hint)}
+
+
+def _says_what(hint: Any) -> bool:
+    return get_origin(hint) in (Annotated, Literal) or any(map(_says_what, get_args(hint)))
+
+
+def _allows(hint: Any, value: Any) -> bool:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in parts
+    if origin is Annotated:
+        ranges = [part for part in parts[1:] if isinstance(part, Range)]
+        return _is_number(parts[0], value) and all(value in each for each in ranges)
+    if origin in (Union, UnionType):
+        return any(_allows(part, value) for part in parts)
+    if origin in (tuple, list, Sequence):
+        return isinstance(value, Sequence) and all(_allows(parts[0], each) for each in value)
+    return isinstance(value, origin or hint)
+
+
+def _is_number(kind: type, value: Any) -> bool:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole or (kind is float and isinstance(value, Real) and not isinstance(value, bool))
+
+
+def _described(hint: Any) -> str:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, parts))
+    if origin is Annotated:
+        return f"a {'whole ' if parts[0] is int else ''}number, {parts[1]!r}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(_described, parts))
+    if parts:
+        return f"a list, each {_described(parts[0])}"
+    return "None" if hint is NoneType else hint.__name__
