@@ -58,14 +58,20 @@ Count = Annotated[int, Range(1, _MOST)]
 """A number of things, at least one."""
 CountOrZero = Annotated[int, Range(0, _MOST)]
 """A number of things, which may be none."""
+Resamples = Annotated[int, Range(100, 10**6)]
+"""Bootstrap replicates; fewer leave no tails to read an interval off."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """A seed, as all the generators in use take it."""
 Fraction = Annotated[float, Range(0, 1)]
 """A fraction, ends included."""
 InnerFraction = Annotated[float, Range(0, 1, above=True, below=True)]
 """A fraction, without its ends."""
+Portion = Annotated[float, Range(0, 1, above=True)]
+"""A part that is not nothing, of a whole of 1."""
 Cosine = Annotated[float, Range(-1, 1)]
 """A cosine."""
+Finite = Annotated[float, Range()]
+"""Any number but NaN and the infinite ones."""
 NotNegative = Annotated[float, Range(0)]
 """Zero or more."""
 Positive = Annotated[float, Range(0, above=True)]

@@ -15,7 +15,7 @@ from absorb_pl.errors import AbsorbError, PromptError
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.models.sae import sae_hook_name
 from absorb_pl.models.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
-from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.ranges import Count, NotNegative, check_ranges
 from absorb_pl.words import TokenizedPrompts
 
 
@@ -44,7 +44,7 @@ def calculate_individual_feature_ablations(
     return_logits: bool = True,
     batch_size: Count = 25,
     show_progress: bool = False,
-    firing_threshold: float = EPS,
+    firing_threshold: NotNegative = EPS,
     modify_ablation_deltas_fn: DeltaModifier | None = None,
     engine: Engine = "auto",
     extra_fwd_hooks: Sequence[FwdHook] | None = None,

@@ -21,6 +21,7 @@ from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError
 from absorb_pl.models.bare import AttentionRun, BareModel, PrefixStates, Site, bare_model, put_at
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.models.placement import model_device
+from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words import TokenizedPrompts
 
 Engine = Literal["auto", "suffix", "whole"]
@@ -88,7 +89,7 @@ def compute_prefix(
     *,
     rows: Sequence[int] | None = None,
     engine: Engine = "auto",
-    batch_size: int = 64,
+    batch_size: Count = 64,
 ) -> WordPrefix:
     """Run what comes before each word once, and read the clean activations at the words.
 
@@ -123,6 +124,7 @@ def compute_prefix(
         ...         for hook, sae in zip(hooks, [sae_at_1, sae_at_2])
         ...     ]
     """
+    check_ranges(compute_prefix, locals())
     for name in hook_names:
         check_hook(model, name)
     chosen = _chosen_rows(prompts, rows)

@@ -15,7 +15,7 @@ from absorb_pl.attribution.suffix import WordMetric, visit_words, words_at_once
 from absorb_pl.errors import AbsorbError, ShapeError
 from absorb_pl.models.sae import sae_hook_name
 from absorb_pl.models.splice import encode
-from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.ranges import Count, NotNegative, check_ranges
 from absorb_pl.words import TokenizedPrompts
 
 EPS = 1e-8
@@ -51,7 +51,7 @@ def word_ablations(
     hook_name: str | None = None,
     prefix: WordPrefix | None = None,
     rows: Sequence[int] | None = None,
-    firing_threshold: float = EPS,
+    firing_threshold: NotNegative = EPS,
     modify_ablation_deltas_fn: DeltaModifier | None = None,
     batch_size: Count = 64,
     engine: Engine = "auto",

@@ -6,10 +6,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from absorb_pl.errors import AbsorbError
+from absorb_pl.ranges import Fraction, Seed, check_ranges
 
 
 def stratified_split(
-    labels: Int[Tensor, " rows"], fractions: tuple[float, ...], seed: int = 42
+    labels: Int[Tensor, " rows"], fractions: tuple[Fraction, ...], seed: Seed = 42
 ) -> list[Int[Tensor, " part"]]:
     """Split row numbers so that every class has about the same share in each part.
 
@@ -32,6 +33,7 @@ def stratified_split(
         >>> len(train), len(test), int((test < 10).sum())
         (12, 3, 2)
     """
+    check_ranges(stratified_split, locals())
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
         raise AbsorbError(
             "fractions",

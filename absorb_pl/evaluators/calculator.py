@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from absorb_pl.models import (
     sae_hook_name,
     to_unit_norms,
 )
+from absorb_pl.ranges import Cosine, Count, CountOrZero, NotNegative, Range, Seed, check_ranges
 from absorb_pl.words import (
     Formatter,
     SpellingPrompt,
@@ -118,22 +119,23 @@ class FeatureAbsorptionCalculator:
 
     model: Any
     icl_word_list: list[str]
-    max_icl_examples: int | None = None
+    max_icl_examples: CountOrZero | None = None
     base_template: str = "{word}:"
     answer_formatter: Formatter = _FIRST_LETTER
     example_separator: str = "\n"
     shuffle_examples: bool = True
-    word_token_pos: int | None = None
-    filter_prompts_batch_size: int = 20
-    ig_interpolation_steps: int = 6
-    ig_batch_size: int = 60
-    topk_feats: int = 10
-    probe_cos_sim_threshold: float = 0.025
-    ablation_delta_threshold: float = 1.0
-    seed: int = 42
+    word_token_pos: Annotated[int, Range(most=-1)] | None = None
+    filter_prompts_batch_size: Count = 20
+    ig_interpolation_steps: Count = 6
+    ig_batch_size: Count = 60
+    topk_feats: Count = 10
+    probe_cos_sim_threshold: Cosine = 0.025
+    ablation_delta_threshold: NotNegative = 1.0
+    seed: Seed = 42
 
     def __post_init__(self) -> None:
         """Refuse models whose answers are not next tokens."""
+        check_ranges(FeatureAbsorptionCalculator, vars(self))
         require_next_token_logits(self.model, type(self).__name__)
 
     def calculate_absorption_sampled(
@@ -143,7 +145,7 @@ class FeatureAbsorptionCalculator:
         probe_dir: Float[Tensor, " d_model"],
         metric_fn: MetricFn,
         main_feature_ids: list[int],
-        max_ablation_samples: int | None = None,
+        max_ablation_samples: Count | None = None,
         filter_prompts: bool = True,
         show_progress: bool = True,
     ) -> SampledAbsorptionResults:
@@ -159,6 +161,7 @@ class FeatureAbsorptionCalculator:
             filter_prompts: Whether to leave out words on which a main latent fires.
             show_progress: Whether to show a progress bar.
         """
+        check_ranges(FeatureAbsorptionCalculator.calculate_absorption_sampled, locals())
         check_processing(self.model, sae)
         sae = to_unit_norms(sae)
         prompts = [self._prompt(word) for word in words]

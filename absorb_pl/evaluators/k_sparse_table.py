@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from absorb_pl.functional import binary_metrics, main_latents, optimal_f1_threshold
+from absorb_pl.ranges import Count, Fraction, check_ranges
 
 _METRICS = ("f1", "precision", "recall", "auroc")
 
@@ -51,7 +52,7 @@ def k_sparse_table(
     )
 
 
-def main_latents_by_label(table: pd.DataFrame, threshold: float = 0.03, max_k: int = 15) -> dict[str, list[int]]:
+def main_latents_by_label(table: pd.DataFrame, threshold: Fraction = 0.03, max_k: Count = 15) -> dict[str, list[int]]:
     """The main latents of every class of a k-sparse table, by the split rule.
 
     Args:
@@ -59,6 +60,7 @@ def main_latents_by_label(table: pd.DataFrame, threshold: float = 0.03, max_k: i
         threshold: Gain in F1 that a further latent must exceed.
         max_k: Last k of the walk.
     """
+    check_ranges(main_latents_by_label, locals())
     return {
         str(label): main_latents(rows["f1"].tolist(), rows["k"].tolist(), rows["latents"].iloc[-1], threshold, max_k)
         for label, rows in table.groupby("label", sort=False)

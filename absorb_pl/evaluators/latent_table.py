@@ -15,6 +15,7 @@ from absorb_pl.functional import (
     top_latents_by_encoder,
 )
 from absorb_pl.models import encoder_parts
+from absorb_pl.ranges import Count, check_ranges
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def latent_table(
     probe_weight: Float[Tensor, "classes d_model"],
     probe_logits: Float[Tensor, "rows classes"],
     class_names: tuple[str, ...],
-    top: int = 5,
+    top: Count = 5,
 ) -> pd.DataFrame:
     """Score the latents nearest to each class's probe by encoder cosine (arXiv 2409.14507, section 4).
 
@@ -43,6 +44,7 @@ def latent_table(
         beside the probe's own `probe_f1, probe_precision, probe_recall, probe_auroc`. Classes that do not occur
         among the words are left out; AUROC is missing where no other class occurs.
     """
+    check_ranges(latent_table, locals())
     encoder, bias, threshold = encoder_parts(sae)
     probe_weight = probe_weight.to(encoder.device)
     latents, cos_encoder = top_latents_by_encoder(probe_weight, encoder, top)

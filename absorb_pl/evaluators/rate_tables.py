@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from absorb_pl.functional import LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
-from absorb_pl.ranges import Fraction, InnerFraction, Range, Seed, check_ranges
+from absorb_pl.ranges import Fraction, InnerFraction, Resamples, Seed, check_ranges
 
 NO_WORDS = "no held-out words"
 FRACTION_COLUMNS = {"absorption_fraction": "value", "fraction_ci_low": "ci_low", "fraction_ci_high": "ci_high"}
@@ -29,7 +29,7 @@ class RateSettings:
     letters: LettersMode = "counted"
     min_probe_f1: Fraction = 0.6
     confidence: InnerFraction = 0.95
-    resamples: Annotated[int, Range(100, 10**6)] = 2000
+    resamples: Resamples = 2000
     seed: Seed = 42
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from absorb_pl.experiments.plots import points_of, save_plot, vs_l0_figure, vs_l
 from absorb_pl.experiments.runs import Results, run_experiment
 from absorb_pl.functional import LetterOutcome, letter_metric, sae_rate
 from absorb_pl.probes import LinearProbe
+from absorb_pl.ranges import Count, Fraction, check_ranges
 from absorb_pl.words import LETTERS
 
 FEATURE_ABSORPTION_EXPERIMENT_NAME = "feature_absorption"
@@ -111,7 +112,7 @@ def calculate_ig_ablation_and_cos_sims(
     sae: Any,
     probe: LinearProbe,
     likely_negs: Mapping[str, StatsAndLikelyFalseNegativeResults],
-    max_prompts_per_letter: int = 200,
+    max_prompts_per_letter: Count = 200,
 ) -> pd.DataFrame:
     """Judge the words on which main latents may have failed, letter by letter.
 
@@ -127,6 +128,7 @@ def calculate_ig_ablation_and_cos_sims(
     Returns:
         One row a word on which the main latents are silent, with the columns of `COLUMNS`.
     """
+    check_ranges(calculate_ig_ablation_and_cos_sims, locals())
     rows = []
     for letter, stats in likely_negs.items():
         found = calculator.calculate_absorption_sampled(
@@ -146,7 +148,7 @@ def calculate_ig_ablation_and_cos_sims(
 def run_feature_absortion_experiments(
     saes: Sequence[str | SaeInfo],
     experiment_dir: Path | str = EXPERIMENTS_DIR / FEATURE_ABSORPTION_EXPERIMENT_NAME,
-    feature_split_f1_jump_threshold: float = 0.03,
+    feature_split_f1_jump_threshold: Fraction = 0.03,
     *,
     rule_name: str = "paper-published",
     **settings: Any,
@@ -177,6 +179,7 @@ def run_feature_absortion_experiments(
         ...     results = run_feature_absortion_experiments(["speller/l1-standard-*"], model="speller")
         ...     return plot_absorption_rate_vs_l0(results)
     """
+    check_ranges(run_feature_absortion_experiments, locals())
     splits = replace(settings.pop("splits", SplitSettings()), f1_jump=feature_split_f1_jump_threshold)
     settings |= {"splits": splits, "rules": [rule_name]}
     make_stage = partial(AbsorptionFrameStage, rule_name=rule_name, settings=settings.get("rule", PaperRule()))

@@ -18,6 +18,7 @@ from absorb_pl.experiments.runs import Frames, FrameStage, Results, run_experime
 from absorb_pl.functional import DEFAULT_KS, binary_metrics, cosine_similarity_matrix, main_latents
 from absorb_pl.models import encoder_parts
 from absorb_pl.probes import KSparseProbe, LinearProbe, encode_latents
+from absorb_pl.ranges import Count, Fraction, check_ranges
 from absorb_pl.words import LETTERS
 
 SPARSE_PROBING_EXPERIMENT_NAME = "k_sparse_probing"
@@ -166,7 +167,7 @@ def build_f1_and_auroc_df(results_df: pd.DataFrame, metadata_df: pd.DataFrame) -
 
 
 def add_feature_splits_to_auroc_f1_df(
-    df: pd.DataFrame, f1_jump_threshold: float = 0.03, ks: Sequence[int] = tuple(range(1, 16))
+    df: pd.DataFrame, f1_jump_threshold: Fraction = 0.03, ks: Sequence[Count] = tuple(range(1, 16))
 ) -> None:
     """Add `split_feats`, the latents that a class takes, and `num_split_features`, their number less one, in place.
 
@@ -182,6 +183,7 @@ def add_feature_splits_to_auroc_f1_df(
         >>> df["split_feats"].tolist(), df["num_split_features"].tolist()
         ([[9, 4]], [1])
     """
+    check_ranges(add_feature_splits_to_auroc_f1_df, locals())
     ks = [k for k in ks if f"f1_sparse_sae_{k}" in df]
     feats = [
         main_latents(
@@ -253,7 +255,7 @@ class KSparseFrameStage(FrameStage):
 def run_k_sparse_probing_experiments(
     saes: Sequence[str | SaeInfo],
     experiment_dir: Path | str = EXPERIMENTS_DIR / SPARSE_PROBING_EXPERIMENT_NAME,
-    f1_jump_threshold: float = 0.03,
+    f1_jump_threshold: Fraction = 0.03,
     **settings: Any,
 ) -> Results:
     """Train and score k-sparse probes on each SAE.
@@ -277,6 +279,7 @@ def run_k_sparse_probing_experiments(
         ...     results = run_k_sparse_probing_experiments(["speller/l1-standard-*"], model="speller")
         ...     return plot_feature_splits_vs_l0(results)
     """
+    check_ranges(run_k_sparse_probing_experiments, locals())
     results = run_experiment(KSparseFrameStage, "k-sparse-probes", saes, experiment_dir, settings)
     for found in results.values():
         for frame, _ in found:

@@ -26,6 +26,7 @@ from absorb_pl.functional import (
 )
 from absorb_pl.models import encoder_parts
 from absorb_pl.probes import LinearProbe
+from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.study import StudyStages
 from absorb_pl.words import LETTERS
 
@@ -40,7 +41,7 @@ def eval_probe_and_top_sae_raw_scores(
     probe: LinearProbe,
     eval_labels: Sequence[tuple[str, int]],
     eval_activations: Float[Tensor, "rows d_model"],
-    topk: int = 5,
+    topk: Count = 5,
     metadata: Mapping[str, str | float | int] = MappingProxyType({}),
     *,
     class_names: Sequence[str] = LETTERS,
@@ -71,6 +72,7 @@ def eval_probe_and_top_sae_raw_scores(
         >>> raw["sae_b_top_0_feat"].tolist(), raw["score_sae_b_top_0"].tolist()
         ([1], [1.0])
     """
+    check_ranges(eval_probe_and_top_sae_raw_scores, locals())
     encoder, bias, threshold = encoder_parts(sae)
     weight = probe.weights.detach().to(encoder.device)
     latents, cos_encoder = top_latents_by_encoder(weight, encoder, topk)
@@ -92,7 +94,7 @@ def eval_probe_and_top_sae_raw_scores(
     return pd.DataFrame(columns)
 
 
-def build_evaluation_df(results_df: pd.DataFrame, sae_info: SaeInfo, topk: int = 5) -> pd.DataFrame:
+def build_evaluation_df(results_df: pd.DataFrame, sae_info: SaeInfo, topk: Count = 5) -> pd.DataFrame:
     """F1, precision, recall and AUROC of the probe and of its nearest latents, a row a class.
 
     Args:
@@ -105,6 +107,7 @@ def build_evaluation_df(results_df: pd.DataFrame, sae_info: SaeInfo, topk: int =
         for each rank `auc_sae_top_R, f1_sae_top_R, recall_sae_top_R, precision_sae_top_R, sae_top_R_feat` beside the
         cosines under the names that they have in `results_df`.
     """
+    check_ranges(build_evaluation_df, locals())
     names = occurring_classes(results_df)
     targets = targets_of(results_df, names)
     of_probe = binary_metrics(column_matrix(results_df, [f"score_probe_{name}" for name in names]), targets)
@@ -185,7 +188,7 @@ def run_latent_evaluation_experiments(
     saes: Sequence[str | SaeInfo],
     experiment_dir: Path | str = EXPERIMENTS_DIR / LATENT_EVALUATION_EXPERIMENT_NAME,
     *,
-    topk: int = 5,
+    topk: Count = 5,
     **settings: Any,
 ) -> Results:
     """Evaluate the latents nearest to the linear probe in each SAE, on the held-out words.
@@ -209,6 +212,7 @@ def run_latent_evaluation_experiments(
         ...     results = run_latent_evaluation_experiments(["speller/l1-standard-*"], model="speller")
         ...     return plot_metric_vs_l0(results, "recall")
     """
+    check_ranges(run_latent_evaluation_experiments, locals())
     return run_experiment(partial(LatentFrameStage, topk=topk), "linear-probes", saes, experiment_dir, settings)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from absorb_pl.errors import ShapeError
 from absorb_pl.functional.validation import require_finite, require_latents
+from absorb_pl.ranges import Cosine, Count, NotNegative, Positive, check_ranges
 
 SILENT = 1e-8
 
@@ -21,7 +22,7 @@ def paper_candidates(
     k_sparse_logits: Float[Tensor, " words"],
     main_activation: Float[Tensor, " words"],
     *,
-    silent: float = SILENT,
+    silent: Positive = SILENT,
 ) -> Bool[Tensor, " words"]:
     """Tell on which words of a class a feature may have been absorbed.
 
@@ -46,12 +47,13 @@ def paper_candidates(
         >>> paper_candidates(torch.tensor([2.0, 2.0]), torch.tensor([-1.0, -1.0]), torch.tensor([0.0, 3.0]))
         tensor([ True, False])
     """
+    check_ranges(paper_candidates, locals())
     require_finite(probe_logits=probe_logits, k_sparse_logits=k_sparse_logits, main_activation=main_activation)
     return (probe_logits > 0) & (k_sparse_logits <= 0) & (main_activation.abs() < silent)
 
 
 def sample_candidates(
-    candidates: Int[Tensor, " candidates"], limit: int | None, generator: torch.Generator
+    candidates: Int[Tensor, " candidates"], limit: Count | None, generator: torch.Generator
 ) -> tuple[Int[Tensor, " sampled"], float]:
     """Draw at most `limit` candidates without replacement.
 
@@ -64,15 +66,14 @@ def sample_candidates(
         The kept row numbers, ascending, and the share of candidates they are (`sample_portion`; 1 if all).
 
     Raises:
-        ShapeError: `limit` is below one.
+        AbsorbError: `limit` is below one.
 
     Example:
         >>> rows, portion = sample_candidates(torch.arange(8), 2, torch.Generator().manual_seed(0))
         >>> len(rows), portion
         (2, 0.25)
     """
-    if limit is not None and limit < 1:
-        raise ShapeError("limit", limit, expected="at least 1", remedy="Use None to keep all words.")
+    check_ranges(sample_candidates, locals())
     if limit is None or len(candidates) <= limit:
         return candidates.sort().values, 1.0
     order = torch.randperm(len(candidates), generator=generator, device=generator.device)
@@ -81,7 +82,7 @@ def sample_candidates(
 
 
 def most_negative_latents(
-    scores: Float[Tensor, "words latents"], count: int = 10
+    scores: Float[Tensor, "words latents"], count: Count = 10
 ) -> tuple[Int[Tensor, "words ranks"], Float[Tensor, "words ranks"]]:
     """Order latents by integrated-gradient score, most negative first.
 
@@ -96,6 +97,7 @@ def most_negative_latents(
         >>> most_negative_latents(torch.tensor([[0.5, -2.0, -0.1]]), count=2)
         (tensor([[1, 2]]), tensor([[-2.0000, -0.1000]]))
     """
+    check_ranges(most_negative_latents, locals())
     top = scores.topk(min(count, scores.shape[1]), dim=1, largest=False)
     return top.indices, top.values
 
@@ -150,9 +152,9 @@ def paper_decisions(
     top_probe_cos: Float[Tensor, " words"],
     main_max: Float[Tensor, " words"],
     *,
-    delta_threshold: float = 1.0,
-    cos_threshold: float = 0.025,
-    silent: float = SILENT,
+    delta_threshold: NotNegative = 1.0,
+    cos_threshold: Cosine = 0.025,
+    silent: Positive = SILENT,
 ) -> Bool[Tensor, " words"]:
     """Apply the thresholds of the paper's rule to what is known of each word (see `paper_verdicts`).
 
@@ -173,6 +175,7 @@ def paper_decisions(
         >>> paper_decisions(scores, torch.tensor([-0.5, -2.5]), cos, torch.zeros(2))
         tensor([ True, False])
     """
+    check_ranges(paper_decisions, locals())
     lead = top_score.double().abs() - second_score.double().abs()
     return (
         (main_max.double() < silent)
@@ -188,9 +191,9 @@ def paper_verdicts(
     probe_cos: Float[Tensor, " latents"],
     main_latents: Sequence[int],
     *,
-    delta_threshold: float = 1.0,
-    cos_threshold: float = 0.025,
-    silent: float = SILENT,
+    delta_threshold: NotNegative = 1.0,
+    cos_threshold: Cosine = 0.025,
+    silent: Positive = SILENT,
 ) -> PaperVerdicts:
     """Judge words by the paper's rule.
 
@@ -226,6 +229,7 @@ def paper_verdicts(
         >>> verdicts.is_absorption, verdicts.top_latent
         (tensor([ True, False]), tensor([1, 1]))
     """
+    check_ranges(paper_verdicts, locals())
     require_finite(scores=scores, activations=activations, probe_cos=probe_cos)
     require_latents("main_latents", main_latents, scores.shape[1])
     if scores.shape[1] < 2:

@@ -7,10 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from absorb_pl.errors import ShapeError
+from absorb_pl.ranges import Count, InnerFraction, Portion, Positive, Resamples, Seed, check_ranges
 
 
 def bootstrap_replicates(
-    amounts: Float[Tensor, " words"], total: int, *, resamples: int, rng: np.random.Generator
+    amounts: Float[Tensor, " words"], total: Count, *, resamples: Count, rng: np.random.Generator
 ) -> np.ndarray:
     """Mean of `total` outcomes, resampled with replacement.
 
@@ -32,6 +33,7 @@ def bootstrap_replicates(
         >>> bootstrap_replicates(torch.ones(4), 4, resamples=3, rng=np.random.default_rng(0))
         array([1., 1., 1.])
     """
+    check_ranges(bootstrap_replicates, locals())
     outcomes = amounts.detach().cpu().double().numpy()
     sizes, counts = np.unique(outcomes, return_counts=True)
     share = np.append(counts, total - len(outcomes)) / total
@@ -39,7 +41,7 @@ def bootstrap_replicates(
     return drawn[:, :-1] @ sizes / total
 
 
-def zero_count_bound(sizes: Sequence[float | int], confidence: float = 0.95) -> float:
+def zero_count_bound(sizes: Sequence[Positive], confidence: InnerFraction = 0.95) -> float:
     """Largest mean rate that still makes "nothing seen in any group" likely enough.
 
     With `nᵢ` words in group i and none absorbed, the bound is the largest mean of rates `pᵢ` with
@@ -57,6 +59,7 @@ def zero_count_bound(sizes: Sequence[float | int], confidence: float = 0.95) -> 
         >>> round(zero_count_bound([30]), 4)
         0.1157
     """
+    check_ranges(zero_count_bound, locals())
     n = np.asarray(sizes, dtype=np.float64)
     budget = np.log(2 / (1 - confidence))
     if len(n) == 1:
@@ -73,12 +76,12 @@ def zero_count_bound(sizes: Sequence[float | int], confidence: float = 0.95) -> 
 
 def bootstrap_interval(
     amounts: Sequence[Float[Tensor, " _words"]],
-    totals: Sequence[int],
-    portions: Sequence[float | int] | None = None,
+    totals: Sequence[Count],
+    portions: Sequence[Portion] | None = None,
     *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    confidence: InnerFraction = 0.95,
+    resamples: Resamples = 2000,
+    seed: Seed = 0,
 ) -> tuple[float, float]:
     """Percentile interval of the mean over letters of absorbed words ÷ probe true positives.
 
@@ -105,7 +108,8 @@ def bootstrap_interval(
         Lower and upper end.
 
     Raises:
-        ShapeError: There is no letter, one without true positives, or a portion outside (0, 1].
+        ShapeError: There is no letter, or not all is given for each.
+        AbsorbError: A letter has no true positives, or a portion is outside (0, 1].
 
     Example:
         >>> import torch
@@ -113,16 +117,12 @@ def bootstrap_interval(
         >>> 0.11 < low < 0.14, 0.26 < high < 0.30
         (True, True)
     """
+    check_ranges(bootstrap_interval, locals())
     portions = [1.0] * len(totals) if portions is None else list(portions)
-    if not totals or not len(amounts) == len(totals) == len(portions) or min(totals) < 1:
+    if not totals or not len(amounts) == len(totals) == len(portions):
         raise ShapeError(
-            "totals",
-            list(totals),
-            expected="at least one true positive for each letter",
-            remedy="Leave letters without true positives out of the rate.",
+            "totals", list(totals), expected="a number for each of one or more letters", remedy="Pass one for each."
         )
-    if not all(0 < portion <= 1 for portion in portions):
-        raise ShapeError("portions", portions, expected="shares in (0, 1]", remedy="Pass kept ÷ candidates.")
     rng = np.random.default_rng(seed)
     rates = [
         float(amount.double().sum()) / portion / total

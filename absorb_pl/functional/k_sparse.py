@@ -13,6 +13,7 @@ from torch import Tensor
 from absorb_pl.errors import ShapeError
 from absorb_pl.functional.logistic import balanced_row_weights, newton_logistic
 from absorb_pl.functional.validation import require_finite, require_two_sided
+from absorb_pl.ranges import Count, Positive, check_ranges
 
 DEFAULT_KS = (*range(1, 16), 20, 50)
 _CHUNK_VALUES = 2**25
@@ -58,7 +59,7 @@ def check_ks(ks: Sequence[int], num_latents: int) -> tuple[int, ...]:
     return distinct
 
 
-def rank_latents(weight: Float[Tensor, "classes latents"], count: int) -> Int[Tensor, "classes ranks"]:
+def rank_latents(weight: Float[Tensor, "classes latents"], count: Count) -> Int[Tensor, "classes ranks"]:
     """Order each class's latents by signed probe weight, largest first, and keep the first `count`.
 
     Signed, not absolute: the published `train_k_sparse_probes` wants latents that speak for the class. Ties
@@ -75,6 +76,7 @@ def rank_latents(weight: Float[Tensor, "classes latents"], count: int) -> Int[Te
         >>> rank_latents(torch.tensor([[0.0, 2.0, -3.0, 2.0]]), 3)
         tensor([[1, 3, 0]])
     """
+    check_ranges(rank_latents, locals())
     return weight.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
@@ -83,9 +85,9 @@ def solve_k_sparse(
     y: Bool[Tensor, "rows classes"],
     ks: Sequence[int] = DEFAULT_KS,
     *,
-    l2: float = 1.0,
+    l2: Positive = 1.0,
     balanced: bool = True,
-    tolerance: float = 1e-6,
+    tolerance: Positive = 1e-6,
 ) -> KSparseSolution:
     """Fit the logistic regression of every class and k on the class's first k latents.
 
@@ -118,6 +120,7 @@ def solve_k_sparse(
         >>> solution.weight.shape, solution.weight[0, 0, 1].item()
         (torch.Size([2, 1, 2]), 0.0)
     """
+    check_ranges(solve_k_sparse, locals())
     require_finite(activations=activations)
     ks = check_ks(ks, activations.shape[2])
     classes, rows, ranks = activations.shape

@@ -5,12 +5,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from absorb_pl.functional.similarity import cosine_similarity_matrix
+from absorb_pl.ranges import Count, check_ranges
 
 LATENT_DECISION_THRESHOLD = 1e-8
 
 
 def top_latents_by_encoder(
-    probe_weight: Float[Tensor, "classes d_model"], encoder: Float[Tensor, "d_model latents"], count: int = 5
+    probe_weight: Float[Tensor, "classes d_model"], encoder: Float[Tensor, "d_model latents"], count: Count = 5
 ) -> tuple[Int[Tensor, "classes ranks"], Float[Tensor, "classes ranks"]]:
     """Find each class's latents by cosine of encoder column and probe, best first.
 
@@ -32,6 +33,7 @@ def top_latents_by_encoder(
         >>> ids, cosines
         (tensor([[0]]), tensor([[1.]]))
     """
+    check_ranges(top_latents_by_encoder, locals())
     cosines = cosine_similarity_matrix(probe_weight, encoder.T)
     top = cosines.topk(min(count, cosines.shape[1]), dim=1)
     return top.indices, top.values

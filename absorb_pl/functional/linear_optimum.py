@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
-from absorb_pl.errors import ConvergenceError, ShapeError
+from absorb_pl.errors import ConvergenceError
 from absorb_pl.functional.probe_loss import probe_loss
 from absorb_pl.functional.validation import require_finite, require_two_sided
+from absorb_pl.ranges import Count, Positive, check_ranges
 
 _HISTORY = 20
 
@@ -19,9 +20,9 @@ def minimise_probe_loss(
     y: Num[Tensor, "rows classes"] | Bool[Tensor, "rows classes"],
     pos_weight: Float[Tensor, " classes"],
     *,
-    weight_decay: float = 1e-4,
-    tolerance: float = 1e-6,
-    max_iterations: int = 2000,
+    weight_decay: Positive = 1e-4,
+    tolerance: Positive = 1e-6,
+    max_iterations: Count = 2000,
 ) -> tuple[Float[Tensor, "classes features"], Float[Tensor, " classes"]]:
     """Minimise `probe_loss + weight_decay/2 · (‖W‖² + ‖b‖²)` to its one optimum.
 
@@ -45,7 +46,7 @@ def minimise_probe_loss(
     Raises:
         NonFiniteError: `x` holds NaN or infinite values.
         LabelError: A class has no positive or no negative row.
-        ShapeError: `weight_decay` is not above zero.
+        AbsorbError: `weight_decay` is not above zero.
         ConvergenceError: The tolerance was not reached.
 
     Example:
@@ -55,10 +56,9 @@ def minimise_probe_loss(
         >>> bool(gradient.abs() < 1e-5), bool(bias.abs() < 1e-5)
         (True, True)
     """
+    check_ranges(minimise_probe_loss, locals())
     require_finite(x=x)
     require_two_sided("y", y.sum(dim=0), len(y))
-    if not weight_decay > 0:
-        raise ShapeError("weight_decay", weight_decay, expected="a number above zero", remedy="Try a small one, 1e-6.")
     classes = y.shape[1]
     x_rd = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).double()
     curvature_dd = x_rd.T @ x_rd * (0.5 / (len(x) * classes))

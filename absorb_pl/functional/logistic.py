@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from absorb_pl.errors import ConvergenceError, ShapeError
+from absorb_pl.errors import ConvergenceError
 from absorb_pl.functional.validation import require_finite, require_two_sided
+from absorb_pl.ranges import Count, Positive, check_ranges
 
 _ARMIJO = 1e-4
 _MAX_HALVINGS = 40
@@ -39,10 +40,10 @@ def solve_logistic_regressions(
     x: Float[Tensor, "problems rows features"],
     y: Bool[Tensor, "problems rows"],
     *,
-    l2: float = 1.0,
+    l2: Positive = 1.0,
     balanced: bool = True,
-    tolerance: float = 1e-6,
-    max_iterations: int = 200,
+    tolerance: Positive = 1e-6,
+    max_iterations: Count = 200,
 ) -> tuple[Float[Tensor, "problems features"], Float[Tensor, " problems"]]:
     """Solve independent L2-regularised logistic regressions to their optimum.
 
@@ -76,6 +77,7 @@ def solve_logistic_regressions(
         >>> (-bias / weight[:, 0]).round(decimals=6)  # the decision point, by symmetry 1.5
         tensor([1.5000], dtype=torch.float64)
     """
+    check_ranges(solve_logistic_regressions, locals())
     require_finite(x=x)
     require_two_sided("y", y.sum(dim=1), y.shape[1])
     row_weight = balanced_row_weights(y) if balanced else torch.ones_like(y, dtype=torch.float64)
@@ -88,10 +90,10 @@ def newton_logistic(
     y: Bool[Tensor, "problems rows"],
     row_weight: Float[Tensor, "problems rows"],
     *,
-    l2: float,
+    l2: Positive,
     start: Float[Tensor, "problems features_and_bias"] | None = None,
-    tolerance: float = 1e-6,
-    max_iterations: int = 200,
+    tolerance: Positive = 1e-6,
+    max_iterations: Count = 200,
 ) -> Float[Tensor, "problems features_and_bias"]:
     """Minimise weighted L2-regularised logistic losses from a given start.
 
@@ -111,7 +113,7 @@ def newton_logistic(
         Coefficients with the intercept last.
 
     Raises:
-        ShapeError: `l2` is not above zero.
+        AbsorbError: `l2` is not above zero.
         ConvergenceError: A problem did not reach `tolerance`.
 
     Example:
@@ -119,8 +121,7 @@ def newton_logistic(
         >>> newton_logistic(x, torch.tensor([[False, True]]), torch.ones(1, 2).double(), l2=1e-3).sign()
         tensor([[ 1., -1.]], dtype=torch.float64)
     """
-    if not l2 > 0:
-        raise ShapeError("l2", l2, expected="a number above zero", remedy="Use a small penalty such as 1e-6.")
+    check_ranges(newton_logistic, locals())
     problems, _, features = x.shape
     x_prg = torch.cat([x, torch.ones_like(x[:, :, :1])], dim=2)
     sign_pr = y.double() * 2 - 1

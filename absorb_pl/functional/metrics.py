@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from absorb_pl.functional.validation import require_finite
+from absorb_pl.ranges import Finite, check_ranges
 
 
 class BinaryMetrics(NamedTuple):
@@ -29,7 +30,7 @@ class BinaryMetrics(NamedTuple):
 
 
 def binary_metrics(
-    scores: Float[Tensor, "rows columns"], targets: Bool[Tensor, "rows columns"], threshold: float = 0.0
+    scores: Float[Tensor, "rows columns"], targets: Bool[Tensor, "rows columns"], threshold: Finite = 0.0
 ) -> BinaryMetrics:
     """F1, precision, recall and AUROC of each column of scores.
 
@@ -53,6 +54,7 @@ def binary_metrics(
         >>> [round(value.item(), 2) for value in binary_metrics(scores, targets)[:4]]
         [0.5, 0.5, 0.5, 0.75]
     """
+    check_ranges(binary_metrics, locals())
     require_finite(scores=scores)
     predicted = scores > threshold
     hits = (predicted & targets).sum(dim=0).double()

@@ -99,7 +99,7 @@ class ProjectionScores:
 
 
 def may_absorb(
-    projections: Float[Tensor, "words latents"], probe_cos: Float[Tensor, " latents"], count: int
+    projections: Float[Tensor, "words latents"], probe_cos: Float[Tensor, " latents"], count: Count
 ) -> Bool[Tensor, "words latents"]:
     """Mark the latents that are among the `count` largest projections for some least cosine.
 
@@ -119,6 +119,7 @@ def may_absorb(
         >>> may_absorb(torch.tensor([[1.0, 2.0, 3.0, 0.5]]), torch.tensor([0.9, 0.5, 0.1, 0.2]), count=1)
         tensor([[ True,  True,  True, False]])
     """
+    check_ranges(may_absorb, locals())
     order = probe_cos.argsort(descending=True, stable=True)
     order = order[(projections > 0).any(dim=0)[order]]
     by_cosine = projections[:, order].clamp(min=0)

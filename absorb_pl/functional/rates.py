@@ -10,6 +10,7 @@ from torch import Tensor
 from absorb_pl.errors import ShapeError
 from absorb_pl.functional.bootstrap import bootstrap_interval
 from absorb_pl.functional.validation import require_finite
+from absorb_pl.ranges import CountOrZero, Fraction, InnerFraction, Portion, Resamples, Seed, check_ranges
 
 LettersMode = Literal["counted", "published"]
 """What letters without candidate words count for: nothing absorbed (`counted`), or they are left out."""
@@ -27,8 +28,7 @@ class LetterOutcome:
         min_probe_f1: Least F1 at which the letter can be evaluated.
 
     Raises:
-        ShapeError: Amounts outside [0, 1], more judged words than true positives, or a portion outside (0,
-            1].
+        ShapeError: Amounts outside [0, 1], or more judged words than true positives.
         NonFiniteError: An amount is NaN or infinite.
 
     Example:
@@ -38,23 +38,17 @@ class LetterOutcome:
     """
 
     amounts: Float[Tensor, " words"]
-    num_true_positives: int
-    sample_portion: float | int = 1.0
-    probe_f1: float | None = None
-    min_probe_f1: float = 0.6
+    num_true_positives: CountOrZero
+    sample_portion: Portion = 1.0
+    probe_f1: Fraction | None = None
+    min_probe_f1: Fraction = 0.6
 
     def __post_init__(self) -> None:
+        check_ranges(LetterOutcome, vars(self))
         require_finite(amounts=self.amounts)
         if bool(((self.amounts < 0) | (self.amounts > 1)).any()):
             raise ShapeError(
                 "amounts", self.amounts.tolist()[:10], expected="values from 0 to 1", remedy="Pass verdicts."
-            )
-        if not 0 < self.sample_portion <= 1:
-            raise ShapeError(
-                "sample_portion",
-                self.sample_portion,
-                expected="a share in (0, 1]",
-                remedy="Pass judged ÷ candidates.",
             )
         if len(self.amounts) > self.num_true_positives:
             raise ShapeError(
@@ -107,7 +101,9 @@ class Rate:
         return self.value is not None
 
 
-def letter_rate(letter: LetterOutcome, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Rate:
+def letter_rate(
+    letter: LetterOutcome, *, confidence: InnerFraction = 0.95, resamples: Resamples = 2000, seed: Seed = 0
+) -> Rate:
     """Absorption rate of one letter: absorbed ÷ sample portion ÷ probe true positives.
 
     As the published `_aggregate_results_df` computes it (arXiv 2409.14507, section 5).
@@ -127,6 +123,7 @@ def letter_rate(letter: LetterOutcome, *, confidence: float = 0.95, resamples: i
         >>> letter_rate(outcome).value
         0.2
     """
+    check_ranges(letter_rate, locals())
     return _mean_rate([letter], letter.reason, confidence, resamples, seed)
 
 
@@ -134,9 +131,9 @@ def sae_rate(
     letters: Sequence[LetterOutcome],
     *,
     mode: LettersMode = "counted",
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    confidence: InnerFraction = 0.95,
+    resamples: Resamples = 2000,
+    seed: Seed = 0,
 ) -> Rate:
     """Absorption rate of an SAE: the mean over its evaluable letters.
 
@@ -160,6 +157,7 @@ def sae_rate(
         >>> sae_rate([a, b]).value, sae_rate([a, b], mode="published").value
         (0.125, 0.25)
     """
+    check_ranges(sae_rate, locals())
     counted = [letter for letter in letters if not letter.reason]
     reason = "no evaluable label" if not counted else ""
     if mode == "published":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from absorb_pl.functional.absorption import SILENT
 from absorb_pl.functional.projection import projection_scores
+from absorb_pl.ranges import Cosine, Count, Fraction, Positive, check_ranges
 
 SaeBenchVersion = Literal["0.6.0", "0.3.2"]
 
@@ -23,9 +24,9 @@ def full_absorption(
     probe_projection: Float[Tensor, " words"],
     main_max: Float[Tensor, " words"],
     *,
-    cos_threshold: float = 0.025,
-    proportion_threshold: float = 0.4,
-    silent: float = SILENT,
+    cos_threshold: Cosine = 0.025,
+    proportion_threshold: Fraction = 0.4,
+    silent: Positive = SILENT,
 ) -> Bool[Tensor, " words"]:
     """Tell on which words one latent took over all of the feature, by either version (see `saebench_verdicts`).
 
@@ -45,6 +46,7 @@ def full_absorption(
         >>> full_absorption(torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([2.0]), torch.tensor([0.0]))
         tensor([True])
     """
+    check_ranges(full_absorption, locals())
     whole = probe_projection.double()
     return (
         (main_max.double() < silent)
@@ -60,9 +62,9 @@ def fraction_by_absorbers(
     probe_projection: Float[Tensor, " words"],
     main_projection: Float[Tensor, " words"],
     *,
-    cos_threshold: float = 0.1,
-    proportion_threshold: float = 0.4,
-    max_absorbers: int = 3,
+    cos_threshold: Cosine = 0.1,
+    proportion_threshold: Fraction = 0.4,
+    max_absorbers: Count = 3,
 ) -> Float[Tensor, " words"]:
     """Absorption fraction of version 0.6.0 (see `saebench_verdicts`).
 
@@ -83,6 +85,7 @@ def fraction_by_absorbers(
         >>> fraction_by_absorbers(held, cos, torch.tensor([2.0]), torch.tensor([1.0]))
         tensor([0.4444], dtype=torch.float64)
     """
+    check_ranges(fraction_by_absorbers, locals())
     whole, mains = probe_projection.double(), main_projection.double()
     aligned = torch.where(absorber_probe_cos.double() >= cos_threshold, absorber_projections.double(), 0.0)
     held = aligned.topk(min(max_absorbers, aligned.shape[1]), dim=1).values.sum(dim=1)
@@ -150,11 +153,11 @@ def saebench_verdicts(
     main_latents: Sequence[int],
     *,
     version: SaeBenchVersion = "0.6.0",
-    full_cos_threshold: float = 0.025,
-    fraction_cos_threshold: float = 0.1,
-    proportion_threshold: float = 0.4,
-    max_absorbers: int = 3,
-    silent: float = SILENT,
+    full_cos_threshold: Cosine = 0.025,
+    fraction_cos_threshold: Cosine = 0.1,
+    proportion_threshold: Fraction = 0.4,
+    max_absorbers: Count = 3,
+    silent: Positive = SILENT,
 ) -> SaeBenchVerdicts:
     """Judge words by SAEBench's rule.
 
@@ -197,6 +200,7 @@ def saebench_verdicts(
         >>> verdicts.is_full_absorption, verdicts.absorption_fraction
         (tensor([ True, False]), tensor([1.0000, 0.4444], dtype=torch.float64))
     """
+    check_ranges(saebench_verdicts, locals())
     scores = projection_scores(activations, projections, probe_cos, main_latents, max_absorbers=max_absorbers)
     if version == "0.6.0":
         fraction = fraction_by_absorbers(

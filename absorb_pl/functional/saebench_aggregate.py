@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from absorb_pl.ranges import Count, Fraction, check_ranges
+
 
 @dataclass(frozen=True)
 class SaeBenchAggregate:
@@ -37,8 +39,8 @@ def saebench_aggregate(
     num_true_positives: Sequence[int],
     probe_f1: Sequence[float],
     *,
-    min_probe_f1: float | None = 0.6,
-    min_letters: int = 20,
+    min_probe_f1: Fraction | None = 0.6,
+    min_letters: Count = 20,
 ) -> SaeBenchAggregate:
     """Sum up letters as SAEBench does.
 
@@ -66,6 +68,7 @@ def saebench_aggregate(
         >>> saebench_aggregate([0.2], [0.1], [1], [9], [0.5]).reason
         '0 letters with a probe F1 above 0.6, fewer than 20'
     """
+    check_ranges(saebench_aggregate, locals())
     good = [number for number, f1 in enumerate(probe_f1) if min_probe_f1 is None or f1 > min_probe_f1]
     if min_probe_f1 is not None and len(good) < min_letters:
         return SaeBenchAggregate(

@@ -4,14 +4,15 @@ import math
 from collections.abc import Sequence
 
 from absorb_pl.errors import NonFiniteError, ShapeError
+from absorb_pl.ranges import Count, Fraction, check_ranges
 
 
 def main_latents(
     f1_by_k: Sequence[float | int],
     ks: Sequence[int],
     latents_by_rank: Sequence[int],
-    threshold: float = 0.03,
-    max_k: int = 15,
+    threshold: Fraction = 0.03,
+    max_k: Count = 15,
 ) -> list[int]:
     """Find the latents that together carry a feature.
 
@@ -37,6 +38,7 @@ def main_latents(
         >>> main_latents([0.6, 0.7, 0.72], ks=[1, 2, 3], latents_by_rank=[40, 7, 9])
         [40, 7]
     """
+    check_ranges(main_latents, locals())
     if len(f1_by_k) != len(ks) or 1 not in ks:
         raise ShapeError(
             "ks", list(ks), expected=f"{len(f1_by_k)} ks, 1 among them", remedy="Probe with k = 1, 2, 3, …"

@@ -25,6 +25,7 @@ from absorb_pl.models.sae import (
     check_sae_fits,
     reads_sequences,
     require_rows,
+    require_width,
     sae_architecture,
     sae_hook_name,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "reads_sequences",
     "require_next_token_logits",
     "require_rows",
+    "require_width",
     "rows_at_once",
     "sae_architecture",
     "sae_hook_name",

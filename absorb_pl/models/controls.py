@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from absorb_pl.errors import AbsorbError, SaeArchitectureError
 from absorb_pl.models.adapters import AdaptedSae
+from absorb_pl.ranges import Seed, check_ranges
 
 CONTROL_KINDS = ("random", "shuffled_decoder")
 """`random` has directions drawn afresh; in `shuffled_decoder` latents fire as they do but point elsewhere."""
 
 
 @torch.no_grad()
-def control_sae(sae: Any, kind: str, seed: int = 0) -> Any:
+def control_sae(sae: Any, kind: str, seed: Seed = 0) -> Any:
     """Make an SAE like another one whose latents carry no meaning, or point where others did.
 
     * `random`: decoder rows are drawn evenly from all directions and scaled to the norms they had; each encoder column
@@ -44,6 +45,7 @@ def control_sae(sae: Any, kind: str, seed: int = 0) -> Any:
         >>> bool((control.encode(x) == sae.encode(x)).all()), bool((control.W_dec == sae.W_dec).all())
         (True, False)
     """
+    check_ranges(control_sae, locals())
     if kind not in CONTROL_KINDS:
         raise AbsorbError("kind", kind, expected=" or ".join(CONTROL_KINDS), remedy="Name one of these.")
     inner: Any = sae.sae if isinstance(sae, AdaptedSae) else sae

@@ -191,6 +191,33 @@ def check_hooks_agree(sae: Any, hook_name: str | None) -> None:
         )
 
 
+def require_width(sae: Any, width: int) -> None:
+    """Refuse an SAE on activations of another width than it reads.
+
+    Args:
+        sae: The SAE; one without decoder rows reads any.
+        width: Width of the activations.
+
+    Raises:
+        SaeWidthError: They differ.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> require_width(SimpleNamespace(W_dec=torch.zeros(8, 4)), 3)
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.SaeWidthError: `sae` was 'd_in = 4', expected 3, the width of the activations. ...
+    """
+    decoder = getattr(sae, "W_dec", None)
+    if isinstance(decoder, Tensor) and decoder.shape[1] != width:
+        raise SaeWidthError(
+            "sae",
+            f"d_in = {decoder.shape[1]}",
+            expected=f"{width}, the width of the activations",
+            remedy="Use an SAE trained on these activations.",
+        )
+
+
 def check_sae_fits(model: Any, sae: Any, hook_name: str | None = None) -> None:
     """Check that a model has the SAE's hook and that activations there are as wide as the SAE's input.
 

@@ -10,7 +10,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from absorb_pl.errors import SaeInterfaceError
-from absorb_pl.models.sae import require_rows
+from absorb_pl.models.sae import require_rows, require_width
 from absorb_pl.models.sae_scale import unwrapped_sae
 
 
@@ -29,6 +29,7 @@ def encode_rows(sae: Any, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows 
 
     Raises:
         SaeArchitectureError: Its latents at a token depend on the tokens before it.
+        SaeWidthError: It reads activations of another width.
 
     Example:
         >>> from types import SimpleNamespace
@@ -36,6 +37,7 @@ def encode_rows(sae: Any, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows 
         tensor([[1., 0.]])
     """
     require_rows(sae)
+    require_width(sae, x.shape[-1])
     decoder = getattr(sae, "W_dec", None)
     with torch.no_grad(), _flat(sae):
         return sae.encode(x.to(decoder) if isinstance(decoder, Tensor) else x).detach()

@@ -112,11 +112,11 @@ class OneVsRestModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Take the training labels' counts from the datamodule's `class_counts()` before a fit."""
         self._counted = self._finished = False
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ActivationDataModule):
-            self.inputs(data.cache.rows(torch.arange(1)).to(self.device))
+            self.check_width(data.cache.width)
         if stage == "fit" and hasattr(data, "class_counts"):
-            self.set_class_counts(*data.class_counts())
+            self.set_class_counts(*cast(Any, data).class_counts())
 
     def on_train_start(self) -> None:
         """Count the training labels row by row where no datamodule does."""
@@ -135,8 +135,25 @@ class OneVsRestModule(LightningModule):
         Returns:
             Input of `fc`.
         """
-        require_width(x, self.fc.in_features, "input_dim")
+        self.check_width(x.shape[-1])
         return x
+
+    def check_width(self, width: int) -> None:
+        """Refuse activations of another width than the probe reads.
+
+        Args:
+            width: Width of the activations.
+
+        Raises:
+            ShapeError: It is another.
+        """
+        if width != self.fc.in_features:
+            raise ShapeError(
+                "input_dim",
+                self.fc.in_features,
+                expected=f"{width}, the width of the activations",
+                remedy="Give the width of the hook that the data reads (`d_model` on the residual stream).",
+            )
 
     def logits(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows classes"]:
         """Logits of the linear layer, `MISSING_LOGIT` for classes left out.
@@ -329,29 +346,3 @@ class OneVsRestModule(LightningModule):
         gamma = (self.end_lr / self.lr) ** (1 / epochs)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
-
-
-def require_width(x: Float[Tensor, "rows d_model"], width: int, argument: str) -> None:
-    """Refuse activations of another width than a probe reads.
-
-    Args:
-        x: Residual activations.
-        width: What the probe reads.
-        argument: What says so.
-
-    Raises:
-        ShapeError: The widths differ.
-
-    Example:
-        >>> require_width(torch.zeros(2, 3), 4, "input_dim")
-        Traceback (most recent call last):
-            ...
-        absorb_pl.errors.ShapeError: `input_dim` was 4, expected 3, the width of the activations. ...
-    """
-    if x.shape[-1] != width:
-        raise ShapeError(
-            argument,
-            width,
-            expected=f"{x.shape[-1]}, the width of the activations",
-            remedy="Give the width of the hook that the data reads (`d_model` on the residual stream).",
-        )

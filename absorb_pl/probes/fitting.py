@@ -20,6 +20,7 @@ from absorb_pl.data import stoppable
 from absorb_pl.interruption import interruptible
 from absorb_pl.probes.base import OneVsRestModule
 from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE, TensorBatches
+from absorb_pl.ranges import Count, check_ranges
 
 WHOLE_EPOCH_VALUES = 2**25
 """Most values of the rows that are gathered for a whole epoch at once, 128 MiB; larger ones are gathered a step."""
@@ -41,8 +42,8 @@ def fit_probe(
     probe: OneVsRestModule,
     x: Float[Tensor, "rows features"],
     y: Num[Tensor, "rows classes"],
-    max_epochs: int = 50,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    max_epochs: Count = 50,
+    batch_size: Count = DEFAULT_BATCH_SIZE,
     device: torch.device | str = "cpu",
     *,
     show_progress: bool = False,
@@ -73,6 +74,7 @@ def fit_probe(
         >>> list(fit_probe(LinearProbe(2, 2), x, x, max_epochs=1).columns)
         ['epoch', 'train/loss', 'train/f1']
     """
+    check_ranges(fit_probe, locals())
     target = torch.device(device)
     rows = TensorBatches(x.detach().to(target, torch.float32), y.to(target, torch.float32))
     curve, size = _Curve(), min(batch_size, math.ceil(len(x) / probe.min_steps_per_epoch))

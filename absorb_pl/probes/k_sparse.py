@@ -12,8 +12,8 @@ from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, require_finite, solve_k_sparse
-from absorb_pl.models import check_hooks_agree, encode_rows, load_sae, to_unit_norms
-from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName, require_width
+from absorb_pl.models import check_hooks_agree, encode_rows, load_sae, require_width, to_unit_norms
+from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.latents import chunks_for, encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.probes.rows import training_batches
@@ -130,6 +130,17 @@ class SaeProbe(OneVsRestModule):
         if isinstance(self.sae, nn.Module):
             self.sae.to(self.device)
 
+    def check_width(self, width: int) -> None:
+        """Refuse activations of another width than the SAE reads.
+
+        Args:
+            width: Width of the activations.
+
+        Raises:
+            SaeWidthError: It is another.
+        """
+        require_width(self.sae, width)
+
     def on_train_start(self) -> None:
         """Warn where the batches are too few to rank the latents."""
         super().on_train_start()
@@ -191,7 +202,6 @@ class SaeProbe(OneVsRestModule):
         Returns:
             What the SAE encodes, in float32.
         """
-        require_width(x, self.sae.W_dec.shape[1], "sae")
         return encode_rows(self.sae, x).float()
 
     def logits(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows classes"]:

@@ -18,6 +18,7 @@ from absorb_pl.errors import CacheCorruptedError, LabelError
 from absorb_pl.functional import binary_metrics
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.training import train_multi_probe
+from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 from absorb_pl.words import LETTERS
 
 _PROBE, _DATA = "probe.safetensors", "data.safetensors"
@@ -48,11 +49,11 @@ def train_linear_probe_for_task(
     device: torch.device | str,
     train_activations: np.ndarray,
     test_activations: np.ndarray,
-    num_classes: int = 26,
-    batch_size: int = 4096,
-    num_epochs: int = 50,
-    lr: float = 1e-2,
-    weight_decay: float = 1e-4,
+    num_classes: Count = 26,
+    batch_size: Count = 4096,
+    num_epochs: Count = 50,
+    lr: Positive = 1e-2,
+    weight_decay: NotNegative = 1e-4,
     *,
     show_progress: bool = True,
     polish: bool = False,
@@ -86,6 +87,7 @@ def train_linear_probe_for_task(
         >>> gen_probe_stats(probe, data["X_test"], data["y_test"], threshold=0.0)[1].f1
         1.0
     """
+    check_ranges(train_linear_probe_for_task, locals())
     data = {
         "X_train": torch.tensor(np.asarray(train_activations), dtype=torch.float32, device=device),
         "X_test": torch.tensor(np.asarray(test_activations), dtype=torch.float32, device=device),

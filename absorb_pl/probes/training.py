@@ -17,6 +17,7 @@ from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.latents import sae_device
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE
+from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 
 ExtraLoss = Callable[[LinearProbe, Tensor, Tensor], Tensor]
 DEFAULT_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,19 +72,19 @@ class KSparseProbe(nn.Module):
 def train_multi_probe(
     x_train: Float[Tensor, "rows features"],
     y_train: Num[Tensor, "rows classes"],
-    num_probes: int | None = None,
-    batch_size: int = 4096,
-    num_epochs: int = 100,
-    lr: float = 0.01,
-    end_lr: float = 1e-5,
-    weight_decay: float = 1e-6,
+    num_probes: Count | None = None,
+    batch_size: Count = 4096,
+    num_epochs: Count = 100,
+    lr: Positive = 0.01,
+    end_lr: Positive = 1e-5,
+    weight_decay: NotNegative = 1e-6,
     show_progress: bool = True,
     optimizer: OptimizerName = "Adam",
     extra_loss_fn: ExtraLoss | None = None,
     verbose: bool = False,
     device: torch.device | str = DEFAULT_DEVICE,
     *,
-    l1_decay: float = 0.0,
+    l1_decay: NotNegative = 0.0,
     polish: bool = False,
 ) -> LinearProbe:
     """Train one-vs-rest logistic regression probes.
@@ -123,6 +124,7 @@ def train_multi_probe(
         >>> (probe(x) > 0).float().equal(x)
         True
     """
+    check_ranges(train_multi_probe, locals())
     if num_probes is not None and num_probes != y_train.shape[1]:
         raise ShapeError(
             "num_probes",
@@ -149,11 +151,11 @@ def train_multi_probe(
 def train_binary_probe(
     x_train: Float[Tensor, "rows features"],
     y_train: Num[Tensor, " rows"],
-    batch_size: int = 256,
-    num_epochs: int = 100,
-    lr: float = 0.01,
-    end_lr: float = 1e-5,
-    weight_decay: float = 1e-6,
+    batch_size: Count = 256,
+    num_epochs: Count = 100,
+    lr: Positive = 0.01,
+    end_lr: Positive = 1e-5,
+    weight_decay: NotNegative = 1e-6,
     show_progress: bool = True,
     optimizer: OptimizerName = "Adam",
     extra_loss_fn: ExtraLoss | None = None,
@@ -214,13 +216,13 @@ def train_binary_probe(
 def train_sparse_multi_probe(
     x_train: Float[Tensor, "rows features"],
     y_train: Num[Tensor, "rows classes"],
-    l1_decay: float = 0.01,
-    num_probes: int | None = None,
-    batch_size: int = 4096,
-    num_epochs: int = 50,
-    lr: float = 0.01,
-    end_lr: float = 1e-5,
-    l2_decay: float = 1e-6,
+    l1_decay: NotNegative = 0.01,
+    num_probes: Count | None = None,
+    batch_size: Count = 4096,
+    num_epochs: Count = 50,
+    lr: Positive = 0.01,
+    end_lr: Positive = 1e-5,
+    l2_decay: NotNegative = 1e-6,
     show_progress: bool = True,
     verbose: bool = False,
     device: torch.device | str = DEFAULT_DEVICE,
@@ -256,6 +258,7 @@ def train_sparse_multi_probe(
         >>> train_sparse_multi_probe(x, x, num_epochs=2, show_progress=False, device="cpu").weights.argmax(dim=1)
         tensor([0, 1])
     """
+    check_ranges(train_sparse_multi_probe, locals())
     return train_multi_probe(
         x_train,
         y_train,

@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from absorb_pl.errors import AbsorbError, PromptError
+from absorb_pl.ranges import Count, CountOrZero, Seed, check_ranges
 from absorb_pl.words.formatters import Formatter, spelling_formatter
 from absorb_pl.words.next_token import require_next_token_logits
 from absorb_pl.words.positions import prepends_bos, tokenize_prompts
@@ -85,18 +86,19 @@ class SpellingGrader:
 
     model: Any
     icl_word_list: Sequence[str]
-    max_icl_examples: int | None = None
+    max_icl_examples: CountOrZero | None = None
     base_template: str = "{word}:"
     answer_formatter: Formatter = _SPELLED
     example_separator: str = "\n"
     shuffle_examples: bool = True
     hook_generator: HookGenerator | None = None
     check_contamination: bool = True
-    max_attempts: int = 1000
-    seed: int | None = None
+    max_attempts: Count = 1000
+    seed: Seed | None = None
 
     def __post_init__(self) -> None:
         """Refuse models whose answers are not next tokens."""
+        check_ranges(SpellingGrader, vars(self))
         require_next_token_logits(self.model, type(self).__name__)
 
     def grade_word(self, word: str) -> SpellingGrade:
@@ -114,7 +116,7 @@ class SpellingGrader:
     def grade_words(
         self,
         words: Sequence[str],
-        batch_size: int = 1,
+        batch_size: Count = 1,
         show_progress: bool = True,
         use_hooks: bool = False,
         *,
@@ -138,6 +140,7 @@ class SpellingGrader:
             AbsorbError: If `use_hooks` is set and there is no `hook_generator`.
             ContextLengthError: If a prompt with its answer is longer than the model's context.
         """
+        check_ranges(SpellingGrader.grade_words, locals())
         if batch_size < 1:
             raise PromptError("batch_size", batch_size, expected="1 or more", remedy="Use 1 if memory is short.")
         if use_hooks and self.hook_generator is None:

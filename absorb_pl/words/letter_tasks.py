@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from absorb_pl.errors import LabelError, PromptError, VocabularyError
+from absorb_pl.errors import LabelError, PromptError
+from absorb_pl.ranges import Count, CountOrZero, NotNegative, check_ranges
 from absorb_pl.words.formatters import Formatter, letter_from_end_formatter, letter_from_start_formatter
 from absorb_pl.words.prompting import VERBOSE_FIRST_LETTER_TEMPLATE
 from absorb_pl.words.tasks import Task
@@ -19,12 +20,12 @@ def first_letter_task(
     tokenizer: PreTrainedTokenizerBase,
     *,
     vocabulary: Vocabulary = "alpha",
-    max_words: int | None = None,
+    max_words: Count | None = None,
     only_start_of_word: bool = False,
-    threshold: float | int = 10,
+    threshold: NotNegative = 10,
     template: str = VERBOSE_FIRST_LETTER_TEMPLATE,
     example_separator: str = "\n",
-    max_icl_examples: int = 10,
+    max_icl_examples: CountOrZero = 10,
 ) -> Task:
     """Make the task of arXiv 2409.14507: which letter does a word that is one token begin with?
 
@@ -54,6 +55,7 @@ def first_letter_task(
         >>> task.words, task.labels
         ((' cat', ' Dog'), (2, 3))
     """
+    check_ranges(first_letter_task, locals())
     return letter_task_of_words(
         vocabulary_words(tokenizer, vocabulary, only_start_of_word=only_start_of_word, threshold=threshold),
         max_words=max_words,
@@ -67,10 +69,10 @@ def letter_task_of_words(
     words: Sequence[str],
     *,
     place: int = 1,
-    max_words: int | None = None,
+    max_words: Count | None = None,
     template: str | None = None,
     example_separator: str = "\n",
-    max_icl_examples: int = 10,
+    max_icl_examples: CountOrZero = 10,
 ) -> Task:
     """Make the task that asks for one letter of each word of a given list.
 
@@ -100,6 +102,7 @@ def letter_task_of_words(
         >>> task.words, task.classes[task.labels[0]], task.answer_formatter(" cats")
         ((' cats',), 'a', ' A')
     """
+    check_ranges(letter_task_of_words, locals())
     template = letter_template(place) if template is None else template
     labelled = _most_common([word for word in dict.fromkeys(words) if _letter(word, place) in LETTERS], max_words)
     return Task(
@@ -145,10 +148,10 @@ def contains_task_of_words(
     words: Sequence[str],
     letters: str,
     *,
-    max_words: int | None = None,
+    max_words: Count | None = None,
     template: str | None = None,
     example_separator: str = "\n",
-    max_icl_examples: int = 10,
+    max_icl_examples: CountOrZero = 10,
 ) -> Task:
     """Make the task that asks whether some letters stand, side by side, anywhere in a word.
 
@@ -176,6 +179,7 @@ def contains_task_of_words(
         >>> task.labels, task.classes, task.template, task.answer_formatter(" dog")
         ((0, 1), ('yes', 'no'), '{word} contains "a":', ' no')
     """
+    check_ranges(contains_task_of_words, locals())
     if not letters or any(character.isspace() or character in "{}" for character in letters):
         raise PromptError(
             "contains", letters, expected="one letter or several in a row", remedy="Say for example contains: ing."
@@ -206,8 +210,6 @@ def contains_task_of_words(
 def _most_common(words: list[str], max_words: int | None) -> list[str]:
     if max_words is None:
         return words
-    if max_words < 1:
-        raise VocabularyError("max_words", max_words, expected="1 or more", remedy="Use None for all words.")
     return most_common(words, max_words)
 
 

@@ -116,10 +116,10 @@ def random_icl_prompt(
     base_template: str = "{word}:",
     example_separator: str = "\n",
     answer_formatter: Formatter = _SPELLED,
-    max_icl_examples: int = 10,
+    max_icl_examples: CountOrZero = 10,
     check_contamination: bool = True,
-    max_attempts: int = 1000,
-    seed: int | None = None,
+    max_attempts: Count = 1000,
+    seed: Seed | None = None,
 ) -> SpellingPrompt:
     """Build the ICL prompt of a word drawn from `vocab`, with examples from `vocab`.
 
@@ -133,6 +133,7 @@ def random_icl_prompt(
         >>> prompt.base.count(":")
         3
     """
+    check_ranges(random_icl_prompt, locals())
     if not vocab:
         raise PromptError("vocab", vocab, expected="at least one word", remedy="Give a longer word list.")
     word = _generator(seed, "").choice(vocab)

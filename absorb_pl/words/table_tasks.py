@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import LabelError, TaskTableError
-from absorb_pl.ranges import Count, Seed, check_ranges
+from absorb_pl.ranges import Count, CountOrZero, Seed, check_ranges
 from absorb_pl.words.answers import answer_token_ids
 from absorb_pl.words.tables import LabelledTexts, read_labelled_texts
 from absorb_pl.words.tasks import Task
@@ -49,7 +49,7 @@ def table_task(
     *,
     max_words: Count | None = None,
     seed: Seed = 42,
-    max_icl_examples: int = 10,
+    max_icl_examples: CountOrZero = 10,
     reads_answers: bool = True,
 ) -> Task:
     """Make the task that asks for the label of each text of a table.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from absorb_pl.errors import LabelError, VocabularyError
+from absorb_pl.ranges import CountOrZero, check_ranges
 from absorb_pl.words.formatters import Formatter
 from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt
 
@@ -48,11 +49,12 @@ class Task:
     template: str
     answer_formatter: Formatter
     example_separator: str = "\n"
-    max_icl_examples: int = 10
+    max_icl_examples: CountOrZero = 10
     children: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the fields fit together."""
+        check_ranges(Task, vars(self))
         if not self.words:
             raise VocabularyError("words", (), expected="at least one word", remedy="Give a longer word list.")
         word, times = Counter(self.words).most_common(1)[0]

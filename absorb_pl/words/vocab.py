@@ -13,6 +13,7 @@ import wordfreq
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import VocabularyError
+from absorb_pl.ranges import Count, NotNegative, check_ranges
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LETTERS_UPPER = LETTERS.upper()
@@ -126,7 +127,7 @@ def get_common_word_tokens(
     tokenizer: PreTrainedTokenizerBase,
     only_start_of_word: bool = True,
     replace_special_chars: bool = True,
-    threshold: float | int = 10,
+    threshold: NotNegative = 10,
 ) -> list[str]:
     """List the entries that are common English words in lower case.
 
@@ -170,7 +171,7 @@ def marks_leading_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
     return any(text.startswith(" ") for text in get_alpha_tokens(tokenizer))
 
 
-def get_common_words(threshold: float | int = 10) -> dict[str, float]:
+def get_common_words(threshold: NotNegative = 10) -> dict[str, float]:
     """Give the English words of the letters a to z that are at least this common, most frequent first.
 
     Args:
@@ -183,11 +184,12 @@ def get_common_words(threshold: float | int = 10) -> dict[str, float]:
         >>> list(get_common_words(10_000))[:3]
         ['the', 'to', 'and']
     """
+    check_ranges(get_common_words, locals())
     common = {word: rate for word, rate in _rates().items() if rate >= threshold and _ALPHA.fullmatch(word)}
     return dict(sorted(common.items(), key=lambda item: (-item[1], item[0])))
 
 
-def most_common(words: Sequence[str], count: int) -> list[str]:
+def most_common(words: Sequence[str], count: Count) -> list[str]:
     """Keep the words that are most frequent in English, in the order given.
 
     Frequency is that of the word in lower case without white space around it, by `wordfreq`; of equally
@@ -204,6 +206,7 @@ def most_common(words: Sequence[str], count: int) -> list[str]:
         >>> most_common([" zyzzyva", " cat", " The"], 2)
         [' cat', ' The']
     """
+    check_ranges(most_common, locals())
     rates = _rates()
     ranked = sorted(range(len(words)), key=lambda i: -rates.get(words[i].strip().lower(), 0.0))
     return [words[i] for i in sorted(ranked[:count])]
@@ -232,7 +235,7 @@ def group_words_by_ending_and_length(words: Iterable[str]) -> dict[int, dict[str
     }
 
 
-def get_same_ending_word_pairs_of_len(length: int) -> list[tuple[str, str]]:
+def get_same_ending_word_pairs_of_len(length: Count) -> list[tuple[str, str]]:
     """Pair common words of one length that differ in their first letter only.
 
     Args:
@@ -245,6 +248,7 @@ def get_same_ending_word_pairs_of_len(length: int) -> list[tuple[str, str]]:
         >>> ("would", "could") in get_same_ending_word_pairs_of_len(5)
         True
     """
+    check_ranges(get_same_ending_word_pairs_of_len, locals())
     groups = group_words_by_ending_and_length(get_common_words())
     return [(group[0], group[1]) for group in groups.get(length, {}).values()]
 

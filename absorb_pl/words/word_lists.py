@@ -6,6 +6,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import VocabularyError
+from absorb_pl.ranges import Count, NotNegative, check_ranges
 from absorb_pl.words.vocab import (
     get_alpha_tokens,
     get_common_word_tokens,
@@ -24,8 +25,8 @@ def vocabulary_words(
     vocabulary: Vocabulary,
     *,
     only_start_of_word: bool = False,
-    threshold: float | int = 10,
-    max_tokens_per_word: int | None = None,
+    threshold: NotNegative = 10,
+    max_tokens_per_word: Count | None = None,
 ) -> list[str]:
     """List the words of a vocabulary as they stand in a prompt.
 
@@ -55,6 +56,7 @@ def vocabulary_words(
         >>> vocabulary_words(tokenizer, "words", threshold=10_000)[:3]
         [' the', ' to', ' and']
     """
+    check_ranges(vocabulary_words, locals())
     if vocabulary not in ("alpha", "common", "words"):
         raise VocabularyError(
             "vocabulary", vocabulary, expected="'alpha', 'common' or 'words'", remedy="Name one of the three."
@@ -72,12 +74,12 @@ def vocabulary_words(
             words = [word for word in words if word.startswith(" ")]
     if max_tokens_per_word is not None:
         counts = token_counts(tokenizer, words)
-        words = [word for word, count in zip(words, counts, strict=True) if count <= _limit(max_tokens_per_word)]
+        words = [word for word, count in zip(words, counts, strict=True) if count <= max_tokens_per_word]
     return words
 
 
 def listed_words(
-    tokenizer: PreTrainedTokenizerBase, words: Sequence[str], *, max_tokens_per_word: int | None = None
+    tokenizer: PreTrainedTokenizerBase, words: Sequence[str], *, max_tokens_per_word: Count | None = None
 ) -> list[str]:
     """Take a list of words as they stand in a prompt.
 
@@ -99,6 +101,7 @@ def listed_words(
         >>> listed_words(PreTrainedTokenizerFast(tokenizer_object=backend), ["cat", "New York"])
         [' cat', ' New York']
     """
+    check_ranges(listed_words, locals())
     bare = [word.strip() for word in words]
     seen: set[str] = set()
     for number, word in enumerate(bare):
@@ -121,7 +124,7 @@ def listed_words(
         )
     if max_tokens_per_word is not None:
         counts = dict(zip(bare, token_counts(tokenizer, listed), strict=True))
-        long = [word for word, count in counts.items() if count > _limit(max_tokens_per_word)]
+        long = [word for word, count in counts.items() if count > max_tokens_per_word]
         if long:
             raise VocabularyError(
                 "max_tokens_per_word",
@@ -197,11 +200,3 @@ def _ids_in_prompts(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) ->
     texts = ["\n", *(f"\n{word}" for word in words)]
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return [row[len(ids[0]) :] for row in ids[1:]]
-
-
-def _limit(max_tokens_per_word: int) -> int:
-    if max_tokens_per_word < 1:
-        raise VocabularyError(
-            "max_tokens_per_word", max_tokens_per_word, expected="1 or more", remedy="Use None for no limit."
-        )
-    return max_tokens_per_word
