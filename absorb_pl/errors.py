@@ -33,6 +33,10 @@ def _rebuild(kind: type[AbsorbError], argument: str, value: object, expected: st
     return kind(argument, value, expected=expected, remedy=remedy)
 
 
+class RangeError(AbsorbError):
+    """A setting or an argument lies outside the range that its type declares."""
+
+
 class ModelNotFoundError(AbsorbError):
     """The language model is neither a bundled name, a local folder nor a hub name."""
 

@@ -12,7 +12,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import RangeError
 
 _MOST = 2**31 - 1
 
@@ -34,12 +34,12 @@ class Range:
         (above 0 and at most 1, at least 2)
     """
 
-    least: float = -math.inf
-    most: float = math.inf
+    least: float | int = -math.inf
+    most: float | int = math.inf
     above: bool = False
     below: bool = False
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: float | int) -> bool:
         return bool(
             math.isfinite(value)
             and (self.least < value if self.above else self.least <= value)
@@ -62,19 +62,19 @@ Resamples = Annotated[int, Range(100, 10**6)]
 """Bootstrap replicates; fewer leave no tails to read an interval off."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """A seed, as all the generators in use take it."""
-Fraction = Annotated[float, Range(0, 1)]
+Fraction = Annotated[float | int, Range(0, 1)]
 """A fraction, ends included."""
-InnerFraction = Annotated[float, Range(0, 1, above=True, below=True)]
+InnerFraction = Annotated[float | int, Range(0, 1, above=True, below=True)]
 """A fraction, without its ends."""
-Portion = Annotated[float, Range(0, 1, above=True)]
+Portion = Annotated[float | int, Range(0, 1, above=True)]
 """A part that is not nothing, of a whole of 1."""
-Cosine = Annotated[float, Range(-1, 1)]
+Cosine = Annotated[float | int, Range(-1, 1)]
 """A cosine."""
-Finite = Annotated[float, Range()]
+Finite = Annotated[float | int, Range()]
 """Any number but NaN and the infinite ones."""
-NotNegative = Annotated[float, Range(0)]
+NotNegative = Annotated[float | int, Range(0)]
 """Zero or more."""
-Positive = Annotated[float, Range(0, above=True)]
+Positive = Annotated[float | int, Range(0, above=True)]
 """More than zero."""
 
 
@@ -88,7 +88,7 @@ def check_ranges(declared: type | Callable[..., Any], values: Mapping[str, Any])
         values: Settings by name; others than the declared ones are not looked at.
 
     Raises:
-        AbsorbError: Names the first that is outside, and its range.
+        RangeError: Names the first that is outside, and its range.
 
     Example:
         >>> def train(epochs: Count = 50, ks: Sequence[Count] = (1, 2)):
@@ -96,11 +96,11 @@ def check_ranges(declared: type | Callable[..., Any], values: Mapping[str, Any])
         >>> train(ks=[1, 0])
         Traceback (most recent call last):
             ...
-        absorb_pl.errors.AbsorbError: `ks` was [1, 0], expected a list, each a whole number, at least 1 and at most...
+        absorb_pl.errors.RangeError: `ks` was [1, 0], expected a list, each a whole number, at least 1 and at most...
     """
     for name, hint in _hints(declared).items():
         if name in values and not _allows(hint, values[name]):
-            raise AbsorbError(name, values[name], expected=_described(hint), remedy="Choose a value within that.")
+            raise RangeError(name, values[name], expected=_described(hint), remedy="Choose a value within that.")
 
 
 @cache
@@ -126,9 +126,8 @@ def _allows(hint: Any, value: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def _is_number(kind: type, value: Any) -> bool:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    return whole or (kind is float and isinstance(value, Real) and not isinstance(value, bool))
+def _is_number(kind: Any, value: Any) -> bool:
+    return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
 
 
 def _described(hint: Any) -> str:

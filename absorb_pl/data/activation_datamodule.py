@@ -114,7 +114,7 @@ class ActivationDataModule(LightningDataModule):
         batch_size: Count = 4096,
         prompt_batch_size: Count = 64,
         test_fraction: InnerFraction = 0.2,
-        val_fraction: Annotated[float, Range(0, 1, below=True)] = 0.1,
+        val_fraction: Annotated[float | int, Range(0, 1, below=True)] = 0.1,
         split_seed: Seed = 42,
         model_dtype: str = "float32",
     ) -> None:

@@ -6,11 +6,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from absorb_pl.errors import AbsorbError
-from absorb_pl.ranges import Fraction, Seed, check_ranges
+from absorb_pl.ranges import Seed, check_ranges
 
 
 def stratified_split(
-    labels: Int[Tensor, " rows"], fractions: tuple[Fraction, ...], seed: Seed = 42
+    labels: Int[Tensor, " rows"], fractions: tuple[float, ...], seed: Seed = 42
 ) -> list[Int[Tensor, " part"]]:
     """Split row numbers so that every class has about the same share in each part.
 
@@ -34,7 +34,7 @@ def stratified_split(
         (12, 3, 2)
     """
     check_ranges(stratified_split, locals())
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+    if not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-9):
         raise AbsorbError(
             "fractions",
             fractions,

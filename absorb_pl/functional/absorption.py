@@ -66,7 +66,7 @@ def sample_candidates(
         The kept row numbers, ascending, and the share of candidates they are (`sample_portion`; 1 if all).
 
     Raises:
-        AbsorbError: `limit` is below one.
+        RangeError: `limit` is below one.
 
     Example:
         >>> rows, portion = sample_candidates(torch.arange(8), 2, torch.Generator().manual_seed(0))

@@ -109,7 +109,7 @@ def bootstrap_interval(
 
     Raises:
         ShapeError: There is no letter, or not all is given for each.
-        AbsorbError: A letter has no true positives, or a portion is outside (0, 1].
+        RangeError: A letter has no true positives, or a portion is outside (0, 1].
 
     Example:
         >>> import torch

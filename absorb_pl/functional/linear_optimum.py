@@ -46,7 +46,7 @@ def minimise_probe_loss(
     Raises:
         NonFiniteError: `x` holds NaN or infinite values.
         LabelError: A class has no positive or no negative row.
-        AbsorbError: `weight_decay` is not above zero.
+        RangeError: `weight_decay` is not above zero.
         ConvergenceError: The tolerance was not reached.
 
     Example:

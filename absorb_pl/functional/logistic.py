@@ -113,7 +113,7 @@ def newton_logistic(
         Coefficients with the intercept last.
 
     Raises:
-        AbsorbError: `l2` is not above zero.
+        RangeError: `l2` is not above zero.
         ConvergenceError: A problem did not reach `tolerance`.
 
     Example:

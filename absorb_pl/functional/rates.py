@@ -40,7 +40,7 @@ class LetterOutcome:
     amounts: Float[Tensor, " words"]
     num_true_positives: CountOrZero
     sample_portion: Portion = 1.0
-    probe_f1: Fraction | None = None
+    probe_f1: float | None = None
     min_probe_f1: Fraction = 0.6
 
     def __post_init__(self) -> None:

@@ -74,7 +74,7 @@ def create_dataset_probe_training(
     Raises:
         PromptError: A part has too few words for the in-context examples.
         LabelError: An answer has no class.
-        AbsorbError: `num_prompts_per_token` is below one.
+        RangeError: `num_prompts_per_token` or another number is outside its range.
 
     Example:
         >>> words = ["ant", "bee", "cow", "dog", "elk"]

@@ -135,14 +135,12 @@ class SpellingGrader:
             One grade a word, in order.
 
         Raises:
-            PromptError: If a prompt cannot be built, the tokenizer merges a prompt's end with its answer, or
-                `batch_size` is below 1.
+            PromptError: If a prompt cannot be built, or the tokenizer merges a prompt's end with its answer.
+            RangeError: If `batch_size` is below 1.
             AbsorbError: If `use_hooks` is set and there is no `hook_generator`.
             ContextLengthError: If a prompt with its answer is longer than the model's context.
         """
         check_ranges(SpellingGrader.grade_words, locals())
-        if batch_size < 1:
-            raise PromptError("batch_size", batch_size, expected="1 or more", remedy="Use 1 if memory is short.")
         if use_hooks and self.hook_generator is None:
             raise AbsorbError(
                 "hook_generator",

@@ -92,7 +92,7 @@ def letter_task_of_words(
         `"z"` and answers `" A"` to `" Z"`.
 
     Raises:
-        VocabularyError: If no word has a label or `max_words` is below 1.
+        VocabularyError: If no word has a label.
         PromptError: If `place` is 0.
 
     Example:
@@ -172,7 +172,7 @@ def contains_task_of_words(
     Raises:
         PromptError: If there are no letters, or white space or braces among them.
         LabelError: If all words have the same label.
-        VocabularyError: If there are no words or `max_words` is below 1.
+        VocabularyError: If there are no words.
 
     Example:
         >>> task = contains_task_of_words([" cat", " dog"], "a")

@@ -83,7 +83,7 @@ def create_icl_prompt(
 
     Raises:
         PromptError: If fewer usable examples exist than asked for, or the template has no `{word}`.
-        AbsorbError: If `max_attempts` is below 1.
+        RangeError: If `max_attempts` is below 1.
 
     Example:
         >>> create_icl_prompt("cat", ["cat", "dog", "emu"], shuffle_examples=False).base

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from absorb_pl.errors import LabelError, NonFiniteError, ShapeError
+from absorb_pl.errors import LabelError, NonFiniteError, RangeError, ShapeError
 from absorb_pl.functional import rank_latents, solve_k_sparse, solve_logistic_regressions
 
 
@@ -86,7 +86,7 @@ def test_unusable_input_is_refused_by_name():
         solve_logistic_regressions(x, torch.ones_like(y))
     with pytest.raises(NonFiniteError):
         solve_logistic_regressions(x.clone().fill_(torch.nan), y)
-    with pytest.raises(ShapeError):
+    with pytest.raises(RangeError, match=r"`l2` was 0\.0, expected a number, above 0\."):
         solve_logistic_regressions(x, y, l2=0.0)
     with pytest.raises(ShapeError):
         solve_k_sparse(x, y.T, [3])

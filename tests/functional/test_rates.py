@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from absorb_pl.errors import ShapeError
+from absorb_pl.errors import RangeError, ShapeError
 from absorb_pl.functional import (
     LetterOutcome,
     bootstrap_interval,
@@ -92,5 +92,5 @@ def test_impossible_outcomes_are_refused():
         outcome(3, 4, 3)
     with pytest.raises(ShapeError):
         LetterOutcome(torch.tensor([1.5]), 3)
-    with pytest.raises(ShapeError):
+    with pytest.raises(RangeError, match="sample_portion"):
         outcome(1, 1, 3, sample_portion=0.0)

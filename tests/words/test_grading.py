@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from absorb_pl.errors import AbsorbError, ContextLengthError, PromptError
+from absorb_pl.errors import AbsorbError, ContextLengthError, PromptError, RangeError
 from absorb_pl.models import load_language_model
 from absorb_pl.words import SpellingGrader, first_letter_formatter, spelling_formatter
 
@@ -155,7 +155,7 @@ def test_an_empty_answer_is_refused(golden, golden_words):
 
 
 def test_a_batch_size_below_one_is_refused(golden, golden_words):
-    with pytest.raises(PromptError, match="batch_size"):
+    with pytest.raises(RangeError, match="batch_size"):
         grader(golden[0], golden_words[:3]).grade_words(golden_words[5:7], batch_size=0)
 
 

@@ -3,7 +3,7 @@ import string
 import pytest
 import wordfreq
 
-from absorb_pl.errors import LabelError, PromptError, VocabularyError
+from absorb_pl.errors import LabelError, PromptError, RangeError, VocabularyError
 from absorb_pl.words import TaskConfig, contains_task_of_words, letter_task_of_words, letter_template
 
 WORDS = [*wordfreq.top_n_list("en", 400), "Élan", "co-op", "x2y", "42", "naïve", "Straße"]
@@ -70,7 +70,7 @@ def test_tasks_without_words_are_refused():
         letter_task_of_words([" cat"], place=4)
     with pytest.raises(VocabularyError, match="at least one word"):
         contains_task_of_words([], "a")
-    with pytest.raises(VocabularyError, match="max_words"):
+    with pytest.raises(RangeError, match="max_words"):
         contains_task_of_words([" cat", " dog"], "a", max_words=0)
 
 

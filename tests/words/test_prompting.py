@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from absorb_pl.errors import AbsorbError, PromptError
+from absorb_pl.errors import AbsorbError, PromptError, RangeError
 from absorb_pl.words import (
     VERBOSE_FIRST_LETTER_TEMPLATE,
     VERBOSE_FIRST_LETTER_TOKEN_POS,
@@ -125,7 +125,7 @@ def test_a_template_without_the_placeholder_is_refused(template):
 
 
 def test_a_negative_number_of_examples_is_refused():
-    with pytest.raises(PromptError, match="max_icl_examples"):
+    with pytest.raises(RangeError, match="max_icl_examples"):
         create_icl_prompt("cat", ["dog"], max_icl_examples=-1)
 
 

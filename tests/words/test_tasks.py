@@ -8,7 +8,7 @@ import wordfreq
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from absorb_pl.errors import LabelError, PromptError, VocabularyError
+from absorb_pl.errors import LabelError, PromptError, RangeError, VocabularyError
 from absorb_pl.models import speller_path
 from absorb_pl.words import (
     LETTERS,
@@ -194,5 +194,5 @@ def test_a_word_list_without_labels_is_refused(words):
 
 
 def test_a_word_limit_below_one_is_refused():
-    with pytest.raises(VocabularyError, match="max_words"):
+    with pytest.raises(RangeError, match="max_words"):
         letter_task_of_words(WORDS, max_words=0)

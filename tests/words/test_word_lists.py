@@ -66,7 +66,6 @@ def test_listed_words_keep_their_order(byte_level):
             {"max_tokens_per_word": 1},
             "at least 2.*Raise it, or leave out 'kitchen', 'kits'",
         ),
-        (["cat"], {"max_tokens_per_word": 0}, "was 0, expected 1 or more"),
     ],
 )
 def test_listed_words_that_cannot_be_taken_are_refused(byte_level, words, options, message):

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import pandas as pd
 import torch
@@ -225,13 +225,13 @@ def check_rules_fit(rules: Sequence[AbsorptionRule], model: Any) -> None:
         )
 
 
-def threshold_types() -> dict[str, type]:
-    """Names and types of all thresholds of the known rules."""
+def threshold_types() -> dict[str, Any]:
+    """Names and types, with their ranges, of all thresholds of the known rules."""
     return {
-        field.name: type(field.default)
+        name: hint
         for rule in _RULES.values()
-        for field in fields(rule.settings_type)
-        if field.name in rule.thresholds
+        for name, hint in get_type_hints(rule.settings_type, include_extras=True).items()
+        if name in rule.thresholds
     }
 
 
