@@ -58,6 +58,8 @@ Count = Annotated[int, Range(1, _MOST)]
 """A number of things, at least one."""
 CountOrZero = Annotated[int, Range(0, _MOST)]
 """A number of things, which may be none."""
+Place = Annotated[int, Range(-_MOST, -1)] | Count
+"""A place counted from the start (1 is the first) or from the end (-1 is the last)."""
 Resamples = Annotated[int, Range(100, 10**6)]
 """Bootstrap replicates; fewer leave no tails to read an interval off."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
@@ -96,7 +98,7 @@ def check_ranges(declared: type | Callable[..., Any], values: Mapping[str, Any])
         >>> train(ks=[1, 0])
         Traceback (most recent call last):
             ...
-        absorb_pl.errors.RangeError: `ks` was [1, 0], expected a list, each a whole number, at least 1 and at most...
+        absorb_pl.errors.RangeError: `ks` was [1, 0], expected a list of one or more, each a whole...
     """
     for name, hint in _hints(declared).items():
         if name in values and not _allows(hint, values[name]):
@@ -122,7 +124,7 @@ def _allows(hint: Any, value: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_allows(part, value) for part in parts)
     if origin in (tuple, list, Sequence):
-        return isinstance(value, Sequence) and all(_allows(parts[0], each) for each in value)
+        return isinstance(value, Sequence) and len(value) > 0 and all(_allows(parts[0], each) for each in value)
     return isinstance(value, origin or hint)
 
 
@@ -139,5 +141,5 @@ def _described(hint: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(map(_described, parts))
     if parts:
-        return f"a list, each {_described(parts[0])}"
+        return f"a list of one or more, each {_described(parts[0])}"
     return "None" if hint is NoneType else hint.__name__

@@ -242,5 +242,5 @@ def absorption_rate(df: pd.DataFrame) -> float:
         )
         for _, rows in df.groupby("letter")
     ]
-    value = sae_rate(letters, mode="published", resamples=1).value
+    value = sae_rate(letters, mode="published", resamples=100).value
     return float("nan") if value is None else value

@@ -89,7 +89,7 @@ class SaeProbe(OneVsRestModule):
         self,
         sae: Any = None,
         num_outputs: Count = 26,
-        ks: Sequence[int] = DEFAULT_KS,
+        ks: Sequence[Count] = DEFAULT_KS,
         l1_decay: NotNegative = 0.01,
         l2: Positive = 1.0,
         lr: Positive = 1e-2,

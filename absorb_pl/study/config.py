@@ -110,10 +110,6 @@ class StudyConfig:
             object.__setattr__(self, name, str(user_path(getattr(self, name))))
         for dtype in (self.model_dtype, self.sae_dtype):
             check_dtype(dtype)
-        for name, given in {"saes": self.saes, "controls": self.controls, **self.models}.items():
-            twice = [each for number, each in enumerate(given) if each in given[:number]]
-            if twice:
-                raise AbsorbError(name, twice[0], expected="each once", remedy="Drop the second.")
         if bool(self.saes) == bool(self.models):
             raise AbsorbError(
                 "saes",
@@ -122,6 +118,8 @@ class StudyConfig:
                 remedy="Name SAEs (`absorb-pl list` shows which there are).",
             )
         self._check_until()
+        for rule in self.chosen_rules():
+            rule.check_stored(self.splits.silent)
 
     def chosen_rules(self) -> list[AbsorptionRule]:
         """The rules with their settings.

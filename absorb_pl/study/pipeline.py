@@ -29,6 +29,7 @@ from absorb_pl.evaluators import (
     distinct_saes,
     tell_equal_saes,
 )
+from absorb_pl.functional import check_ks
 from absorb_pl.interruption import interruptible
 from absorb_pl.models import expand_sae_names, load_language_model
 from absorb_pl.probes import quiet_lightning
@@ -106,6 +107,7 @@ def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, wr
         words = PromptDataModule(model, config.task, config.prompt_batch_size)
         check_split(words.labels, config.test_fraction, config.seed)
         for sae in saes.values():
+            check_ks([min(config.k_sparse.ks)], sae.d_sae)
             sae.check_words(words.prompts.word_positions)
         hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
         identities = activation_identities(model, words.prompts, hooks, config.activation_dtype)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import LabelError, PromptError
-from absorb_pl.ranges import Count, CountOrZero, NotNegative, check_ranges
+from absorb_pl.ranges import Count, CountOrZero, NotNegative, Place, check_ranges
 from absorb_pl.words.formatters import Formatter, letter_from_end_formatter, letter_from_start_formatter
 from absorb_pl.words.prompting import VERBOSE_FIRST_LETTER_TEMPLATE
 from absorb_pl.words.tasks import Task
@@ -68,7 +68,7 @@ def first_letter_task(
 def letter_task_of_words(
     words: Sequence[str],
     *,
-    place: int = 1,
+    place: Place = 1,
     max_words: Count | None = None,
     template: str | None = None,
     example_separator: str = "\n",
@@ -93,7 +93,7 @@ def letter_task_of_words(
 
     Raises:
         VocabularyError: If no word has a label.
-        PromptError: If `place` is 0.
+        RangeError: If `place` is 0.
 
     Example:
         >>> letter_task_of_words([" 2nd", " élan", " cat"]).words
@@ -118,27 +118,21 @@ def letter_task_of_words(
     )
 
 
-def letter_template(place: int) -> str:
+def letter_template(place: Place) -> str:
     """Give the text that asks for one letter of a word.
 
     Args:
         place: As in `letter_task_of_words`.
 
     Raises:
-        PromptError: If `place` is 0.
+        RangeError: If `place` is 0.
 
     Example:
         >>> letter_template(1), letter_template(-1), letter_template(2), letter_template(-3)
         ('{word} has the first letter:', '{word} has the last letter:',
          '{word} has the letter number 2:', '{word} has the letter number 3 from the end:')
     """
-    if place == 0:
-        raise PromptError(
-            "letter",
-            place,
-            expected="1, 2, … from the start or -1, -2, … from the end",
-            remedy="1 is the first letter.",
-        )
+    check_ranges(letter_template, locals())
     named = {1: VERBOSE_FIRST_LETTER_TEMPLATE, -1: "{word} has the last letter:"}
     counted = f"{{word}} has the letter number {abs(place)}{' from the end' if place < 0 else ''}:"
     return named.get(place, counted)

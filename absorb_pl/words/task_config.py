@@ -6,7 +6,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import AbsorbError, PromptError
-from absorb_pl.ranges import Count, CountOrZero, Seed, check_ranges
+from absorb_pl.ranges import Count, CountOrZero, Place, Seed, check_ranges
 from absorb_pl.words.letter_tasks import contains_task_of_words, letter_task_of_words
 from absorb_pl.words.prompting import SpellingPrompt
 from absorb_pl.words.table_tasks import TableSettings, table_task
@@ -57,7 +57,7 @@ class TaskConfig:
     max_tokens_per_word: Count | None = None
     max_words: Count | None = None
     only_start_of_word: bool = True
-    letter: int | None = None
+    letter: Place | None = None
     contains: str | None = None
     table: TableSettings | None = None
     template: str | None = None

@@ -164,7 +164,7 @@ def test_acts_are_those_of_the_latents_of_each_probe(golden):
 def test_a_larger_jump_splits_less_and_other_ks_walk_less(golden):
     expected = Case(golden, *CASES[0]).expected("k_sparse_metrics")
     few, short = expected.copy(), expected.copy()
-    add_feature_splits_to_auroc_f1_df(few, f1_jump_threshold=2.0)
+    add_feature_splits_to_auroc_f1_df(few, f1_jump_threshold=1.0)
     assert few["num_split_features"].eq(0).all()
     add_feature_splits_to_auroc_f1_df(short, ks=(1, 2))
     assert short["num_split_features"].tolist() == expected["num_split_features"].clip(upper=1).tolist()

@@ -74,8 +74,8 @@ def test_tasks_without_words_are_refused():
         contains_task_of_words([" cat", " dog"], "a", max_words=0)
 
 
-def test_letter_zero_is_refused(byte_level):
-    with pytest.raises(PromptError, match="`letter` was 0"):
+def test_letter_zero_is_refused():
+    with pytest.raises(RangeError, match=r"`place` was 0, expected .* at most -1 or .* at least 1"):
         letter_task_of_words([" cat"], place=0)
-    with pytest.raises(PromptError, match="`letter` was 0"):
-        TaskConfig(name="nth_letter", letter=0, words=["cat"]).build(byte_level)
+    with pytest.raises(RangeError, match="`letter` was 0"):
+        TaskConfig(name="nth_letter", letter=0, words=["cat"])

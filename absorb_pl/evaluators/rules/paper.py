@@ -72,6 +72,6 @@ class Paper(AbsorptionRule):
             raise RuleError(
                 "silent",
                 self.settings.silent,
-                expected=f"at most {candidates_silent:g}: words on which main latents add up to more were not scored",
-                remedy="Run the study again with a larger `splits.silent`.",
+                expected=f"at most {candidates_silent:g}: words on which main latents add up to more are not scored",
+                remedy="Run the study with a larger `splits.silent`.",
             )
