@@ -124,8 +124,13 @@ def _allows(hint: Any, value: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_allows(part, value) for part in parts)
     if origin in (tuple, list, Sequence):
-        return isinstance(value, Sequence) and len(value) > 0 and all(_allows(parts[0], each) for each in value)
+        enough = isinstance(value, Sequence) and len(value) >= _least_length(parts[0])
+        return enough and all(_allows(parts[0], each) for each in value)
     return isinstance(value, origin or hint)
+
+
+def _least_length(element: Any) -> int:
+    return 1 if get_origin(element) is Annotated else 0  # no numbers at all are never meant
 
 
 def _is_number(kind: Any, value: Any) -> bool:
@@ -141,5 +146,5 @@ def _described(hint: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(map(_described, parts))
     if parts:
-        return f"a list of one or more, each {_described(parts[0])}"
+        return f"a list{' of one or more' * _least_length(parts[0])}, each {_described(parts[0])}"
     return "None" if hint is NoneType else hint.__name__
