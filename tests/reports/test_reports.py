@@ -302,8 +302,8 @@ def test_rules_that_agree_share_a_column_under_both_names():
 def test_sensitivity_panels_have_the_default_marked():
     figure = sensitivity_figure(SENSITIVITY, SUMMARY)
     axes = [axis for axis in figure.axes if axis.get_visible()]
-    named = [
-        "least lead over the second latent, in logits\n(delta_threshold)",
+    named = ["least lead over the second latent, in logits", "least cosine with the probe"]
+    assert [axis.get_xlabel().partition("\n")[0] for axis in axes] == named
         "least cosine with the probe\n(cos_threshold)",
     ]
     assert [axis.get_xlabel() for axis in axes] == named
