@@ -97,7 +97,7 @@ def _run_trainer(words: list[str] | None) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from absorb_pl.data import checkpoint_file, named_trainer_errors, stoppable
+    from absorb_pl.data import check_trainer_numbers, checkpoint_file, named_trainer_errors, stoppable
 
     for room in ("data", "evaluators", "probes"):  # their classes are known by short names once imported
         import_module(f"absorb_pl.{room}")
@@ -115,6 +115,7 @@ def _run_trainer(words: list[str] | None) -> None:
 
         def instantiate_trainer(self, **settings: Any) -> Trainer:
             asked = self.config[str(self.subcommand)].trainer
+            check_trainer_numbers(**asked.as_dict())
             with named_trainer_errors({name: asked[name] for name in ("accelerator", "devices", "strategy")}):
                 return stoppable(super().instantiate_trainer(**settings))
 

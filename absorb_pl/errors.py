@@ -97,6 +97,10 @@ class NotCausalError(AbsorbError):
     """Something reads next-token logits, and the model gives none."""
 
 
+class RowsError(AbsorbError):
+    """Words are asked for by numbers that the task does not have, or by a table that cannot be read."""
+
+
 class LabelError(AbsorbError):
     """Labels are missing, unknown or too few."""
 

@@ -58,6 +58,8 @@ Count = Annotated[int, Range(1, _MOST)]
 """A number of things, at least one."""
 CountOrZero = Annotated[int, Range(0, _MOST)]
 """A number of things, which may be none."""
+CountOrMinusOne = Annotated[int, Range(-1, _MOST)]
+"""A number of things, which may be none; -1 for as many as there are."""
 Place = Annotated[int, Range(-_MOST, -1)] | Count
 """A place counted from the start (1 is the first) or from the end (-1 is the last)."""
 Resamples = Annotated[int, Range(100, 10**6)]

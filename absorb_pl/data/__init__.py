@@ -23,7 +23,7 @@ from absorb_pl.data.shares import Share
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.stage import Stage, TrainerFactory, UnitStage
 from absorb_pl.data.stopping import stoppable
-from absorb_pl.data.trainers import checkpoint_file, named_trainer_errors
+from absorb_pl.data.trainers import check_trainer_numbers, checkpoint_file, named_trainer_errors
 
 __all__ = [
     "SUMMARY_SO_FAR",
@@ -41,6 +41,7 @@ __all__ = [
     "UnitStage",
     "activation_identities",
     "check_published",
+    "check_trainer_numbers",
     "check_writable",
     "checkpoint_file",
     "distinct_names",

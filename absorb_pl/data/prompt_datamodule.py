@@ -15,9 +15,9 @@ from typing_extensions import override
 
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.shares import Share
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, RowsError
 from absorb_pl.models import content_hash, context_length, has_next_token_logits, load_language_model
-from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.ranges import Count, CountOrZero, check_ranges
 from absorb_pl.words import SpellingPrompt, Task, TaskConfig, closes_with_sep, prepends_bos, tokenize_prompts
 
 _TASK_CONTENT = ("name", "words", "classes", "answers", "template", "example_separator", "children")
@@ -32,7 +32,8 @@ class PromptBatches:
         batch_size: Prompts a batch; the last may hold fewer.
     """
 
-    def __init__(self, data: "PromptDataModule", rows: Int[Tensor, " rows"], batch_size: int) -> None:
+    def __init__(self, data: "PromptDataModule", rows: Int[Tensor, " rows"], batch_size: Count) -> None:
+        check_ranges(PromptBatches.__init__, locals())
         self.data = data
         self.index = rows[data.prompts.lengths[rows].argsort(stable=True)].split(batch_size)
 
@@ -77,6 +78,9 @@ class PromptDataModule(LightningDataModule):
         rows: Numbers of the words to serve, or a Parquet table with a column `row`; all words when None.
         model_dtype: Dtype of a model loaded by name.
 
+    Raises:
+        RowsError: The task has no word of a number in `rows`, or its table cannot be read.
+
     Attributes:
         config: The task's settings.
         task: The built `Task`.
@@ -92,7 +96,7 @@ class PromptDataModule(LightningDataModule):
         model: Any = "speller",
         task: TaskConfig | None = None,
         batch_size: Count = 64,
-        rows: str | Path | Sequence[int] | None = None,
+        rows: str | Path | Sequence[CountOrZero] | None = None,
         model_dtype: str = "float32",
     ) -> None:
         check_ranges(PromptDataModule.__init__, locals())
@@ -114,9 +118,7 @@ class PromptDataModule(LightningDataModule):
             append_sep=not causal and closes_with_sep(tokenizer),
             max_length=context_length(self.language_model),
         )
-        if isinstance(rows, str | Path):
-            rows = sorted(set(pd.read_parquet(user_path(rows), columns=["row"])["row"].tolist()))
-        self.rows = torch.arange(len(self.texts)) if rows is None else torch.tensor(list(rows), dtype=torch.long)
+        self.rows = _numbers_of(rows, len(self.texts))
 
     def only(self, rows: Sequence[int]) -> "PromptDataModule":
         """The same prompts, of which only some are served.
@@ -125,7 +127,7 @@ class PromptDataModule(LightningDataModule):
             rows: Numbers of the words.
         """
         part = copy.copy(self)
-        part.rows = torch.tensor(list(rows), dtype=torch.long)
+        part.rows = _numbers_of(rows, len(self.texts))
         return part
 
     @override
@@ -149,3 +151,22 @@ def prompt_data_of(trainer: Trainer) -> PromptDataModule:
             remedy="Call `trainer.predict(module, datamodule=PromptDataModule(...))`.",
         )
     return data
+
+
+def _numbers_of(rows: str | Path | Sequence[int] | None, words: int) -> Tensor:
+    if rows is None:
+        return torch.arange(words)
+    if isinstance(rows, str | Path):
+        try:
+            rows = sorted(set(pd.read_parquet(user_path(rows), columns=["row"])["row"].tolist()))
+        except (OSError, ValueError) as error:
+            raise RowsError(
+                "rows", str(rows), expected="a Parquet table with a column `row`", remedy=str(error)
+            ) from error
+    numbers = torch.tensor(list(rows), dtype=torch.long)
+    outside = numbers[(numbers < 0) | (numbers >= words)]
+    if len(outside):
+        raise RowsError(
+            "rows", int(outside[0]), expected=f"numbers of the task's {words} words", remedy=f"The last is {words - 1}."
+        )
+    return numbers

@@ -11,6 +11,43 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from absorb_pl.data.drafts import user_path
 from absorb_pl.errors import AbsorbError, CheckpointError, TrainerError
+from absorb_pl.ranges import Count, CountOrMinusOne, CountOrZero, Fraction, NotNegative, check_ranges
+
+
+def check_trainer_numbers(
+    *,
+    num_nodes: Count = 1,
+    max_epochs: CountOrMinusOne | None = None,
+    min_epochs: CountOrZero | None = None,
+    max_steps: CountOrMinusOne = -1,
+    min_steps: CountOrZero | None = None,
+    limit_train_batches: Fraction | CountOrZero | None = None,
+    limit_val_batches: Fraction | CountOrZero | None = None,
+    limit_test_batches: Fraction | CountOrZero | None = None,
+    limit_predict_batches: Fraction | CountOrZero | None = None,
+    overfit_batches: Fraction | CountOrZero = 0.0,
+    check_val_every_n_epoch: Count | None = 1,
+    num_sanity_val_steps: CountOrMinusOne | None = None,
+    log_every_n_steps: CountOrZero | None = None,
+    accumulate_grad_batches: Count = 1,
+    gradient_clip_val: NotNegative | None = None,
+    reload_dataloaders_every_n_epochs: CountOrZero = 0,
+    **_: Any,
+) -> None:
+    """Refuse numbers that a Trainer cannot do anything with; Lightning itself looks at some of them only.
+
+    The arguments are those of `lightning.Trainer`; of its others there is no range.
+
+    Raises:
+        RangeError: Names the first that is outside, and its range.
+
+    Example:
+        >>> check_trainer_numbers(accumulate_grad_batches=0)
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.RangeError: `accumulate_grad_batches` was 0, expected a whole number, at least 1 and ...
+    """
+    check_ranges(check_trainer_numbers, locals())
 
 
 @contextmanager

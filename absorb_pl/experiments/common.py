@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from absorb_pl.errors import AbsorbError
+from absorb_pl.ranges import Count, check_ranges
 
 EXPERIMENTS_DIR = Path("experiments")
 """Folder of the experiments' own folders, below the working folder."""
@@ -32,7 +33,7 @@ class SaeInfo:
     path: str
 
 
-def humanify_sae_width(width: int) -> str:
+def humanify_sae_width(width: Count) -> str:
     """A width as the plots' legends write it.
 
     Args:
@@ -45,6 +46,7 @@ def humanify_sae_width(width: int) -> str:
         >>> humanify_sae_width(16_000), humanify_sae_width(1_000_000), humanify_sae_width(512)
         ('16k', '1m', '512')
     """
+    check_ranges(humanify_sae_width, locals())
     if width >= 1_000_000:
         return f"{width // 1_000_000}m"
     return f"{width // 1_000}k" if width >= 10_000 else str(width)

@@ -16,6 +16,7 @@ from torch.utils.data import (
 )
 
 from absorb_pl.errors import AbsorbError
+from absorb_pl.ranges import Count, check_ranges
 
 DEFAULT_BATCH_SIZE = 4096
 
@@ -44,7 +45,7 @@ class TensorBatches(Dataset[dict[str, Tensor]]):
         index = torch.tensor(positions, device=self.x.device)
         return {"x": self.x.index_select(0, index), "y": self.y.index_select(0, index), "index": index}
 
-    def loader(self, batch_size: int = DEFAULT_BATCH_SIZE, *, shuffle: bool = False) -> DataLoader[Any]:
+    def loader(self, batch_size: Count = DEFAULT_BATCH_SIZE, *, shuffle: bool = False) -> DataLoader[Any]:
         """Iterate over the rows in batches.
 
         Args:
@@ -54,6 +55,7 @@ class TensorBatches(Dataset[dict[str, Tensor]]):
         Returns:
             A loader of dicts.
         """
+        check_ranges(TensorBatches.loader, locals())
         order = RandomSampler(self) if shuffle else SequentialSampler(self)
         return DataLoader(self, sampler=BatchSampler(order, batch_size, False), batch_size=None)
 

@@ -169,7 +169,7 @@ def gen_and_save_df_acts_probing(
 
 
 def load_df_acts_probing(
-    model: Any, path: str | Path, layer: int
+    model: Any, path: str | Path, layer: CountOrZero
 ) -> tuple[pd.DataFrame, pd.DataFrame, np.memmap, np.memmap]:
     """Read what `gen_and_save_df_acts_probing` wrote.
 
@@ -184,6 +184,7 @@ def load_df_acts_probing(
     Raises:
         CacheCorruptedError: A file is missing, or tables and activations do not fit.
     """
+    check_ranges(load_df_acts_probing, locals())
     folder = _folder(path, layer)
     tables, activations = [], []
     for part in _PARTS:

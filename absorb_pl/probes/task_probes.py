@@ -18,7 +18,7 @@ from absorb_pl.errors import CacheCorruptedError, LabelError
 from absorb_pl.functional import binary_metrics
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.training import train_multi_probe
-from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
+from absorb_pl.ranges import Count, CountOrZero, Finite, NotNegative, Positive, check_ranges
 from absorb_pl.words import LETTERS
 
 _PROBE, _DATA = "probe.safetensors", "data.safetensors"
@@ -109,7 +109,7 @@ def train_linear_probe_for_task(
 
 
 def save_probe_and_data(
-    probe: LinearProbe, probe_data: Mapping[str, Tensor], probing_path: str | Path, layer: int
+    probe: LinearProbe, probe_data: Mapping[str, Tensor], probing_path: str | Path, layer: CountOrZero
 ) -> None:
     """Write a probe and what it was trained on below `probing_path/layer_L`, as safetensors.
 
@@ -122,6 +122,7 @@ def save_probe_and_data(
     Raises:
         OutputFolderError: The folder cannot be written.
     """
+    check_ranges(save_probe_and_data, locals())
     folder = Path(probing_path) / f"layer_{layer}"
     parts = {_DATA: dict(probe_data), _PROBE: {"weight": probe.weights, "bias": probe.biases}}
     with writing_to(folder):
@@ -132,7 +133,7 @@ def save_probe_and_data(
             (folder / f".{name}.part").replace(folder / name)
 
 
-def load_probe_and_data(probing_path: str | Path, layer: int) -> tuple[LinearProbe, dict[str, Tensor]]:
+def load_probe_and_data(probing_path: str | Path, layer: CountOrZero) -> tuple[LinearProbe, dict[str, Tensor]]:
     """Read what `save_probe_and_data` wrote.
 
     Args:
@@ -145,6 +146,7 @@ def load_probe_and_data(probing_path: str | Path, layer: int) -> tuple[LinearPro
     Raises:
         CacheCorruptedError: A file is missing or no safetensors file.
     """
+    check_ranges(load_probe_and_data, locals())
     folder = Path(probing_path) / f"layer_{layer}"
     read: dict[str, dict[str, Tensor]] = {}
     for name in (_PROBE, _DATA):
@@ -165,7 +167,7 @@ def gen_probe_stats(
     probe: LinearProbe,
     X_val: Float[Tensor, "rows d_model"],
     y_val: Int[Tensor, " rows"],
-    threshold: float = 0.5,
+    threshold: Finite = 0.5,
     device: torch.device | str | None = None,
 ) -> list[ProbeStats]:
     """Score a probe on each class (`sae_spelling.probing`).
@@ -183,6 +185,7 @@ def gen_probe_stats(
     Raises:
         NonFiniteError: A logit is NaN or infinite.
     """
+    check_ranges(gen_probe_stats, locals())
     target = probe.weights.device if device is None else torch.device(device)
     logits = probe.to(target)(X_val.detach().to(target, probe.weights.dtype)).cpu()
     classes = logits.shape[1]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from absorb_pl.errors import PromptError
+from absorb_pl.ranges import CountOrZero, check_ranges
 
 Formatter = Callable[[str], str]
 """Turns a word into the answer expected for it."""
@@ -242,7 +243,7 @@ def is_present_formatter(char_to_check: str, return_binary: bool = False, prefix
 
 
 def letter_from_start_formatter(
-    index: int,
+    index: CountOrZero,
     prefix: str = " ",
     capitalize: bool = True,
     ignore_leading_space: bool = True,
@@ -254,6 +255,7 @@ def letter_from_start_formatter(
         >>> letter_from_start_formatter(1)("cat")
         ' A'
     """
+    check_ranges(letter_from_start_formatter, locals())
     return partial(
         letter_from_start,
         index=index,
@@ -265,7 +267,7 @@ def letter_from_start_formatter(
 
 
 def letter_from_end_formatter(
-    index: int,
+    index: CountOrZero,
     prefix: str = " ",
     capitalize: bool = True,
     ignore_leading_space: bool = True,
@@ -277,6 +279,7 @@ def letter_from_end_formatter(
         >>> letter_from_end_formatter(1)("cat")
         ' T'
     """
+    check_ranges(letter_from_end_formatter, locals())
     return partial(
         letter_from_end,
         index=index,

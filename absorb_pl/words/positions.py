@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import ContextLengthError, PromptError
+from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words.prompting import SpellingPrompt
 
 
@@ -89,7 +90,7 @@ def tokenize_prompts(
     *,
     prepend_bos: bool,
     append_sep: bool = False,
-    max_length: int | None = None,
+    max_length: Count | None = None,
 ) -> TokenizedPrompts:
     """Tokenize the bases of prompts and find the last token of each one's own word.
 
@@ -125,6 +126,7 @@ def tokenize_prompts(
         >>> tokenized.input_ids, tokenized.word_positions
         (tensor([[0, 1, 2]]), tensor([1]))
     """
+    check_ranges(tokenize_prompts, locals())
     if not prompts:
         raise PromptError("prompts", [], expected="at least one prompt", remedy="Give a longer word list.")
     ids = _encode(tokenizer, [prompt.base for prompt in prompts])

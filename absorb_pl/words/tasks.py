@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from absorb_pl.errors import LabelError, VocabularyError
-from absorb_pl.ranges import CountOrZero, check_ranges
+from absorb_pl.ranges import CountOrZero, Seed, check_ranges
 from absorb_pl.words.formatters import Formatter
 from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt
 
@@ -93,7 +93,7 @@ class Task:
             )
 
     def prompts(
-        self, words: Sequence[str] | None = None, *, seed: int, shared_context: bool = False
+        self, words: Sequence[str] | None = None, *, seed: Seed, shared_context: bool = False
     ) -> list[SpellingPrompt]:
         """Build a prompt for each word, with ICL examples drawn from the task's words.
 
@@ -110,6 +110,7 @@ class Task:
         Raises:
             PromptError: If the task has too few words for the ICL examples.
         """
+        check_ranges(Task.prompts, locals())
         examples = list(self.words)
         if shared_context:
             random.Random(seed).shuffle(examples)
