@@ -158,11 +158,12 @@ def _numbers_of(rows: str | Path | Sequence[int] | None, words: int) -> Tensor:
         return torch.arange(words)
     if isinstance(rows, str | Path):
         try:
-            rows = sorted(set(pd.read_parquet(user_path(rows), columns=["row"])["row"].tolist()))
+            table: Any = pd.read_parquet(user_path(rows), columns=["row"])
         except (OSError, ValueError) as error:
             raise RowsError(
                 "rows", str(rows), expected="a Parquet table with a column `row`", remedy=str(error)
             ) from error
+        rows = sorted(set(table["row"].tolist()))
     numbers = torch.tensor(list(rows), dtype=torch.long)
     outside = numbers[(numbers < 0) | (numbers >= words)]
     if len(outside):

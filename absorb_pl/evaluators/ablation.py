@@ -120,6 +120,7 @@ class AblationEvaluator(CausalEvaluator):
         sae_dtype: str = "float32",
         model_dtype: str = "float32",
     ) -> None:
+        check_ranges(AblationEvaluator.__init__, locals())
         self.settings = settings or AblationSettings()
         super().__init__(model, saes, self.settings.positive_token, batch_size, sae_dtype, model_dtype)
         self.probe_weights = read_probe_weights(probes) if isinstance(probes, str | Path) else dict(probes or {})

@@ -19,7 +19,7 @@ from absorb_pl.evaluators.rules import PaperRule
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import most_negative_latents, paper_verdicts
 from absorb_pl.models import check_hooks_agree
-from absorb_pl.ranges import Count
+from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words import SpellingPrompt, Task
 
 _VERDICT_FIELDS = (
@@ -160,6 +160,7 @@ class AbsorptionEvaluator(CausalEvaluator):
         sae_dtype: str = "float32",
         model_dtype: str = "float32",
     ) -> None:
+        check_ranges(AbsorptionEvaluator.__init__, locals())
         self.rule = rule or PaperRule()
         super().__init__(model, saes, self.rule.positive_token, batch_size, sae_dtype, model_dtype)
         self.positive_tokens = tuple(positive_tokens or self.positive_tokens)

@@ -168,9 +168,9 @@ def projection_scores(
         >>> found.top_latent, found.absorber_latents
         (tensor([1]), tensor([[1, 2]]))
     """
+    check_ranges(projection_scores, locals())
     require_finite(activations=activations, projections=projections, probe_cos=probe_cos)
     require_latents("main_latents", main_latents, activations.shape[1])
-    check_ranges(projection_scores, locals())
     mains = list(main_latents)
     main_acts = activations[:, mains]
     if latent_projections is None:

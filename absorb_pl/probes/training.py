@@ -196,6 +196,7 @@ def train_binary_probe(
         >>> bool(probe.weights > 0)
         True
     """
+    check_ranges(train_binary_probe, locals())
     return train_multi_probe(
         x_train,
         y_train[:, None],

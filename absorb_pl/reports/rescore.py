@@ -17,8 +17,10 @@ from absorb_pl.evaluators import (
     children_table,
     configured_rules,
     order_columns,
+    rule_named,
     write_table,
 )
+from absorb_pl.ranges import check_ranges
 from absorb_pl.reports.figures import absorption_figure, save_figures
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.tables import judged, without_controls
@@ -64,6 +66,7 @@ def rescore_run(
         The tables: those of a study with these thresholds.
 
     Raises:
+        RangeError: A threshold is outside its range.
         RuleError: The study lacks the rule, or the stored scores cannot answer a threshold; says what to run again.
         CacheCorruptedError: The folder holds no finished study, or its report was cut short.
         OutputFolderError: The folder cannot be written.
@@ -75,8 +78,9 @@ def rescore_run(
         absorb_pl.errors.CacheCorruptedError: `run_dir` was '...', expected the run folder of a finished...
     """
     run_dir = user_path(run_dir)
-    config, tables = _read(run_dir)
     changed = {name: value for name, value in thresholds.items() if value is not None}
+    check_ranges(rule_named(rule).settings_type, changed)
+    config, tables = _read(run_dir)
     asked = _rule(config, rule).with_thresholds(changed)
     asked.check_stored(config["splits"]["silent"])
     rates = RateSettings(**config["rates"])

@@ -148,6 +148,7 @@ def get_common_word_tokens(
         >>> get_common_word_tokens(PreTrainedTokenizerFast(tokenizer_object=backend))
         [' cat']
     """
+    check_ranges(get_common_word_tokens, locals())
     common = get_common_words(threshold)
     needs_space = only_start_of_word and marks_leading_spaces(tokenizer)
 
