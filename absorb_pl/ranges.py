@@ -5,6 +5,7 @@ of a dataclass or of an `__init__` and refuses what lies outside them.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -41,7 +42,7 @@ class Range:
 
     def __contains__(self, value: float | int) -> bool:
         return bool(
-            math.isfinite(value)
+            abs(value) <= sys.float_info.max
             and (self.least < value if self.above else self.least <= value)
             and (value < self.most if self.below else value <= self.most)
         )
@@ -102,41 +103,43 @@ def check_ranges(declared: type | Callable[..., Any], values: Mapping[str, Any])
             ...
         absorb_pl.errors.RangeError: `ks` was [1, 0], expected a list of one or more, each a whole...
     """
-    for name, hint in _hints(declared).items():
-        if name in values and not _allows(hint, values[name]):
+    for name, hint, allows in _declared(declared):
+        if name in values and not allows(values[name]):
             raise RangeError(name, values[name], expected=_described(hint), remedy="Choose a value within that.")
 
 
 @cache
-def _hints(declared: type | Callable[..., Any]) -> dict[str, Any]:
-    return {name: hint for name, hint in get_type_hints(declared, include_extras=True).items() if _says_what(hint)}
+def _declared(declared: type | Callable[..., Any]) -> list[tuple[str, Any, Callable[[Any], bool]]]:
+    """Names and types that say what is allowed, and what tells it; made once, for functions that are called often."""
+    hints = get_type_hints(declared, include_extras=True)
+    return [(name, hint, _test_of(hint)) for name, hint in hints.items() if _says_what(hint)]
 
 
 def _says_what(hint: Any) -> bool:
     return get_origin(hint) in (Annotated, Literal) or any(map(_says_what, get_args(hint)))
 
 
-def _allows(hint: Any, value: Any) -> bool:
+def _test_of(hint: Any) -> Callable[[Any], bool]:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return value in parts
+        return lambda value: value in parts
     if origin is Annotated:
+        kind: Any = Integral if parts[0] is int else Real
         ranges = [part for part in parts[1:] if isinstance(part, Range)]
-        return _is_number(parts[0], value) and all(value in each for each in ranges)
+        return lambda value: (
+            isinstance(value, kind) and not isinstance(value, bool) and all(value in each for each in ranges)
+        )
     if origin in (Union, UnionType):
-        return any(_allows(part, value) for part in parts)
+        tests = [_test_of(part) for part in parts]
+        return lambda value: any(test(value) for test in tests)
     if origin in (tuple, list, Sequence):
-        enough = isinstance(value, Sequence) and len(value) >= _least_length(parts[0])
-        return enough and all(_allows(parts[0], each) for each in value)
-    return isinstance(value, origin or hint)
+        test, least = _test_of(parts[0]), _least_length(parts[0])
+        return lambda value: isinstance(value, Sequence) and len(value) >= least and all(map(test, value))
+    return lambda value: isinstance(value, origin or hint)
 
 
 def _least_length(element: Any) -> int:
     return 1 if get_origin(element) is Annotated else 0  # no numbers at all are never meant
-
-
-def _is_number(kind: Any, value: Any) -> bool:
-    return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
 
 
 def _described(hint: Any) -> str:

@@ -120,7 +120,7 @@ def refused_values(hint):
         if kind is int:
             values.append(max(allowed.least, 0) + 0.5)
     values = [value for value in values if not any(inside(value, *one) for one in found)]
-    values += [math.nan, math.inf, -math.inf]
+    values += [math.nan, math.inf, -math.inf, 10**400]
     return [[value] for value in values] + [[]] if is_list(hint) else values
 
 
@@ -171,10 +171,10 @@ def test_a_study_refuses_what_is_outside(tmp_path, outcome_of):
     ranged = [(name, hint) for name, hint in settings_of(StudyConfig) if ranges_in(hint)]
     for number, (name, hint) in enumerate(ranged):
         words = ["study", *places, *(table if ".table." in name else [])]
-        for value in [*refused_values(hint), "much"][number % 2 :: 2]:
+        for value in [*refused_values(hint), "much"][number % 3 :: 3]:
             outcomes[outcome_of(words, name, value)] += 1
     assert set(outcomes) == {"named", "usage"}
-    assert outcomes["named"] >= 60
+    assert outcomes["named"] > 50
     assert not list(tmp_path.iterdir())
 
 
@@ -185,8 +185,8 @@ def test_other_commands_refuse_what_is_outside(tmp_path, outcome_of):
         if ranges_in(hint) and name.count(".") == 1 + name.startswith("trainer"):  # those below are a study's, too
             outcomes[outcome_of(["test", *words, root], name, refused_values(hint)[0])] += 1
     words = ["test", "--model=LinearProbe", "--model.input_dim=48", "--data=PromptDataModule", root]
-    for name, value in (("max_epochs", -2), ("accumulate_grad_batches", 0), ("limit_test_batches", 1.5)):
-        outcomes[outcome_of(words, f"trainer.{name}", value)] += 1
+    words.append("--data.task={max_words: 30, max_icl_examples: 2}")
+    outcomes[outcome_of(words, "trainer.accumulate_grad_batches", 0)] += 1
     assert set(outcomes) == {"named"}
     assert outcomes["named"] > 35
     assert not list(tmp_path.iterdir())
