@@ -89,7 +89,10 @@ def test_a_checkpoint_that_is_not_there(refusal, place):
 def test_code_in_a_checkpoint_does_not_run(refusal, tmp_path):
     torch.save({"state_dict": {}, "hyper_parameters": Dangerous(tmp_path / "ran")}, tmp_path / "a.ckpt")
     said = refusal("test", f"--ckpt_path={tmp_path / 'a.ckpt'}")
-    assert "expected a checkpoint that holds weights and settings alone. It is damaged, or carries code, which is not run." in said
+    assert (
+        "expected a checkpoint that holds weights and settings alone. It is damaged, or carries code, which is not run."
+        in said
+    )
     assert not (tmp_path / "ran").exists()
 
 
