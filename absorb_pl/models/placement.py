@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from absorb_pl.errors import AbsorbError
 
@@ -18,6 +18,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+WEIGHTS_SUFFIXES = (".npz", ".pt", ".pth", ".safetensors")
+"""Files that may hold an SAE by themselves."""
 
 LOAD_ERRORS = (
     ArithmeticError,
@@ -55,7 +58,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def local_path(name: str) -> Path | None:
-    """Give the folder or `.npz` file that a name means, as an absolute path, a leading `~` resolved.
+    """Give the folder or file of weights that a name means, as an absolute path, a leading `~` resolved.
 
     Args:
         name: A name that may be a path.
@@ -68,7 +71,32 @@ def local_path(name: str) -> Path | None:
         True
     """
     file = Path(os.path.expanduser(name)).absolute()
-    return file if file.suffix == ".npz" and file.is_file() else local_folder(name)
+    return file if file.suffix in WEIGHTS_SUFFIXES and file.is_file() else local_folder(name)
+
+
+def read_tensors(file: Path, device: str) -> dict[str, Tensor]:
+    """Read the tensors of a file; no code in it runs.
+
+    Args:
+        file: A safetensors file, or what `torch.save` wrote of a mapping.
+        device: A torch device; `meta` gives shapes alone.
+
+    Returns:
+        Tensors by name; other values are left out.
+
+    Raises:
+        ValueError: It holds no mapping.
+    """
+    if file.suffix != ".safetensors":
+        loaded = torch.load(file, map_location=device, weights_only=True)
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{file.name} holds a {type(loaded).__name__}, not tensors by name")
+        return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    with safe_open(file, framework="pt", device="cpu" if device == "meta" else device) as opened:
+        names = list(opened.keys())
+        if device == "meta":
+            return {key: torch.empty(opened.get_slice(key).get_shape(), device=device) for key in names}
+        return {key: opened.get_tensor(key) for key in names}
 
 
 def check_device(device: str) -> str:

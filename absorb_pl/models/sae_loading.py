@@ -42,7 +42,7 @@ def load_sae(
 
             * `"speller/<name>"` for a bundled SAE;
             * a folder in SAELens format (`cfg.json` and `sae_weights.safetensors`), one that SAELens wrote while
-              training, or a Gemma Scope `params.npz` or its folder;
+              training, or a folder or file of one of SAELens's releases as it was published (`docs/saes.md`);
             * `"<release>/<id>"` with a release known to SAELens;
             * `"<module>:<function>"` for a function of yours that gives a `SparseAutoencoder`, with arguments
               (`my_saes:load(layer=3)`) and, where it gives a mapping, a key (`my_saes:load/wide`).
