@@ -1,6 +1,7 @@
 """Where weights come from, where they go and how they are stored: folders, devices and dtypes by name."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, NonFiniteError
 
 DTYPES = {
     "float32": torch.float32,
@@ -169,6 +170,33 @@ def own_memory(module: nn.Module) -> None:
                 copy = copies[storage.data_ptr()] = storage.clone()
             own = torch.empty(0, dtype=tensor.dtype)
             tensor.data = own.set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        name: Name that the weights' owner was asked for by.
+        tensors: Weights by name.
+
+    Raises:
+        NonFiniteError: Names the first tensor that holds some, and their number.
+
+    Example:
+        >>> require_finite("mine", {"W_dec": torch.tensor([1.0, float("nan")])})
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.NonFiniteError: `name` was 'mine', expected finite weights, but 1 in W_dec are not...
+    """
+    for key, weight in tensors.items():
+        # By parts, as wide SAEs have no room for another matrix of their size.
+        if bad := sum(int((~torch.isfinite(part)).sum()) for part in weight.reshape(-1).split(2**26)):
+            raise NonFiniteError(
+                "name",
+                name,
+                expected=f"finite weights, but {bad} in {key} are not",
+                remedy="Save it again, or load it in a wider dtype.",
+            )
 
 
 def check_dtype(dtype: str) -> torch.dtype:
