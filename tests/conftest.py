@@ -14,10 +14,14 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the maths and of attribution compare figures throughout."""
+    """Tests of the maths and of attribution compare figures throughout; tests for a GPU are skipped without one."""
+    import torch
+
     for item in items:
         if item.path.parent.name in ("attribution", "functional"):
             item.add_marker("numeric")
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU is visible"))
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +36,28 @@ def gpt2(golden: Path) -> Any:
     from absorb_pl.models import load_language_model
 
     return load_language_model(str(golden / "gpt2-micro"))
+
+
+@pytest.fixture(scope="session")
+def load_tiny(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Callable[..., Any]:
+    """Gives the tiny random model of an architecture (see `tiny_models`), in float32 unless asked otherwise."""
+    import torch
+    from tiny_models import save_tiny_model
+    from transformer_lens.model_bridge import TransformerBridge
+
+    folders: dict[str, Path] = {}
+    loaded: dict[tuple[str, torch.dtype], Any] = {}
+
+    def load(architecture: str, dtype: torch.dtype = torch.float32) -> Any:
+        if architecture not in folders:
+            folders[architecture] = tmp_path_factory.mktemp("tiny")
+            save_tiny_model(architecture, folders[architecture], golden / "gpt2-micro")
+        if (architecture, dtype) not in loaded:
+            folder = str(folders[architecture])
+            loaded[architecture, dtype] = TransformerBridge.boot_transformers(folder, device="cpu", dtype=dtype)
+        return loaded[architecture, dtype]
+
+    return load
 
 
 @pytest.fixture(scope="session")
@@ -137,3 +163,14 @@ def study(study_config: Callable[..., Any], _one_thread: None, tmp_path_factory:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(Path(__file__).parents[1])
         return config, run_study(config)
+
+
+@pytest.fixture(scope="module")
+def _without_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Studies of a module without figures, which take longer to draw than all else that a small study does."""
+    from absorb_pl.reports import report
+
+    request.getfixturevalue("study")  # which has its figures
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_figures", lambda _: {})
+        yield

@@ -76,7 +76,7 @@ def unit(sae):
 
 
 @pytest.fixture(scope="module")
-def writings(make_sae, study_config, _one_thread, tmp_path_factory):
+def writings(make_sae, study_config, _one_thread, _without_figures, tmp_path_factory):
     """The tables of one study of all architectures in all their writings, and the names of the SAEs."""
     folder = tmp_path_factory.mktemp("writings")
     (folder / "scaled_saes.py").write_text(ADAPTER)

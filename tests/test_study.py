@@ -15,9 +15,10 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from absorb_pl.cli import main
 from absorb_pl.data import PromptDataModule, stratified_split
 from absorb_pl.errors import CacheCorruptedError, ManifestMismatchError
-from absorb_pl.reports import rescore_run
+from absorb_pl.reports import report, rescore_run
 from absorb_pl.reports.names import short_names
 from absorb_pl.study import run_study
 
@@ -272,6 +273,13 @@ def test_tensorboard_holds_curves_figures_and_rates(study):
         assert row["hook_name"].encode() in plugin.content
 
 
+@pytest.fixture
+def _without_figures(monkeypatch):
+    """Figures take longer to draw than all else that a small study does."""
+    monkeypatch.setattr(report, "draw_figures", lambda _: {})
+
+
+@pytest.mark.usefixtures("_without_figures")
 def test_the_same_seed_gives_the_same_tables(study, study_config, tmp_path):
     torch.manual_seed(99)
     result = run_study(study_config(tmp_path))
@@ -280,6 +288,7 @@ def test_the_same_seed_gives_the_same_tables(study, study_config, tmp_path):
     assert_same(read_tables(tmp_path / "run"), read_tables(study[1].run_dir))
 
 
+@pytest.mark.usefixtures("_without_figures")
 def test_another_seed_gives_other_tables_and_another_folder(study, study_config, tmp_path):
     with pytest.raises(ManifestMismatchError, match=r"'seed': 42.*'seed': 1.*Name another folder"):
         run_study(study_config(study[1].run_dir.parent, "--seed=1"))
@@ -288,6 +297,7 @@ def test_another_seed_gives_other_tables_and_another_folder(study, study_config,
     assert result.tables["candidates"]["row"].tolist() != study[1].tables["candidates"]["row"].tolist()
 
 
+@pytest.mark.usefixtures("_without_figures")
 def test_a_rerun_makes_nothing_and_new_saes_only_themselves(study, study_config, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     before = artifacts(tmp_path / "cache")
@@ -305,6 +315,7 @@ def test_a_rerun_makes_nothing_and_new_saes_only_themselves(study, study_config,
     ]
 
 
+@pytest.mark.usefixtures("_without_figures")
 def test_other_thresholds_reuse_what_they_do_not_touch(study, study_config, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     result = run_study(study_config(tmp_path, "--rule.delta_threshold=0.1", f"--saes=[{SAES[2]}]"))
@@ -356,11 +367,9 @@ def test_two_processes_give_the_tables_of_one(study, tmp_path):
 @pytest.mark.slow
 def test_two_processes_that_fit_build_the_cache_first(study, tmp_path):
     """Only one of them builds it, alone, while the other waits."""
-    trainer = ["--trainer.devices=2", "--trainer.strategy=ddp", f"--trainer.default_root_dir={tmp_path}"]
+    trainer = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", f"--trainer.default_root_dir={tmp_path}"]
     settings = ["--config=tests/conf/fit_linear.yaml", f"--data.init_args.cache_dir={tmp_path / 'cache'}"]
-    command = [Path(sys.executable).with_name("absorb-pl"), "fit", *settings, *trainer]
-    done = subprocess.run(command, cwd=ROOT, env=subprocess_environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    main(["fit", *settings, *trainer])
     built = next((tmp_path / "cache" / "activations").iterdir())
     known = Path(study[0].cache_dir) / "activations" / built.name
     assert (built / "00000.bin").read_bytes() == (known / "00000.bin").read_bytes()
@@ -381,7 +390,9 @@ def killed(study, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", REMADE)
-def test_a_killed_study_is_carried_on(study, study_config, killed, stage):
+def test_a_killed_study_is_carried_on(study, study_config, killed, stage, monkeypatch):
+    if not stage.startswith("report"):
+        monkeypatch.setattr(report, "draw_figures", lambda _: {})
     with pytest.raises(CacheCorruptedError, match=r"finished study"):
         rescore_run(killed / stage / "run")
     before = artifacts(killed / stage / "cache")

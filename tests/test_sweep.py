@@ -23,7 +23,7 @@ RULES = ["paper", "saebench-0.6.0"]
 
 
 @pytest.fixture(scope="module")
-def sweep(study_config, _one_thread, tmp_path_factory):
+def sweep(study_config, _one_thread, _without_figures, tmp_path_factory):
     config = replace(
         study_config(tmp_path_factory.mktemp("sweep")),
         saes=[],

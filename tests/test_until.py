@@ -28,6 +28,7 @@ def stages_of(run_dir):
     return json.loads((run_dir / "manifest.json").read_text())["stages"]
 
 
+@pytest.mark.usefixtures("_without_figures")
 def test_a_study_stopped_after_every_stage_ends_as_one_in_one_go(study, study_config, tmp_path):
     sae = "tests/golden/gpt2-micro/sae_topk_B"
     config = study_config(tmp_path, f"--saes=[{sae}]", "--rules=[paper,saebench-0.6.0]")

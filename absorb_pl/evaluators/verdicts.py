@@ -45,6 +45,18 @@ gradients for the paper's, projection on the probe for SAEBench's. `engine` says
 behind a kept prefix or from whole sequences (see `attribution.compute_prefix`). What a rule does not use is missing;
 `child` stands only where the task has finer labels."""
 
+_LIST_COLUMNS = (
+    "main_latents",
+    "main_scores",
+    "latents",
+    "scores",
+    "activations",
+    "probe_cos",
+    "absorber_latents",
+    "absorber_projections",
+    "absorber_probe_cos",
+)
+
 
 def judge_words(rule: AbsorptionRule, words: pd.DataFrame) -> pd.DataFrame:
     """The verdicts of a rule.
@@ -66,8 +78,13 @@ def judge_words(rule: AbsorptionRule, words: pd.DataFrame) -> pd.DataFrame:
 
 
 def order_columns(words: pd.DataFrame) -> pd.DataFrame:
-    """Words of one or several rules with all columns of `WORD_COLUMNS`, in their order; `child` where they have it."""
-    return words.reindex(columns=[name for name in WORD_COLUMNS if name != "child" or name in words])
+    """Words of one or several rules with all columns of `WORD_COLUMNS`, in their order; `child` where they have it.
+
+    A missing list is None, whether or not other words have one.
+    """
+    words = words.reindex(columns=[name for name in WORD_COLUMNS if name != "child" or name in words])
+    lists = words[list(_LIST_COLUMNS)].astype(object)
+    return words.assign(**lists.where(lists.notna(), None))
 
 
 def rate_tables(

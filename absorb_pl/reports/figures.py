@@ -19,6 +19,8 @@ from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_NAMES = {"l0": "L0", "layer": "layer"}
+_AXES = {"l0": "L0 (latents that fire per word)", "layer": "layer"}
 _METRICS = ("f1", "precision", "recall")
 _DPI = 150
 _NAME_POINTS = 7
@@ -86,7 +88,7 @@ def top_latent_figure(summary: pd.DataFrame, against: str) -> Figure:
         _probe_line(axis, summary, against, f"probe_{metric}")
         axis.set(title=metric.capitalize() if metric != "f1" else "F1", ylim=(-0.02, 1.04))
     axes[0].set_ylabel("mean over letters")
-    figure.suptitle(f"The latent nearest to the probe, against {_axis_name(against)}")
+    figure.suptitle(f"The latent nearest to the probe, against {_NAMES[against]}")
     place_panels(figure, (1, len(axes)), legend=_legend(figure, summary, probe=True), top=0.6)
     return figure
 
@@ -96,7 +98,7 @@ def splits_figure(summary: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5.6, 3.6))
     axis = figure.subplots()
     _scatter(axis, summary, "l0", "num_splits")
-    axis.set(title="Feature splits against L0", ylabel="mean splits a letter")
+    axis.set(title="Feature splits against L0", ylabel="splits per letter, mean")
     axis.set_ylim(bottom=-0.02)
     place_panels(figure, (1, 1), legend=_legend(figure, summary))
     return figure
@@ -112,7 +114,7 @@ def absorption_figure(summary: pd.DataFrame, against: str, *, fraction: bool = F
     for axis, rule in zip(axes, rules, strict=True):
         rows = summary[(summary["rule"] == rule) & summary["evaluable"]]
         _scatter(axis, rows, against, measure, interval=interval)
-        axis.set_title(f"Absorption against {_axis_name(against)} (rule {rule})", fontsize=10)
+        axis.set_title(f"Absorption against {_NAMES[against]} (rule {rule})", fontsize=10)
         axis.yaxis.set_major_formatter(percent)
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel(f"absorption {what}, mean over letters")
@@ -160,7 +162,9 @@ def f1_vs_k_figure(k_sparse: pd.DataFrame, summary: pd.DataFrame) -> Figure:
             curve = mean_f1.loc[row["sae"]]
             axis.plot(curve.index, curve, marker=".", color=colour, label=_short(row["sae"]))
         axis.axhline(here["probe_f1"].iloc[0], color="grey", linestyle="--", label="linear probe")
-        axis.set(title=f"k-sparse probes, layer {layer}", xlabel="k", xscale="log", ylim=(0, 1.04))
+        axis.set(
+            title=f"k-sparse probes, layer {layer}", xlabel="k (latents in the probe)", xscale="log", ylim=(0, 1.04)
+        )
         axis.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
         axis.legend(loc="lower right", fontsize=6, ncols=2, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
@@ -184,7 +188,7 @@ def _scatter(axis: Axes, summary: pd.DataFrame, x: str, y: str, interval: tuple[
             axis.plot(rows["place"], rows[y], **style)
     if x == "layer":
         axis.set_xticks(sorted(summary["layer"].unique()))
-    axis.set_xlabel(_axis_name(x))
+    axis.set_xlabel(_AXES[x])
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -220,10 +224,6 @@ def _legend(figure: Figure, summary: pd.DataFrame, *, probe: bool = False) -> Le
     if probe:
         handles.append(Line2D([], [], color="grey", linestyle="--", label="linear probe"))
     return figure.legend(handles=handles, loc="upper right", fontsize=8, frameon=False)
-
-
-def _axis_name(column: str) -> str:
-    return {"l0": "L0", "layer": "layer"}[column]
 
 
 def _short(sae: str) -> str:

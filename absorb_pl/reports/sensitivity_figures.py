@@ -7,6 +7,14 @@ from matplotlib.ticker import MaxNLocator
 
 from absorb_pl.reports.layout import percent, place_panels
 
+_WORDS = {
+    "delta_threshold": "least lead over the second latent, in logits",
+    "cos_threshold": "least cosine with the probe",
+    "full_cos_threshold": "least cosine with the probe",
+    "fraction_cos_threshold": "least cosine of absorbers with the probe",
+    "proportion_threshold": "least share of the projection",
+    "max_absorbers": "most absorbers per word",
+}
 _MEASURES = {"absorption_rate": "absorption rate", "absorption_fraction": "absorption fraction"}
 
 
@@ -28,7 +36,7 @@ def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figu
     ]
     columns = max(1, min(3, len(panels)))
     rows = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(4.4 * columns + 2.4, 3.2 * rows))
+    figure = Figure(figsize=(4.4 * columns + 2.4, 3.3 * rows))
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     l0 = summary.drop_duplicates("sae").set_index("sae")["l0"].sort_values()
     for axis in axes[len(panels) :]:
@@ -42,7 +50,7 @@ def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figu
             axis.plot(line["value"], line[measure], marker=".", linewidth=1, color=colour, label=label)
         for value in here.loc[here["is_default"], "value"].unique():
             axis.axvline(value, color="grey", linestyle="--", linewidth=0.9)
-        axis.set(xlabel=threshold, ylabel=f"{_MEASURES[measure]},\nmean over letters")
+        axis.set(xlabel=_axis_name(threshold), ylabel=f"{_MEASURES[measure]},\nmean over letters")
         axis.yaxis.set_major_formatter(percent)
         if (here["value"] % 1 == 0).all():
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -50,12 +58,16 @@ def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figu
         axis.spines[["top", "right"]].set_visible(False)
     if panels:
         legend = figure.legend(loc="upper right", fontsize=6, frameon=False)
-        place_panels(figure, (rows, columns), legend=legend, left=0.95, gaps=(0.95, 0.6))
+        place_panels(figure, (rows, columns), legend=legend, left=0.95, bottom=0.65, gaps=(0.95, 0.8))
         figure.suptitle(f"Sensitivity to thresholds (rule {sensitivity['rule'].iloc[0]}; dashed: the value used)")
     else:
         axes[0].set_visible(False)
         figure.suptitle("No letter can be evaluated, or no threshold moves a rate")
     return figure
+
+
+def _axis_name(threshold: str) -> str:
+    return f"{_WORDS[threshold]}\n({threshold})" if threshold in _WORDS else threshold
 
 
 def _moves(rows: pd.DataFrame, measure: str) -> bool:

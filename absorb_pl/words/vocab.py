@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
-import wordfreq
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import VocabularyError
@@ -251,6 +250,8 @@ def get_same_ending_word_pairs_of_len(length: int) -> list[tuple[str, str]]:
 
 @cache
 def _rates() -> dict[str, float]:
+    import wordfreq  # takes more than a second, and most commands do without
+
     return {word: 1e6 * share for word, share in wordfreq.get_frequency_dict("en", wordlist="best").items()}
 
 

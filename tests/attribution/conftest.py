@@ -1,4 +1,4 @@
-"""Golden models and their recorded attributions, and tiny random models of several families."""
+"""Golden models and their recorded attributions, and tiny random models of six families."""
 
 import json
 from collections.abc import Callable
@@ -12,52 +12,12 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    Qwen2Config,
-)
 
 from absorb_pl.words import TokenizedPrompts
 
 SAES = ("standard_A", "jumprelu_A", "topk_B")
 
-SHAPE = {
-    "vocab_size": 296,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 1,
-}
-GROUPED = {**SHAPE, "num_key_value_heads": 2}
-GEMMA = {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
-FAMILIES = {
-    "gpt2": GPT2Config(
-        vocab_size=296,
-        n_embd=32,
-        n_layer=4,
-        n_head=4,
-        n_positions=64,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-    ),
-    "gpt_neox": GPTNeoXConfig(**SHAPE),
-    "llama": LlamaConfig(**GROUPED),
-    "qwen2": Qwen2Config(**GROUPED),
-    "gemma2": Gemma2Config(**GEMMA, layer_types=["sliding_attention", "full_attention"] * 2),
-    "gemma3": Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention"] * 2 + ["full_attention"] * 2),
-}
+FAMILIES = ("GPT-2", "GPT-NeoX, Pythia", "Llama", "Qwen2", "Gemma 2", "Gemma 3")
 
 
 @dataclass
@@ -158,23 +118,7 @@ def prompts_of() -> Callable[[list[Tensor], list[int]], TokenizedPrompts]:
     return pad_prompts
 
 
-@pytest.fixture(scope="session")
-def load_family(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Callable[[str, torch.dtype], Any]:
-    """Loads the tiny random model of a family anew, in any dtype."""
-    folders: dict[str, Path] = {}
-
-    def load(name: str, dtype: torch.dtype) -> Any:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(FAMILIES[name]).eval().save_pretrained(folders[name])
-            AutoTokenizer.from_pretrained(golden / "gpt2-micro").save_pretrained(folders[name])
-        return TransformerBridge.boot_transformers(str(folders[name]), device="cpu", dtype=dtype)
-
-    return load
-
-
 @pytest.fixture(scope="session", params=FAMILIES)
-def family(request: pytest.FixtureRequest, load_family: Callable[[str, torch.dtype], Any]) -> Any:
+def family(request: pytest.FixtureRequest, load_tiny: Callable[..., Any]) -> Any:
     """Each family's model in float64; `parametrize("family", [...], indirect=True)` picks some."""
-    return load_family(request.param, torch.float64)
+    return load_tiny(request.param, torch.float64)

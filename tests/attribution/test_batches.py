@@ -135,7 +135,7 @@ def test_ablations_of_every_family(family: Any):
     assert min(len(one.ablation_scores) for one in together) > 5
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"], indirect=True)
+@pytest.mark.parametrize("family", ["GPT-2", "GPT-NeoX, Pythia"], indirect=True)
 def test_prompts_in_company_are_the_same_computation(family: Any):
     sae = random_sae()
     together = attribute(family, sae, PROMPTS, answers(), True)
@@ -150,9 +150,9 @@ def test_prompts_in_company_are_the_same_computation(family: Any):
         assert (found - alone).abs().max() < 1e-12 * alone.abs().max()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "gemma2"])
-def test_bfloat16_models_take_prompts_of_different_lengths(load_family: Any, name: str):
-    family, sae = load_family(name, torch.bfloat16), random_sae().to(dtype=torch.float32)
+@pytest.mark.parametrize("name", ["GPT-2", "GPT-NeoX, Pythia", "Llama", "Gemma 2"])
+def test_bfloat16_models_take_prompts_of_different_lengths(load_tiny: Any, name: str):
+    family, sae = load_tiny(name, torch.bfloat16), random_sae().to(dtype=torch.float32)
     together = attribute(family, sae, PROMPTS, answers(), True)
     for row, prompt in enumerate(PROMPTS):
         alone = attribute(family, sae, prompt, answers(ANSWERS[row : row + 1]), True)
@@ -287,7 +287,7 @@ def test_hooks_that_edit_in_place_act_on_every_prompt(case: Any):
                 assert (case.model(text)[0, -1] - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"], indirect=True)
+@pytest.mark.parametrize("family", ["GPT-2", "Llama", "Gemma 2"], indirect=True)
 def test_scores_of_each_prompt_add_up_to_the_change_of_its_metric(family: Any):
     """Completeness: sum of scores and error term = metric(patched) - metric(clean), but for a left sum's error."""
     sae, pairs = random_sae(), [(-5, -3), (-2, -2)]
@@ -319,7 +319,7 @@ def test_scores_of_each_prompt_add_up_to_the_change_of_its_metric(family: Any):
     # four times the steps, a quarter of the error
     assert gaps[1] < 0.35 * gaps[0]
     assert gaps[2] < 0.35 * gaps[1]
-    assert change.abs().max() > 0.3
+    assert change.abs().max() > 10 * gaps[2]
 
 
 def test_batch_size_and_order_change_nothing(case: Any):

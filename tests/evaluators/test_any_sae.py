@@ -58,7 +58,11 @@ def randomise(sae: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def result(
-    study_config: Callable[..., Any], _one_thread: None, tmp_path_factory: pytest.TempPathFactory, golden: Path
+    study_config: Callable[..., Any],
+    _one_thread: None,
+    _without_figures: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    golden: Path,
 ) -> StudyResult:
     folder = tmp_path_factory.mktemp("any_sae")
     for architecture, hook in KINDS.items():

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from absorb_pl.data import read_residuals
 from absorb_pl.errors import RuleError
 from absorb_pl.evaluators import (
+    WORD_COLUMNS,
     AbsorptionEvaluator,
     AbsorptionInputs,
     PaperRule,
@@ -18,6 +19,7 @@ from absorb_pl.evaluators import (
     configured_rules,
     judge_words,
     known_rules,
+    order_columns,
     rule_named,
     score_projections,
 )
@@ -268,3 +270,13 @@ def test_thresholds_that_a_rule_lacks_or_cannot_answer_are_named():
         rule_named("saebench-0.6.0")().with_thresholds({"max_absorbers": 6})
     with pytest.raises(RuleError, match=r"splits\.silent"):
         rule_named("paper")().with_thresholds({"silent": 0.5}).check_stored(1e-8)
+
+
+def test_a_missing_list_is_none_whatever_stands_beside_it(tmp_path):
+    alone = pd.DataFrame({"sae": ["a"], "row": [3]})
+    beside = pd.concat([alone, pd.DataFrame({"sae": ["b"], "row": [4], "main_latents": [[1, 2]]})], ignore_index=True)
+    for table in (alone, beside):
+        order_columns(table).to_parquet(tmp_path / "words.parquet")
+        found = pd.read_parquet(tmp_path / "words.parquet").loc[0]
+        assert tuple(found.index) == tuple(name for name in WORD_COLUMNS if name != "child")
+        assert (found["main_latents"], found["scores"]) == (None, None)

@@ -17,7 +17,7 @@ from absorb_pl.evaluators import (
 )
 from absorb_pl.experiments import run_k_sparse_probing_experiments, run_latent_evaluation_experiments
 from absorb_pl.models import load_language_model
-from absorb_pl.reports import rescore_run
+from absorb_pl.reports import report, rescore_run
 from absorb_pl.study import run_study
 from absorb_pl.words import SpellingGrader, TableSettings, TaskConfig
 
@@ -50,7 +50,9 @@ def finished(family_folder, known_words, make_sae, study_config, tmp_path_factor
         ),
         test_fraction=0.5,
     )
-    return config, run_study(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_figures", lambda _: {})
+        return config, run_study(config)
 
 
 def test_a_study_of_an_encoder_by_rules_that_project(finished):

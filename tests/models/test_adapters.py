@@ -116,14 +116,14 @@ class Module(nn.Module):
         return latents @ self.W_dec
 
 
-def test_a_function_makes_an_sae(module: str, tiny_models: Any) -> None:
+def test_a_function_makes_an_sae(module: str, load_tiny: Any) -> None:
     sae = load_sae(f"{module}:load")
     assert isinstance(sae, AdaptedSae)
     assert isinstance(sae.sae, SparseAutoencoder)
-    check_sae_fits(tiny_models("gpt2"), sae)
+    check_sae_fits(load_tiny("GPT-2"), sae)
     x = torch.randn(4, 32)
     torch.testing.assert_close(encode_rows(sae, x), torch.relu(x @ sae.sae.W_enc))
-    source = SaeSource.check(f"{module}:load", tiny_models("gpt2"))
+    source = SaeSource.check(f"{module}:load", load_tiny("GPT-2"))
     assert (source.hook_name, source.architecture, source.d_sae, source.layer) == (HOOK, "Plain", 48, 1)
     assert source.identity == sae_identity(source.load(torch.device("cpu")))
 
@@ -222,9 +222,9 @@ def test_an_object_that_cannot_be_identified_must_say_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("made", [Module, Closed])
-def test_heads_are_laid_side_by_side(tiny_models: Any, made: Any) -> None:
+def test_heads_are_laid_side_by_side(load_tiny: Any, made: Any) -> None:
     hook = "blocks.1.attn.hook_z"
-    sae, model = AdaptedSae(made(), hook), tiny_models("llama")
+    sae, model = AdaptedSae(made(), hook), load_tiny("Llama")
     check_sae_fits(model, sae)
     ids = torch.randint(2, 296, (2, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -61,12 +61,12 @@ def test_a_control_depends_on_its_seed_alone(make_sae: Any) -> None:
         assert sae_identity(control_sae(sae, kind, seed=2)) != sae_identity(first)
 
 
-def test_controls_keep_dtype_and_heads(make_sae: Any, tiny_models: Any) -> None:
+def test_controls_keep_dtype_and_heads(make_sae: Any, load_tiny: Any) -> None:
     sae = make_sae("jumprelu", "blocks.1.attn.hook_z").to(dtype=torch.bfloat16)
     for kind in ("random", "shuffled_decoder"):
         control = control_sae(sae, kind)
         assert {parameter.dtype for parameter in control.parameters()} == {torch.bfloat16}
-        check_sae_fits(tiny_models("gpt2"), control)
+        check_sae_fits(load_tiny("GPT-2"), control)
         assert control.encode(torch.randn(2, 4, 8)).shape == (2, 48)
 
 

@@ -176,8 +176,8 @@ def test_how_rows_are_batched_does_not_matter(sae: SAE[Any], monkeypatch: pytest
 
 
 @pytest.mark.parametrize("hook", ["blocks.0.hook_resid_post", "blocks.0.attn.hook_z", "blocks.0.hook_mlp_out"])
-def test_attribution_does_not_see_decoder_norms_or_order(make_sae: Any, tiny_models: Any, hook: str) -> None:
-    model, sae = tiny_models("gpt2"), make_sae("standard", hook)
+def test_attribution_does_not_see_decoder_norms_or_order(make_sae: Any, load_tiny: Any, hook: str) -> None:
+    model, sae = load_tiny("GPT-2"), make_sae("standard", hook)
     ids = torch.randint(2, 296, (4, 8), generator=torch.Generator().manual_seed(3))
     prompts = TokenizedPrompts(
         input_ids=ids,

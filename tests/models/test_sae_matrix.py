@@ -57,9 +57,9 @@ def check_chain(model: Any, sae: Any, hook: str, x: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2"])
-def test_every_architecture(tiny_models: Any, make_sae: Any, tmp_path: Path, family: str, hook: str) -> None:
-    model = tiny_models(family)
+@pytest.mark.parametrize("family", ["GPT-2", "GPT-NeoX, Pythia", "Llama", "Gemma 2"])
+def test_every_architecture(load_tiny: Any, make_sae: Any, tmp_path: Path, family: str, hook: str) -> None:
+    model = load_tiny(family)
     x = rows(model)[hook]
     assert x.shape == (3, 32)
     for architecture in ARCHITECTURES:
@@ -70,9 +70,9 @@ def test_every_architecture(tiny_models: Any, make_sae: Any, tmp_path: Path, fam
 @pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float16")])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_model_and_sae_have_dtypes_of_their_own(
-    tiny_models: Any, make_sae: Any, tmp_path: Path, architecture: str, dtypes: tuple[str, str]
+    load_tiny: Any, make_sae: Any, tmp_path: Path, architecture: str, dtypes: tuple[str, str]
 ) -> None:
-    model = tiny_models("gpt2")
+    model = load_tiny("GPT-2")
     model.original_model.to(getattr(torch, dtypes[0]))
     try:
         found = rows(model)
@@ -85,8 +85,8 @@ def test_model_and_sae_have_dtypes_of_their_own(
 
 @pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale"])
 @pytest.mark.parametrize("hook", HOOKS[1:3])
-def test_norms_taken_at_run_time_are_the_sae_s_own(tiny_models: Any, make_sae: Any, normalize: str, hook: str) -> None:
-    model = tiny_models("gpt2")
+def test_norms_taken_at_run_time_are_the_sae_s_own(load_tiny: Any, make_sae: Any, normalize: str, hook: str) -> None:
+    model = load_tiny("GPT-2")
     sae = make_sae("standard", hook, normalize_activations=normalize, apply_b_dec_to_input=False)
     x = rows(model)[hook]
     check_chain(model, sae, hook, x)
@@ -106,19 +106,19 @@ def test_rows_leave_an_sae_as_it_was(make_sae: Any) -> None:
     torch.testing.assert_close(sae.encode(heads), latents)
 
 
-def test_an_sae_that_leaves_reshaping_to_others_reads_heads(make_sae: Any, tmp_path: Path, tiny_models: Any) -> None:
+def test_an_sae_that_leaves_reshaping_to_others_reads_heads(make_sae: Any, tmp_path: Path, load_tiny: Any) -> None:
     hook = "blocks.1.attn.hook_z"
     sae = make_sae("jumprelu", hook, reshape_activations="none")
     with pytest.raises(SaeWidthError, match="reshape_activations = 'none'"):
-        check_sae_fits(tiny_models("gpt2"), sae)
+        check_sae_fits(load_tiny("GPT-2"), sae)
     sae.save_model(tmp_path)
-    check_sae_fits(tiny_models("gpt2"), load_sae(str(tmp_path)))
+    check_sae_fits(load_tiny("GPT-2"), load_sae(str(tmp_path)))
     with pytest.raises(SaeWidthError, match="expected 'none' for activations of shape"):
-        check_sae_fits(tiny_models("gpt2"), load_sae(str(tmp_path)), "blocks.1.hook_attn_out")
+        check_sae_fits(load_tiny("GPT-2"), load_sae(str(tmp_path)), "blocks.1.hook_attn_out")
 
 
-def test_a_temporal_sae_runs_on_prompts_but_not_on_words(make_sae: Any, tmp_path: Path, tiny_models: Any) -> None:
-    model, hook = tiny_models("llama"), "blocks.1.hook_resid_post"
+def test_a_temporal_sae_runs_on_prompts_but_not_on_words(make_sae: Any, tmp_path: Path, load_tiny: Any) -> None:
+    model, hook = load_tiny("Llama"), "blocks.1.hook_resid_post"
     sae = make_sae("temporal", n_heads=2, bottleneck_factor=4, kval_topk=5)
     sae.save_model(tmp_path)
     sae = load_sae(str(tmp_path))
@@ -135,7 +135,7 @@ def test_a_temporal_sae_runs_on_prompts_but_not_on_words(make_sae: Any, tmp_path
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_studies_take_every_kind_of_hook(make_sae: Any, tmp_path: Path, tiny_models: Any, hook: str) -> None:
+def test_studies_take_every_kind_of_hook(make_sae: Any, tmp_path: Path, load_tiny: Any, hook: str) -> None:
     make_sae("gated", hook).save_model(tmp_path)
-    source = SaeSource.check(str(tmp_path), tiny_models("gemma2"))
+    source = SaeSource.check(str(tmp_path), load_tiny("Gemma 2"))
     assert (source.hook_name, source.layer, source.architecture, source.d_sae) == (hook, 1, "gated", 48)

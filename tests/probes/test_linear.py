@@ -196,7 +196,7 @@ def test_extra_loss_enters_the_training():
 def test_two_processes_find_the_same_probe_as_one(tmp_path):
     x, y = labelled_rows(rows=301)
     found = {}
-    for processes, strategy in ((1, "auto"), (2, "ddp_spawn")):
+    for processes, strategy in ((1, "auto"), (2, "ddp_fork")):
         probe = LinearProbe(12, 4)
         trainer = quiet_trainer(
             tmp_path, max_epochs=1, devices=processes, strategy=strategy, enable_checkpointing=False

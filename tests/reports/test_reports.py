@@ -112,7 +112,7 @@ def test_top_latents_against_l0():
         assert points(axis) == list(zip(SUMMARY["l0"], SUMMARY[f"top_latent_{metric}"], strict=True))
         lines = {line.get_ydata()[0] for line in axis.get_lines() if line.get_linestyle() == "--"}
         assert lines == set(SUMMARY[f"probe_{metric}"])
-        assert axis.get_xlabel() == "L0"
+        assert axis.get_xlabel() == "L0 (latents that fire per word)"
 
 
 def test_top_latents_against_layers():
@@ -302,7 +302,11 @@ def test_rules_that_agree_share_a_column_under_both_names():
 def test_sensitivity_panels_have_the_default_marked():
     figure = sensitivity_figure(SENSITIVITY, SUMMARY)
     axes = [axis for axis in figure.axes if axis.get_visible()]
-    assert [axis.get_xlabel() for axis in axes] == ["delta_threshold", "cos_threshold"]
+    named = ["least lead over the second latent, in logits", "least cosine with the probe"]
+    assert [axis.get_xlabel().partition("\n")[0] for axis in axes] == named
+        "least cosine with the probe\n(cos_threshold)",
+    ]
+    assert [axis.get_xlabel() for axis in axes] == named
     for axis in axes:
         curves = [line.get_xydata().tolist() for line in axis.get_lines() if len(line.get_xdata()) == 3]
         assert np.allclose(curves, [[[0, 0.6], [1, 0.3], [3, 0.15]], [[0, 0.2], [1, 0.1], [3, 0.05]]])

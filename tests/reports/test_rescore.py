@@ -70,6 +70,7 @@ def fresh(study, study_config, tmp_path_factory, request):
     words = [f"--{section}.{name}={value}" for section, changed in sections.items() for name, value in changed.items()]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(request.config.rootpath)
+        patch.setattr(report, "draw_figures", lambda _: {})
         return run_study(study_config(folder, *words)).run_dir
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from absorb_pl.models import load_sae
+from absorb_pl.reports import report
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -35,7 +36,8 @@ def test_both_ways_agree_and_the_ratios_are_written(script, tmp_path, name, comp
 
 
 @pytest.mark.slow
-def test_a_sweep_gives_what_separate_studies_give(script, tmp_path):
+def test_a_sweep_gives_what_separate_studies_give(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_figures", lambda _: {})
     file = tmp_path / "sweep.json"
     script("bench_sweep").main(["--quick", "--device", "cpu", "--json", str(file)])
     written = json.loads(file.read_text())["comparisons"]

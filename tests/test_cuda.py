@@ -1,0 +1,166 @@
+"""The same figures on a CUDA GPU as on the CPU: attribution, ablation, probes, the cache and a whole study."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from absorb_pl.attribution import (
+    calculate_feature_attribution,
+    calculate_individual_feature_ablations,
+    compute_prefix,
+    word_ablations,
+    word_integrated_gradients,
+)
+from absorb_pl.data import PromptDataModule, ensure_activations
+from absorb_pl.evaluators import stored_scores
+from absorb_pl.models import load_language_model
+from absorb_pl.probes import train_multi_probe
+from absorb_pl.study import run_study
+from absorb_pl.words import TaskConfig, TokenizedPrompts
+
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("at_root")]
+
+DEVICE = "cuda"
+HOOK = "blocks.1.hook_resid_post"
+FAMILIES = ["GPT-2", "GPT-NeoX, Pythia"]  # the models that compute in float64 throughout
+BEFORE_SCORING = ("activations", "linear_probes", "sae_probing")
+
+
+def on(device: str, model: Any) -> Any:
+    """A model on a device; it goes back by the next call."""
+    model.cfg.device = device
+    return model.to(device)
+
+
+@pytest.fixture(params=FAMILIES)
+def both(request: pytest.FixtureRequest, load_tiny: Any, make_sae: Any) -> Callable[[Callable[..., Tensor]], None]:
+    """Compares, in float64, what a function of model, SAE and prompts gives on the CPU and on the GPU."""
+    model, sae = load_tiny(request.param, torch.float64), make_sae("standard").to(dtype=torch.float64)
+    ids = torch.randint(2, 290, (5, 14), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([4, 8, 8, 9, 11])
+
+    def compare(function: Callable[..., Tensor]) -> None:
+        found = []
+        for device in ("cpu", DEVICE):
+            prompts = TokenizedPrompts(
+                ids.to(device), torch.ones_like(ids, dtype=torch.bool, device=device), torch.full((5,), 14), positions
+            )
+            found.append(function(on(device, model), sae.to(device), prompts).detach())
+        on("cpu", model)
+        assert (found[1].cpu() - found[0]).abs().max() <= 1e-9 * found[0].abs().max()
+        assert found[0].abs().max() > 0
+
+    return compare
+
+
+def margin(logits: Tensor, *_: Any) -> Tensor:
+    return logits[..., 7] - logits[..., 40]
+
+
+def test_attribution(both: Any) -> None:
+    def scores(model: Any, sae: Any, prompts: TokenizedPrompts) -> Tensor:
+        found = calculate_feature_attribution(
+            model, prompts.input_ids, lambda logits: margin(logits[:, -1]).sum(), include_saes={HOOK: sae}
+        )
+        return found.sae_feature_attributions[HOOK]
+
+    both(scores)
+
+
+def test_ablation_of_single_latents(both: Any) -> None:
+    def scores(model: Any, sae: Any, prompts: TokenizedPrompts) -> Tensor:
+        found = calculate_individual_feature_ablations(
+            model, prompts.input_ids[:1], lambda logits: margin(logits[:, -1]), sae, -5
+        )
+        return torch.tensor(list(found.ablation_scores.values()), dtype=torch.float64)
+
+    both(scores)
+
+
+@pytest.mark.parametrize("engine", ["suffix", "whole"])
+def test_integrated_gradients_at_words(both: Any, engine: Any) -> None:
+    def scores(model: Any, sae: Any, prompts: TokenizedPrompts) -> Tensor:
+        prefix = compute_prefix(model, prompts, [HOOK], engine=engine)
+        assert prefix.engine == engine
+        return word_integrated_gradients(model, sae, prompts, margin, hook_name=HOOK, prefix=prefix).scores
+
+    both(scores)
+
+
+@pytest.mark.parametrize("engine", ["suffix", "whole"])
+def test_ablations_at_words(both: Any, engine: Any) -> None:
+    both(lambda model, sae, prompts: word_ablations(model, sae, prompts, margin, hook_name=HOOK, engine=engine).scores)
+
+
+def test_polished_probes_reach_the_same_optimum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (400,), generator=generator)
+    y = torch.nn.functional.one_hot(labels, 4).float()
+    x = y @ torch.randn(4, 12, generator=generator) + 2 * torch.randn(400, 12, generator=generator)
+
+    def loss(device: str) -> float:
+        probe = train_multi_probe(x, y, weight_decay=1e-3, polish=True, show_progress=False, device=device)
+        logits = x.double() @ probe.weights.detach().cpu().double().T + probe.biases.detach().cpu().double()
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, y.double()).item()
+
+    assert loss(DEVICE) == pytest.approx(loss("cpu"), rel=1e-6)
+
+
+def test_cached_activations(golden: Path, tmp_path: Path) -> None:
+    rows = {}
+    for accelerator in ("cpu", "gpu"):
+        model = load_language_model(str(golden / "gpt2-micro"), dtype="float64")
+        data = PromptDataModule(model, TaskConfig(max_words=40, max_icl_examples=2), batch_size=8)
+
+        def trainer_of(callbacks: Any, accelerator: str = accelerator) -> Trainer:
+            return Trainer(
+                accelerator=accelerator, devices=1, callbacks=callbacks, logger=False, enable_progress_bar=False
+            )
+
+        rows[accelerator] = ensure_activations(data, [HOOK], tmp_path / accelerator, "float32", trainer_of)[HOOK].rows()
+    torch.testing.assert_close(rows["gpu"], rows["cpu"], rtol=2e-7, atol=1e-12)
+
+
+def test_a_study_from_nothing(study: Any, study_config: Any, tmp_path: Path) -> None:
+    result = run_study(study_config(tmp_path, "--trainer.accelerator=gpu"))
+    for name in ("summary", "letters", "latents", "k_sparse"):
+        found, expected = result.tables[name], study[1].tables[name]
+        keys = [key for key in ("sae", "rule", "label", "k") if key in expected]
+        pd.testing.assert_frame_equal(found[keys], expected[keys])
+    columns = ["l0", "explained_variance", "num_words"]
+    pd.testing.assert_frame_equal(result.tables["summary"][columns], study[1].tables["summary"][columns], rtol=1e-4)
+
+
+def test_verdicts_differ_only_where_scores_are_within_rounding(
+    study: Any, study_config: Any, gpt2: Any, float32_rounding: Any, tmp_path: Path
+) -> None:
+    """Scored anew on the GPU, from the probes and main latents that the CPU found."""
+    for stage in BEFORE_SCORING:
+        shutil.copytree(Path(study[0].cache_dir) / stage, tmp_path / "cache" / stage)
+    config = study_config(tmp_path, "--trainer.accelerator=gpu")
+    result = run_study(config)
+    checked = words = 0
+    for rule in config.chosen_rules():
+        cpu, gpu = (
+            tables["words"][lambda words, name=rule.name: words["rule"] == name].set_index(["sae", "row"])
+            for tables in (study[1].tables, result.tables)
+        )
+        assert cpu.index.equals(gpu.index)
+        stored = stored_scores(cpu, rule.reads)
+        changed = torch.zeros(len(cpu), dtype=torch.bool)
+        for name in rule.reads:
+            off = float32_rounding(gpt2) * stored[name].abs().max()
+            for sign in (-1, 1):
+                moved = rule.decide(stored | {name: stored[name] + sign * off})
+                changed |= moved.is_absorption != rule.decide(stored).is_absorption
+        differ = torch.tensor((cpu["is_absorption"] != gpu["is_absorption"]).to_numpy())
+        assert not (differ & ~changed).any()
+        checked, words = checked + int((~changed).sum()), words + len(cpu)
+    assert checked > words / 2
