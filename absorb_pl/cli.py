@@ -4,11 +4,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from absorb_pl import __version__
 from absorb_pl.commands import LIST, OWN_PARSERS, RESCORE, STUDY
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, ConfigFileError
 from absorb_pl.interruption import exit_code, interruptible
 
 COMMANDS = {
@@ -54,6 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     else:
         try:
+            _check_config_files(words)
             with interruptible():
                 if command in OWN_PARSERS:
                     OWN_PARSERS[command](words[1:])
@@ -69,6 +72,20 @@ def main(args: Sequence[str] | None = None) -> None:
             raise SystemExit(1) from named
 
 
+def _check_config_files(words: Sequence[str]) -> None:
+    """Refuse configuration files that are no text, which the parsers pass on as they come."""
+    for word, following in pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        file = Path(value if equals else following)
+        if option in ("--config", "-c") and file.is_file():
+            try:
+                file.read_text("utf-8")
+            except UnicodeDecodeError as error:
+                raise ConfigFileError(
+                    "config", str(file), expected="text in UTF-8", remedy=f"Save it so; byte {error.start} is not."
+                ) from error
+
+
 def _named_error(error: BaseException | None) -> AbsorbError | None:
     """The named error behind an error: the parser wraps what classes raise while they are made."""
     while error is not None and not isinstance(error, AbsorbError):
@@ -78,18 +95,30 @@ def _named_error(error: BaseException | None) -> AbsorbError | None:
 
 def _run_trainer(words: list[str] | None) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from absorb_pl.data import stoppable
+    from absorb_pl.data import checkpoint_file, named_trainer_errors, stoppable
 
     for room in ("data", "evaluators", "probes"):  # their classes are known by short names once imported
         import_module(f"absorb_pl.{room}")
 
-    class StoppableCLI(LightningCLI):
-        def instantiate_trainer(self, **settings: Any) -> Trainer:
-            return stoppable(super().instantiate_trainer(**settings))
+    class CommandLine(LightningCLI):
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            super().parse_arguments(parser, args)
+            settings = self.config[self.config.subcommand]
+            if settings.ckpt_path is not None:
+                settings.ckpt_path = checkpoint_file(str(settings.ckpt_path))
+            if not 0 <= int(settings.seed_everything) < 2**32:
+                raise AbsorbError(
+                    "seed_everything", settings.seed_everything, expected="0 to 2³² - 1", remedy="Choose another seed."
+                )
 
-    StoppableCLI(
+        def instantiate_trainer(self, **settings: Any) -> Trainer:
+            asked = self.config[str(self.subcommand)].trainer
+            with named_trainer_errors({name: asked[name] for name in ("accelerator", "devices", "strategy")}):
+                return stoppable(super().instantiate_trainer(**settings))
+
+    CommandLine(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -99,3 +128,7 @@ def _run_trainer(words: list[str] | None) -> None:
         save_config_kwargs={"overwrite": True},  # without a logger all runs share a folder
         args=words,
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -138,5 +138,17 @@ class ManifestMismatchError(AbsorbError):
     """A stored artifact was made from other inputs than those asked for."""
 
 
+class CheckpointError(AbsorbError):
+    """A checkpoint is not there, cannot be read, or holds more than weights and settings."""
+
+
+class ConfigFileError(AbsorbError):
+    """A configuration file cannot be read."""
+
+
+class TrainerError(AbsorbError):
+    """A Trainer was asked for devices, an accelerator or a strategy that this machine does not have."""
+
+
 class OutputFolderError(AbsorbError):
     """The output folder cannot be written."""

@@ -23,6 +23,7 @@ from absorb_pl.data.shares import Share
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.stage import Stage, TrainerFactory, UnitStage
 from absorb_pl.data.stopping import stoppable
+from absorb_pl.data.trainers import checkpoint_file, named_trainer_errors
 
 __all__ = [
     "SUMMARY_SO_FAR",
@@ -41,9 +42,11 @@ __all__ = [
     "activation_identities",
     "check_published",
     "check_writable",
+    "checkpoint_file",
     "distinct_names",
     "ensure_activations",
     "identity_key",
+    "named_trainer_errors",
     "open_activations",
     "open_artifact",
     "prompt_data_of",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from absorb_pl.errors import SaeNotFoundError
 from absorb_pl.models.bundled import SPELLER, list_bundled_saes
+from absorb_pl.models.closest import closest_names
 from absorb_pl.models.placement import local_path
 from absorb_pl.models.sae_formats import holds_sae
 from absorb_pl.models.sae_functions import call_function, is_function_name, split_key
@@ -63,7 +64,9 @@ def _selected(given: str, pattern: str, known: list[str]) -> list[str]:
             "saes",
             given,
             expected="a pattern that selects SAEs",
-            remedy=f"Among the {len(known)} names looked at are {', '.join(known[:5]) or 'none'}.",
+            remedy=f"It selects none of {len(known)} names. Closest: {closest_names(pattern, known)}."
+            if known
+            else f"No folder and no release matches. Closest releases: {closest_names(pattern, _releases())}.",
         )
     return found
 
@@ -83,12 +86,16 @@ def _known_names(pattern: str) -> list[str]:
     if release == SPELLER:
         return list_bundled_saes()
     if not _WILDCARDS & set(release):
-        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-        if release in get_pretrained_saes_directory():
+        if release in _releases():
             return list(release_names(release))
         return _local_names(pattern)
     return _local_names(pattern) or (list(release_names()) if "/" in pattern else [])
+
+
+def _releases() -> list[str]:
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    return [SPELLER, *get_pretrained_saes_directory()]
 
 
 def _local_names(pattern: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError
@@ -11,6 +10,8 @@ from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup, get_pretrained_saes_directory
 
 from absorb_pl.errors import AbsorbError
+from absorb_pl.models.bundled import SPELLER, list_bundled_saes
+from absorb_pl.models.closest import closest_names
 from absorb_pl.models.gemma_scope import gemma_scope_2_hub_loader
 from absorb_pl.models.language_model import hub_is_unreachable
 from absorb_pl.models.sae import refuse_transcoder
@@ -89,13 +90,13 @@ def require_release(name: str) -> None:
     directory = get_pretrained_saes_directory()
     release, _, sae_id = name.partition("/")
     if release not in directory:
-        near = get_close_matches(release, directory, n=3)
-        closest = f" Closest releases: {', '.join(near)}." if near else ""
-        raise not_found(name, f"There is no such folder and no such release.{closest}")
+        if release.strip() == SPELLER:
+            raise not_found(name, f"Closest: {closest_names(name, list_bundled_saes())}.")
+        near = closest_names(release, directory)
+        raise not_found(name, f"There is no such folder and no such release. Closest releases: {near}.")
     ids = directory[release].saes_map
     if sae_id not in ids:
-        near = get_close_matches(sae_id, ids, n=3, cutoff=0.3) or list(ids)[:3]
-        raise not_found(name, f"Closest ids of this release: {', '.join(near)}.")
+        raise not_found(name, f"Closest ids of this release: {closest_names(sae_id, ids)}.")
 
 
 def release_names(release: str | None = None) -> Iterator[str]:

@@ -3,13 +3,11 @@
 import dataclasses
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from typing_extensions import override
 
-from absorb_pl.data import TrainerFactory, stoppable
-from absorb_pl.errors import AbsorbError
+from absorb_pl.data import TrainerFactory, named_trainer_errors, stoppable
 from absorb_pl.study.config import TrainerSettings
 
 
@@ -34,19 +32,15 @@ def stage_trainers(settings: TrainerSettings, stage: str) -> TrainerFactory:
         stage: What the progress bar says.
 
     Returns:
-        A function from callbacks to a Trainer; it raises `AbsorbError` where there are no such devices.
+        A function from callbacks to a Trainer; it raises `TrainerError` where there are no such devices.
     """
     accelerator = settings.accelerator
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"  # Apple's GPUs have no float64
 
     def make(callbacks: list[Callback]) -> Trainer:
-        try:
+        with named_trainer_errors(dataclasses.asdict(settings)):
             return stoppable(trainer(callbacks))
-        except (MisconfigurationException, ValueError) as error:
-            raise AbsorbError(
-                "trainer", dataclasses.asdict(settings), expected="devices that this machine has", remedy=str(error)
-            ) from error
 
     def trainer(callbacks: list[Callback]) -> Trainer:
         return Trainer(

@@ -304,9 +304,6 @@ def test_sensitivity_panels_have_the_default_marked():
     axes = [axis for axis in figure.axes if axis.get_visible()]
     named = ["least lead over the second latent, in logits", "least cosine with the probe"]
     assert [axis.get_xlabel().partition("\n")[0] for axis in axes] == named
-        "least cosine with the probe\n(cos_threshold)",
-    ]
-    assert [axis.get_xlabel() for axis in axes] == named
     for axis in axes:
         curves = [line.get_xydata().tolist() for line in axis.get_lines() if len(line.get_xdata()) == 3]
         assert np.allclose(curves, [[[0, 0.6], [1, 0.3], [3, 0.15]], [[0, 0.2], [1, 0.1], [3, 0.05]]])
