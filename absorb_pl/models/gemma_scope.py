@@ -6,6 +6,7 @@ The first keeps arrays in `params.npz`, with the hook in the folders' names; the
 
 import json
 import math
+import os
 import re
 import zipfile
 from contextlib import suppress
@@ -150,7 +151,7 @@ def gemma_scope_2_disk_loader(
     """
     file = Path(path) if Path(path).is_file() else Path(path) / PARAMS_2
     side = file.with_name("config.json")
-    said: dict[str, Any] = json.loads(side.read_text(encoding="utf-8")) if side.is_file() else {}
+    said: dict[str, Any] = json.loads(side.read_text(encoding="utf-8")) if os.path.lexists(side) else {}
     tensors = read_tensors(file, device)
     reads, writes = said.get("hf_hook_point_in"), said.get("hf_hook_point_out")
     other = "affine_skip_connection" in tensors or said.get("affine_connection") or writes not in (None, reads)

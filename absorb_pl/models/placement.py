@@ -189,8 +189,10 @@ def require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
         absorb_pl.errors.NonFiniteError: `name` was 'mine', expected finite weights, but 1 in W_dec are not...
     """
     for key, weight in tensors.items():
-        # By parts, as wide SAEs have no room for another matrix of their size.
-        if bad := sum(int((~torch.isfinite(part)).sum()) for part in weight.reshape(-1).split(2**26)):
+        # By rows, as wide SAEs have no room for another matrix of their size.
+        rows = weight if weight.ndim else weight.reshape(1)
+        parts = rows.split(max(1, 2**26 // max(1, rows[:1].numel())))
+        if bad := sum(int((~torch.isfinite(part)).sum()) for part in parts):
             raise NonFiniteError(
                 "name",
                 name,

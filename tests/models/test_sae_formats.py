@@ -1,6 +1,7 @@
 """The formats of SAELens's releases, from folders and files and from the hub's cache, with the hub out of reach."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from damages import of_files, outcome
 from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from safetensors.torch import save_file
@@ -263,6 +265,25 @@ def test_a_folder_with_one_file_or_the_file_of_a_folder_will_do(case: tuple[Case
     others = [path.parent] if path.is_file() else [file for file in path.glob("*") if "json" not in file.suffix]
     for other in (other for other in others if other.name != "checkpoints"):
         assert sae_identity(load_sae(str(other))) == sae_identity(load_sae(str(path)))
+
+
+def test_damaged_files_of_a_format_are_refused_by_name(case: tuple[Case, Path], tmp_path: Path) -> None:
+    """All but what is no damage: Gemma Scope 2 without its configuration, and a short file cut behind its end."""
+    path = case[1].relative_to(tmp_path)
+    whole, outcomes = tmp_path / path.parts[0], {}
+    for file in [found.relative_to(whole) for found in whole.rglob("*") if found.is_file()]:
+        for _, kind, damage in of_files([file]):
+            broken = Path(shutil.copytree(whole, tmp_path / "broken" / path.parts[0]))
+            before = (broken / file).read_bytes()
+            damage(broken / file)
+            if not (broken / file).is_file() or (broken / file).read_bytes() != before:
+                outcomes[file.name, kind] = outcome(load_sae, broken.parent / path)
+                assert outcome(lambda name: list_saes([name]), broken.parent / path) in ("taken", "refused by name")
+            shutil.rmtree(broken)
+    taken = {damage for damage, found in outcomes.items() if found == "taken"}
+    assert taken == ({("config.json", "missing")} if path.name.startswith("layer_13_") else set())
+    assert set(outcomes.values()) <= {"taken", "refused by name"}
+    assert len(outcomes) > 15
 
 
 def test_a_temporal_sae_is_read_whole(tmp_path: Path) -> None:
