@@ -69,7 +69,7 @@ def test_patterns_select_over_the_whole_directory() -> None:
         expand_sae_names(["gemma-scope-2b-*/layer_99/*"])
     with pytest.raises(SaeNotFoundError, match=r"none of 316 names\. Closest: gemma-scope-2b-pt-res/layer_9/"):
         expand_sae_names(["gemma-scope-2b-pt-res/layer_99/*"])
-    with pytest.raises(SaeNotFoundError, match=r"No folder and no release matches\. Closest releases: gpt2-small-res-jb"):
+    with pytest.raises(SaeNotFoundError, match=r"no release matches\. Closest releases: gpt2-small-res-jb"):
         expand_sae_names(["gpt2-small-res-j*"])
 
 
