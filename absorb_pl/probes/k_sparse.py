@@ -12,7 +12,14 @@ from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, require_finite, solve_k_sparse
-from absorb_pl.models import encode_rows, load_sae, to_unit_norms
+from absorb_pl.models import (
+    check_positions,
+    check_processing,
+    encode_rows,
+    load_sae,
+    to_unit_norms,
+    trained_positions,
+)
 from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.latents import chunks_for, encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
@@ -124,6 +131,9 @@ class SaeProbe(OneVsRestModule):
     def setup(self, stage: str) -> None:
         """Move the SAE to the probe's device."""
         super().setup(stage)
+        if (prompts := getattr(getattr(self.trainer, "datamodule", None), "prompt_data", None)) is not None:
+            check_processing(prompts.language_model, self.sae)
+            check_positions(trained_positions(self.sae), prompts.prompts.word_positions)
         if isinstance(self.sae, nn.Module):
             self.sae.to(self.device)
 
