@@ -6,12 +6,13 @@ import warnings
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from sae_lens import SAE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from absorb_pl.data import PromptDataModule, read_residuals
+from absorb_pl.data import ActivationDataModule, PromptDataModule, read_residuals
 from absorb_pl.errors import ModelProcessingError
-from absorb_pl.evaluators import AblationEvaluator, SaeSource
+from absorb_pl.evaluators import AblationEvaluator, FeatureAbsorptionCalculator, LatentEvaluation, SaeSource
 from absorb_pl.models import (
     check_processing,
     load_language_model,
@@ -20,6 +21,7 @@ from absorb_pl.models import (
     sae_processing,
 )
 from absorb_pl.models.bare import bare_model
+from absorb_pl.probes import LinearProbe, SaeProbe
 from absorb_pl.study import run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
@@ -195,3 +197,47 @@ def test_an_sae_trained_without_a_beginning_token_gets_prompts_without(golden, g
     assert (usual.input_ids[:, 0] == gpt2.tokenizer.bos_token_id).all()
     torch.testing.assert_close(found.lengths, usual.lengths - 1)
     torch.testing.assert_close(found.word_positions, usual.word_positions - 1)
+
+
+def quiet(tmp_path, **options):
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        inference_mode=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+        **options,
+    )
+
+
+def meet(way, sae, model, data, path):
+    """Bring an SAE and words together in one of the ways that there are outside studies."""
+    if way == "fit":
+        quiet(path).fit(SaeProbe(sae, 26, ks=[1]), datamodule=data)
+    elif way == "test":
+        quiet(path, callbacks=[LatentEvaluation(sae)]).test(LinearProbe(48, 26), datamodule=data, verbose=False)
+    elif way == "predict":
+        quiet(path).predict(AblationEvaluator(model, [sae]), datamodule=data.prompt_data)
+    elif way == "without a Trainer":
+        AblationEvaluator(model, [sae]).tabulate_words(data.prompt_data, torch.tensor([3]))
+    else:
+        calculator = FeatureAbsorptionCalculator(model, ["abc", "bcd"], max_icl_examples=2)
+        calculator.calculate_absorption_sampled(
+            load_sae(sae), ["cat"], torch.ones(48), lambda logits: logits[:, -1, 0], [0], show_progress=False
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*batches an epoch")
+@pytest.mark.parametrize("way", ["fit", "test", "predict", "without a Trainer", "the calculator"])
+def test_positions_are_compared_wherever_an_sae_meets_words(study, golden, gpt2, tmp_path, way):
+    config = study[0]
+    data = ActivationDataModule(gpt2, HOOK, config.task, config.cache_dir)
+    at = {*data.prompt_data.prompts.word_positions.tolist()}
+    write_sae(golden, tmp_path / "fits", seqpos_slice=[1, max(at) + 1], context_size=128)
+    write_sae(golden, tmp_path / "beyond", seqpos_slice=[0, 1], context_size=128)
+    meet(way, str(tmp_path / "fits"), gpt2, data, tmp_path)
+    with pytest.raises(ModelProcessingError, match=r"seqpos_slice of .* was range\(0, 1\)"):
+        meet(way, str(tmp_path / "beyond"), gpt2, data, tmp_path)

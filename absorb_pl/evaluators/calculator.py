@@ -15,12 +15,14 @@ from absorb_pl.attribution.gradients import at_least_float32
 from absorb_pl.data import read_residuals
 from absorb_pl.functional import SILENT, cosine_similarity_matrix, most_negative_latents, paper_verdicts
 from absorb_pl.models import (
+    check_positions,
     check_processing,
     context_length,
     encode_rows,
     require_next_token_logits,
     sae_hook_name,
     to_unit_norms,
+    trained_positions,
 )
 from absorb_pl.ranges import Cosine, Count, CountOrZero, NotNegative, Range, Seed, check_ranges
 from absorb_pl.words import (
@@ -173,6 +175,7 @@ class FeatureAbsorptionCalculator:
         )
         if self.word_token_pos is not None:
             tokens = replace(tokens, word_positions=tokens.lengths + self.word_token_pos)
+        check_positions(trained_positions(sae), tokens.word_positions)
         rows = self._silent_rows(sae, tokens, main_feature_ids) if filter_prompts else list(range(len(prompts)))
         portion = 1.0
         if max_ablation_samples is not None and len(rows) > max_ablation_samples:

@@ -22,7 +22,14 @@ from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summar
 from absorb_pl.evaluators.rules import PaperRule
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.writers import write_table
-from absorb_pl.models import check_hooks_agree, check_processing, load_sae, to_unit_norms
+from absorb_pl.models import (
+    check_hooks_agree,
+    check_positions,
+    check_processing,
+    load_sae,
+    to_unit_norms,
+    trained_positions,
+)
 from absorb_pl.probes import LinearProbe, SaeProbe, first_of_each, fit_probe
 from absorb_pl.ranges import Count, Seed, check_ranges
 
@@ -109,6 +116,7 @@ class SaeEvaluation(Callback):
                 remedy="Test a linear probe, or drop the callback.",
             )
         check_processing(data.prompt_data.language_model, self.sae)
+        check_positions(trained_positions(self.sae), data.prompt_data.prompts.word_positions)
         x, y, index = self._rows.compute()
         self._rows.reset()
         weight, bias = pl_module.weights.detach().cpu(), pl_module.biases.detach().cpu()

@@ -17,12 +17,14 @@ from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import cosine_similarity_matrix, letter_metric
 from absorb_pl.models import (
+    check_positions,
     check_processing,
     load_language_model,
     load_sae,
     require_next_token_logits,
     sae_hook_name,
     to_unit_norms,
+    trained_positions,
 )
 from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words import AnswerTokens, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
@@ -106,6 +108,7 @@ class CausalEvaluator(LightningModule):
     @override
     def on_predict_start(self) -> None:
         data = prompt_data_of(self.trainer)
+        self._check_positions(data.prompts.word_positions)
         self.prepare(data.task, data.texts)
 
     @override
@@ -119,6 +122,7 @@ class CausalEvaluator(LightningModule):
             data: The prompts.
             rows: Numbers of the words in the task.
         """
+        self._check_positions(data.prompts.word_positions[rows])
         self.prepare(data.task, data.texts)
         batches = PromptBatches(data, rows, data.batch_size)
         tables = [
@@ -126,6 +130,10 @@ class CausalEvaluator(LightningModule):
             for number in range(len(batches) if len(rows) else 0)
         ]
         return pd.concat(tables, ignore_index=True) if tables else empty_table(self.columns)
+
+    def _check_positions(self, positions: Int[Tensor, " words"]) -> None:
+        for name, sae in self.saes.items():
+            check_positions(trained_positions(sae), positions, name)
 
     def probe_cosines(
         self, probe_weights: Mapping[str, Float[Tensor, "classes d_model"]]

@@ -9,8 +9,9 @@ from jaxtyping import Int
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from absorb_pl.errors import ManifestMismatchError, ModelProcessingError
+from absorb_pl.errors import ManifestMismatchError
 from absorb_pl.models import (
+    check_positions,
     check_processing,
     check_sae_fits,
     layer_of_hook,
@@ -95,16 +96,7 @@ class SaeSource:
         Raises:
             ModelProcessingError: Some do not.
         """
-        if self.positions is None:
-            return
-        if outside := sorted({*positions.tolist()} - {*self.positions}):
-            raise ModelProcessingError(
-                f"seqpos_slice of {self.name}",
-                self.positions,
-                expected=f"the positions of all words; {outside} are not among them",
-                remedy="The SAE was trained on other positions. Take more or fewer in-context examples "
-                "(`task.max_icl_examples`).",
-            )
+        check_positions(self.positions, positions, self.name)
 
     @property
     def layer(self) -> int:

@@ -12,6 +12,7 @@ from absorb_pl.models.language_model import (
 )
 from absorb_pl.models.portions import CHUNK_BYTES, rows_at_once
 from absorb_pl.models.processing import (
+    check_positions,
     check_processing,
     describe_processing,
     model_processing,
@@ -52,6 +53,7 @@ __all__ = [
     "bundled_sae_path",
     "check_hook",
     "check_hooks_agree",
+    "check_positions",
     "check_processing",
     "check_sae_fits",
     "content_hash",

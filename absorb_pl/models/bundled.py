@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from absorb_pl.errors import SaeNotFoundError
+from absorb_pl.models.closest import closest_names
 
 SPELLER = "speller"
 """Name of the bundled language model."""
@@ -40,7 +41,7 @@ def bundled_sae_path(name: str) -> Path:
         name: Full name, `"speller/<sae-name>"`.
 
     Raises:
-        SaeNotFoundError: No bundled SAE has this name; the message lists those that exist.
+        SaeNotFoundError: No bundled SAE has this name; the message names the closest ones.
 
     Example:
         >>> bundled_sae_path("speller/l1-batchtopk-w1024-medium").name
@@ -52,6 +53,6 @@ def bundled_sae_path(name: str) -> Path:
             "name",
             name,
             expected="the name of a bundled SAE",
-            remedy=f"The bundled SAEs are {', '.join(names)}.",
+            remedy=f"Closest: {closest_names(name, names)}. `absorb-pl list '{SPELLER}/*'` shows all.",
         )
     return _ASSETS / "saes" / name.removeprefix(f"{SPELLER}/")

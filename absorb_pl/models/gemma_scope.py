@@ -1,44 +1,41 @@
-"""Gemma Scope's own format on disk: JumpReLU SAEs as arrays in `params.npz`, with the hook in the folders' names."""
+"""Gemma Scope's own formats on disk, JumpReLU SAEs both.
+
+The first keeps arrays in `params.npz`, with the hook in the folders' names; the second keeps tensors in
+`params.safetensors`, with the hook in a `config.json` beside them.
+"""
 
 import json
 import math
+import os
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sae_lens
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
-from absorb_pl.errors import SaeNotFoundError, ShapeError
+from absorb_pl.errors import SaeArchitectureError, SaeNotFoundError, ShapeError
+from absorb_pl.models.placement import read_tensors
 from absorb_pl.models.sae import refuse_transcoder
 
 PARAMS = "params.npz"
+PARAMS_2 = "params.safetensors"
 _SHAPES = {"W_enc": "il", "W_dec": "li", "b_enc": "l", "b_dec": "i", "threshold": "l"}  # i inputs, l latents
 _KEYS = tuple(_SHAPES)
 _HOOKS = {"res": "hook_resid_post", "att": "attn.hook_z", "mlp": "hook_mlp_out"}
 _KIND = re.compile(r"(?:^|[-_])(res|att|mlp)(?:$|[-_])")
-
-
-def params_file(path: Path) -> Path | None:
-    """Give the `params.npz` that a path means.
-
-    Args:
-        path: A file whose name ends in `.npz`, or a folder with a `params.npz` and no SAELens weights.
-
-    Returns:
-        The file, or None.
-
-    Example:
-        >>> params_file(Path("no-such-folder")) is None
-        True
-    """
-    if path.suffix == ".npz" and path.is_file():
-        return path
-    file = path / PARAMS
-    return file if file.is_file() and not (path / "sae_weights.safetensors").is_file() else None
+_SITES_2 = {
+    "output": "hook_resid_post",
+    "self_attn.o_proj.input": "attn.hook_z",
+    "post_feedforward_layernorm.output": "hook_mlp_out",
+}
+_FOLDERS_2 = {"resid_post": "hook_resid_post", "attn_out": "attn.hook_z", "mlp_out": "hook_mlp_out"}
 
 
 def hook_of_path(path: Path) -> str | None:
@@ -84,11 +81,14 @@ def gemma_scope_disk_loader(
         ShapeError: The arrays do not belong together.
         SaeArchitectureError: The path is a transcoder's.
     """
-    file = params_file(Path(path))
-    if file is None:
+    file = Path(path) if Path(path).is_file() else Path(path) / PARAMS
+    if not file.is_file():
         raise _refused(str(path), "There is no such file.")
     refuse_transcoder(str(path), "/".join(file.absolute().parts[-5:]))
-    weights = {name: torch.from_numpy(array).to(device) for name, array in _arrays(file).items()}
+    if device == "meta":
+        weights = {name: torch.empty(array_shape(file, name), device=device) for name in _KEYS}
+    else:
+        weights = {name: torch.from_numpy(array).to(device) for name, array in _arrays(file).items()}
     d_in, d_sae = weights["W_enc"].shape
     expected = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "b_enc": (d_sae,)}
     for name, shape in {**expected, "threshold": (d_sae,)}.items():
@@ -129,6 +129,97 @@ def gemma_scope_config(file: Path, d_in: int, d_sae: int) -> dict[str, Any]:
     }
 
 
+def gemma_scope_2_disk_loader(
+    path: str | Path, device: str = "cpu", cfg_overrides: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read an SAE of Gemma Scope 2 from disk, as a `converter` for `SAE.load_from_disk`.
+
+    The hook comes from the `config.json` beside the file, else from the path, as in
+    `gemma-scope-2-1b-pt/resid_post/layer_13_width_16k_l0_small`.
+
+    Args:
+        path: `params.safetensors` or its folder.
+        device: A torch device; `meta` reads shapes alone.
+        cfg_overrides: Fields of the configuration that take precedence.
+
+    Returns:
+        SAELens configuration and weights.
+
+    Raises:
+        SaeNotFoundError: Tensors are missing.
+        SaeArchitectureError: It is a transcoder, or of another architecture than JumpReLU.
+    """
+    file = Path(path) if Path(path).is_file() else Path(path) / PARAMS_2
+    side = file.with_name("config.json")
+    said: dict[str, Any] = json.loads(side.read_text(encoding="utf-8")) if os.path.lexists(side) else {}
+    tensors = read_tensors(file, device)
+    reads, writes = said.get("hf_hook_point_in"), said.get("hf_hook_point_out")
+    other = "affine_skip_connection" in tensors or said.get("affine_connection") or writes not in (None, reads)
+    refuse_transcoder(
+        str(path), "transcoder" if other else f"{said.get('type')}/{'/'.join(file.absolute().parts[-4:])}"
+    )
+    if said.get("architecture", "jump_relu") != "jump_relu":
+        raise SaeArchitectureError(
+            "architecture",
+            said["architecture"],
+            expected="'jump_relu', as all SAEs of Gemma Scope 2",
+            remedy=f"See {side}.",
+        )
+    if missing := [key for key in _KEYS if key.replace("W", "w") not in tensors]:
+        raise _refused(str(file), f"It lacks {', '.join(missing)} and holds {', '.join(tensors) or 'nothing'}.")
+    weights = {key: tensors[key.replace("W", "w")] for key in _KEYS}
+    d_in, d_sae = weights["W_enc"].shape
+    hook_name = _hook_2(reads, file.absolute())
+    config = {
+        "architecture": "jumprelu",
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "device": device,
+        "apply_b_dec_to_input": False,
+        "reshape_activations": "none",
+        "prepend_bos": True,
+        **({} if hook_name is None else {"hook_name": hook_name}),
+        **({"model_name": said["model_name"]} if "model_name" in said else {}),
+        **({} if reads is None else {"hf_hook_name": reads}),
+    }
+    return {**config, **(cfg_overrides or {})}, weights
+
+
+def gemma_scope_2_hub_loader(
+    repo_id: str,
+    folder_name: str,
+    device: str = "cpu",
+    force_download: bool = False,
+    cfg_overrides: dict[str, Any] | None = None,
+) -> tuple[dict[str, Any], dict[str, Tensor], None]:
+    """Read an SAE of Gemma Scope 2 from the hub or its local cache, as a `converter` for `SAE.from_pretrained`.
+
+    Args:
+        repo_id: The repository.
+        folder_name: Folder in it.
+        device: A torch device.
+        force_download: Whether to fetch files that are in the cache.
+        cfg_overrides: Fields of the configuration that take precedence.
+
+    Returns:
+        SAELens configuration, weights, and no sparsities.
+    """
+    file = hf_hub_download(repo_id, f"{folder_name}/{PARAMS_2}", force_download=force_download)
+    with suppress(EntryNotFoundError):
+        hf_hub_download(repo_id, f"{folder_name}/config.json", force_download=force_download)
+    return *gemma_scope_2_disk_loader(file, device, cfg_overrides), None
+
+
+def _hook_2(reads: str | None, path: Path) -> str | None:
+    if reads is not None:
+        found = re.search(r"layers\.(\d+)\.(.+)", reads)
+        return f"blocks.{found[1]}.{_SITES_2[found[2]]}" if found and found[2] in _SITES_2 else None
+    sites = [site for part in path.parts for kind, site in _FOLDERS_2.items() if part.startswith(kind)]
+    layers = [found[1] for part in path.parts if (found := re.match(r"layer_(\d+)_", part))]
+    return f"blocks.{layers[-1]}.{sites[-1]}" if sites and layers else None
+
+
 def array_shape(file: Path, name: str) -> tuple[int, ...]:
     """Read the shape of one array of an `.npz` file without its values.
 
@@ -143,7 +234,9 @@ def array_shape(file: Path, name: str) -> tuple[int, ...]:
         SaeNotFoundError: The file holds no such array.
     """
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
+        with zipfile.ZipFile(file) as archive:
+            names = (f"{name}.npy", f"{name.lower()}.npy")
+            stream = archive.open(next((key for key in names if key in archive.namelist()), names[0]))
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             return read(stream)[0]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import SaeInterfaceError
+from absorb_pl.models.contents import Contents
 from absorb_pl.models.sae_scale import unwrapped_sae
 
 _WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
@@ -44,11 +45,11 @@ def model_identity(model: Any) -> str:
 
 
 def sae_identity(sae: Any) -> str:
-    """Hash an SAE's weights, configuration and hook name, whatever its device and folder.
+    """Hash an SAE's weights, configuration, code and hook name, whatever its device and folder.
 
     Args:
-        sae: A SAELens SAE, any module, or a plain object (see `SparseAutoencoder`): its tensors are hashed with the
-            numbers and texts among its attributes, or its `identity` where it names one.
+        sae: A SAELens SAE, any module, or a plain object (see `SparseAutoencoder`): its tensors are hashed with all its
+            settings and the code that it runs (see `Contents`), or its `identity` where it names one.
 
     Returns:
         32 hexadecimal digits.
@@ -67,22 +68,23 @@ def sae_identity(sae: Any) -> str:
     if cfg is not None:
         settings |= cfg.to_dict() if hasattr(cfg, "to_dict") else vars(cfg)
         settings["hook_name"] = getattr(getattr(cfg, "metadata", None), "hook_name", None)
-    if isinstance(sae, SAE):
+    if isinstance(sae, SAE) and type(sae).__module__.startswith("sae_lens."):
         return content_hash(sae.state_dict(), settings)
     if hook_name is not None:
         settings["hook_name"] = hook_name
     if isinstance(said := getattr(sae, "identity", None), str):
         return content_hash({}, {**settings, "identity": said, "dtype": str(sae.W_dec.dtype)})
-    tensors = sae_tensors(sae)
-    if not (isinstance(sae, nn.Module) and sae.state_dict()) and set(tensors) <= {"W_dec"}:
+    contents = Contents()
+    settings["contents"] = contents.describe(sae, "sae", skip=_VOLATILE)
+    tensors = {**sae_tensors(sae), **contents.tensors}
+    if not (isinstance(sae, nn.Module) and sae.state_dict()) and set(tensors) <= {"W_dec", "sae.W_dec"}:
         raise SaeInterfaceError(
             "sae.identity",
             None,
             expected=f"a text that changes as {type(sae).__name__} does, for no tensor but `W_dec` is found in it",
             remedy="Give it an attribute `identity`, or keep the encoder's weights in attributes.",
         )
-    numbers = {name: value for name, value in _attributes(sae).items() if isinstance(value, bool | int | float | str)}
-    return content_hash(tensors, {**settings, "attributes": numbers})
+    return content_hash(tensors, settings)
 
 
 def sae_tensors(sae: Any) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Language models: load one by name, and ask it about its hooks, its context and its tokenizer."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -13,9 +14,11 @@ from transformers.utils import logging as transformers_logging
 
 from absorb_pl.errors import HookNotFoundError, ModelNotFoundError, ModelWeightsError
 from absorb_pl.models.bundled import SPELLER, speller_path
-from absorb_pl.models.placement import LOAD_ERRORS, check_device, check_dtype, local_folder, own_memory
+from absorb_pl.models.placement import LOAD_ERRORS, check_device, check_dtype, local_folder, own_memory, require_finite
 from absorb_pl.models.processing import process_model
 from absorb_pl.words.next_token import has_next_token_logits
+
+_NUMBER = re.compile(r"\.\d+\.")
 
 
 def load_language_model(
@@ -42,7 +45,9 @@ def load_language_model(
         ModelNotFoundError: If the name is none of the three, the hub cannot be reached, or the model is an
             encoder-decoder, which has two residual streams.
         ModelProcessingError: If the model cannot be given the processing.
-        ModelWeightsError: If the checkpoint lacks weights, or its tokenizer has words beyond the embeddings.
+        ModelWeightsError: If the checkpoint lacks weights or has more layers than its configuration, or its tokenizer
+            has words beyond the embeddings.
+        NonFiniteError: If a weight is NaN or infinite.
         AbsorbError: If the device or dtype is unknown here.
 
     Example:
@@ -59,7 +64,7 @@ def load_language_model(
     if folder is not None and not (folder / "config.json").is_file():
         raise _not_found(name, "There is no config.json in this folder.")
     try:
-        with _without_progress_bars(), _missing_weights() as missing, torch.random.fork_rng(_devices(device)):
+        with _without_progress_bars(), _told_of_weights() as told, torch.random.fork_rng(_devices(device)):
             torch.manual_seed(0)
             model = TransformerBridge.boot_transformers(
                 name if folder is None else str(folder), device=device, dtype=weights_dtype
@@ -69,8 +74,10 @@ def load_language_model(
     if getattr(model.original_model.config, "is_encoder_decoder", False):
         raise _not_found(name, "It is an encoder-decoder; causal models and encoders have one residual stream.")
     own_memory(model)
-    _require_weights(name, model, missing)
+    _require_sizes(name, model)
+    _require_weights(name, model, told)
     _require_embeddings(name, model)
+    require_finite(name, dict(model.original_model.named_parameters()))
     model.eval()
     model.original_model.requires_grad_(False)
     if processing:
@@ -136,25 +143,47 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 @contextmanager
-def _missing_weights() -> Iterator[list[str]]:
-    """Note the weights that Hugging Face draws at random because a checkpoint lacks them; it only logs them."""
-    missing: list[str] = []
+def _told_of_weights() -> Iterator[dict[str, list[str]]]:
+    """Note weights that a checkpoint lacks, which Hugging Face draws at random, and layers beyond the configuration's.
+
+    It only logs them.
+    """
+    told: dict[str, list[str]] = {"missing": [], "beyond": []}
     load = PreTrainedModel.__dict__["from_pretrained"]
 
     def noting(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> PreTrainedModel:
-        model, told = load.__func__(cls, *args, **{**kwargs, "output_loading_info": True})
-        missing.extend(told["missing_keys"])
+        model, said = load.__func__(cls, *args, **{**kwargs, "output_loading_info": True})
+        layers = {_NUMBER.sub(".", key) for key in model.state_dict() if _NUMBER.search(key)}
+        told["missing"].extend(said["missing_keys"])
+        told["beyond"].extend(key for key in said["unexpected_keys"] if _NUMBER.sub(".", key) in layers)
         return model
 
     PreTrainedModel.from_pretrained = classmethod(noting)  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        yield missing
+        yield told
     finally:
         PreTrainedModel.from_pretrained = load
 
 
-def _require_weights(name: str, model: Any, missing: list[str]) -> None:
-    wrapped = model.original_model
+def _require_sizes(name: str, model: Any) -> None:
+    config = model.original_model.config.get_text_config()
+    least = {"num_hidden_layers": 1, "num_attention_heads": 1}
+    least |= dict.fromkeys(("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps"), 0)
+    for key, smallest in least.items():
+        value = getattr(config, key, None)
+        if isinstance(value, int | float) and value < smallest:
+            raise _not_found(name, f"The folder does not load: {key} is {value}, not at least {smallest}.")
+
+
+def _require_weights(name: str, model: Any, told: dict[str, list[str]]) -> None:
+    wrapped, missing, beyond = model.original_model, told["missing"], sorted(told["beyond"])
+    if beyond:
+        raise ModelWeightsError(
+            "name",
+            name,
+            expected=f"as many layers as the checkpoint has, but {len(beyond)} weights such as {beyond[0]} are beyond",
+            remedy="Put the model's own config.json into its folder; part of the model would be measured instead.",
+        )
     if not has_next_token_logits(model):  # then its head is never read, and a bare model need not have one
         missing = [key for key in missing if key.startswith(f"{wrapped.base_model_prefix}.")]
     if missing:

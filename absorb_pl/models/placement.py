@@ -1,16 +1,17 @@
 """Where weights come from, where they go and how they are stored: folders, devices and dtypes by name."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, NonFiniteError
 
 DTYPES = {
     "float32": torch.float32,
@@ -18,6 +19,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+WEIGHTS_SUFFIXES = (".npz", ".pt", ".pth", ".safetensors")
+"""Files that may hold an SAE by themselves."""
 
 LOAD_ERRORS = (
     ArithmeticError,
@@ -55,7 +59,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def local_path(name: str) -> Path | None:
-    """Give the folder or `.npz` file that a name means, as an absolute path, a leading `~` resolved.
+    """Give the folder or file of weights that a name means, as an absolute path, a leading `~` resolved.
 
     Args:
         name: A name that may be a path.
@@ -68,7 +72,32 @@ def local_path(name: str) -> Path | None:
         True
     """
     file = Path(os.path.expanduser(name)).absolute()
-    return file if file.suffix == ".npz" and file.is_file() else local_folder(name)
+    return file if file.suffix in WEIGHTS_SUFFIXES and file.is_file() else local_folder(name)
+
+
+def read_tensors(file: Path, device: str) -> dict[str, Tensor]:
+    """Read the tensors of a file; no code in it runs.
+
+    Args:
+        file: A safetensors file, or what `torch.save` wrote of a mapping.
+        device: A torch device; `meta` gives shapes alone.
+
+    Returns:
+        Tensors by name; other values are left out.
+
+    Raises:
+        ValueError: It holds no mapping.
+    """
+    if file.suffix != ".safetensors":
+        loaded = torch.load(file, map_location=device, weights_only=True)
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{file.name} holds a {type(loaded).__name__}, not tensors by name")
+        return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    with safe_open(file, framework="pt", device="cpu" if device == "meta" else device) as opened:
+        names = list(opened.keys())
+        if device == "meta":
+            return {key: torch.empty(opened.get_slice(key).get_shape(), device=device) for key in names}
+        return {key: opened.get_tensor(key) for key in names}
 
 
 def check_device(device: str) -> str:
@@ -141,6 +170,35 @@ def own_memory(module: nn.Module) -> None:
                 copy = copies[storage.data_ptr()] = storage.clone()
             own = torch.empty(0, dtype=tensor.dtype)
             tensor.data = own.set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        name: Name that the weights' owner was asked for by.
+        tensors: Weights by name.
+
+    Raises:
+        NonFiniteError: Names the first tensor that holds some, and their number.
+
+    Example:
+        >>> require_finite("mine", {"W_dec": torch.tensor([1.0, float("nan")])})
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.NonFiniteError: `name` was 'mine', expected finite weights, but 1 in W_dec are not...
+    """
+    for key, weight in tensors.items():
+        # By rows, as wide SAEs have no room for another matrix of their size.
+        rows = weight if weight.ndim else weight.reshape(1)
+        parts = rows.split(max(1, 2**26 // max(1, rows[:1].numel())))
+        if bad := sum(int((~torch.isfinite(part)).sum()) for part in parts):
+            raise NonFiniteError(
+                "name",
+                name,
+                expected=f"finite weights, but {bad} in {key} are not",
+                remedy="Save it again, or load it in a wider dtype.",
+            )
 
 
 def check_dtype(dtype: str) -> torch.dtype:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from jaxtyping import Int
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from absorb_pl.errors import ModelProcessingError
@@ -99,6 +101,36 @@ def trained_positions(sae: Any) -> range | None:
     if not bounds or all(bound is None for bound in bounds):
         return None
     return range(*slice(*bounds).indices(getattr(metadata, "context_size", None) or 2**31))
+
+
+def check_positions(trained: range | None, positions: Int[Tensor, " words"], name: str = "the SAE") -> None:
+    """Check that words stand where an SAE was trained to read.
+
+    Args:
+        trained: What `trained_positions` gives of the SAE.
+        positions: Position of each word in its prompt, the beginning-of-sequence token counted.
+        name: What to call the SAE.
+
+    Raises:
+        ModelProcessingError: Some do not.
+
+    Example:
+        >>> import torch
+        >>> check_positions(range(1, 8), torch.tensor([3, 9]))
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.ModelProcessingError: `seqpos_slice of the SAE` was range(1, 8), expected the positions ...
+    """
+    if trained is None:
+        return
+    if outside := sorted({*positions.tolist()} - {*trained}):
+        raise ModelProcessingError(
+            f"seqpos_slice of {name}",
+            trained,
+            expected=f"the positions of all words; {outside} are not among them",
+            remedy="The SAE was trained on other positions. Take more or fewer in-context examples "
+            "(`task.max_icl_examples`).",
+        )
 
 
 def process_model(model: TransformerBridge, steps: Sequence[str]) -> None:

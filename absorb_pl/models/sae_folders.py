@@ -1,4 +1,4 @@
-"""SAEs in local folders: SAELens's inference format, its training checkpoints, and Gemma Scope's arrays."""
+"""SAEs in local folders: SAELens's inference format, its training checkpoints, and the formats of others."""
 
 import json
 from collections.abc import Callable
@@ -16,10 +16,11 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors import safe_open
 
-from absorb_pl.errors import AbsorbError, SaeArchitectureError, SaeNotFoundError
-from absorb_pl.models.gemma_scope import gemma_scope_disk_loader, params_file
+from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.models.placement import LOAD_ERRORS
-from absorb_pl.models.sae import refuse_transcoder, require_floats
+from absorb_pl.models.sae import require_floats
+from absorb_pl.models.sae_formats import disk_loader
+from absorb_pl.models.sae_settings import check_settings, checked_loader, refuse_unsupported
 
 FILES = (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME)
 
@@ -34,7 +35,7 @@ def load_folder(
 
     Args:
         name: Name to use in errors.
-        path: A folder, or an `.npz` file.
+        path: A folder, or a file with weights.
         device: A torch device.
         dtype: Dtype of the weights.
         converter: A SAELens `PretrainedSaeDiskLoader` for other formats.
@@ -48,21 +49,25 @@ def load_folder(
         SaeWeightsError: Its weights are integers or complex numbers.
     """
     try:
+        converter = converter or disk_loader(path)
         if converter is not None:
-            return SAE.load_from_disk(path, device=device, dtype=dtype, converter=converter)
-        if params_file(path) is not None:
-            return SAE.load_from_disk(path, device=device, dtype=dtype, converter=gemma_scope_disk_loader)
+            sae = SAE.load_from_disk(path, device=device, dtype=dtype, converter=checked_loader(name, converter))
+            check_settings(sae)
+            return sae
+        if path.is_file() and path.name != SAE_WEIGHTS_FILENAME:
+            raise not_found(name, "That file is none that SAELens's releases hold. Name the folder of the SAE.")
+        path = path.parent if path.is_file() else path
         missing = [file for file in FILES if not (path / file).is_file()]
         if missing:
             raise not_found(name, f"There is no {' and no '.join(missing)} in that folder.")
         config = read_config(path)
-        refuse_transcoder(name, str(config.get("architecture")))
-        refuse_activation(name, config)
+        refuse_unsupported(name, config)
         with safe_open(path / SAE_WEIGHTS_FILENAME, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             require_floats(name, {key: part[:0] for key, part in slices.items() if part.get_shape()})
         sae = _from_checkpoint(path, device, dtype) if is_checkpoint(config) else None
         sae = sae or SAE.load_from_disk(path, device=device, dtype=dtype)
+        check_settings(sae)
         if sae.cfg.reshape_activations not in ("none", "hook_z"):
             raise ValueError(f"reshape_activations is {sae.cfg.reshape_activations!r}, neither 'none' nor 'hook_z'")
         if not sae.cfg.metadata.hook_name:
@@ -70,35 +75,9 @@ def load_folder(
     except AbsorbError:
         raise
     except LOAD_ERRORS as error:
-        reason = str(error).strip() or type(error).__name__
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).strip() or type(error).__name__
         raise not_found(name, f"The folder does not load: {reason}.") from error
     return sae
-
-
-def refuse_activation(name: str, config: dict[str, Any]) -> None:
-    """Refuse activation functions that SAELens does not apply; it runs such SAEs with a ReLU and says nothing.
-
-    Args:
-        name: Name to use in errors.
-        config: A configuration; those before SAELens's sixth version name the function.
-
-    Raises:
-        SaeArchitectureError: The function is neither ReLU nor top-k.
-
-    Example:
-        >>> refuse_activation("mine", {"activation_fn_str": "tanh-relu"})
-        Traceback (most recent call last):
-            ...
-        absorb_pl.errors.SaeArchitectureError: `name` was 'mine', expected latents that go through relu or topk...
-    """
-    said = config.get("activation_fn_str", config.get("activation_fn"))
-    if said not in (None, "relu", "topk"):
-        raise SaeArchitectureError(
-            "name",
-            name,
-            expected=f"latents that go through relu or topk, not {said!r}",
-            remedy="SAELens no longer has this activation function. Give the SAE as an object of your own.",
-        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -149,8 +128,8 @@ def not_found(name: str, reason: str) -> SaeNotFoundError:
     return SaeNotFoundError(
         "name",
         name,
-        expected=f"'speller/<name>', a folder with {' and '.join(FILES)} (or params.npz), '<release>/<id>' of "
-        "SAELens, or '<module>:<function>'",
+        expected=f"'speller/<name>', a folder with {' and '.join(FILES)} (or what SAELens's releases hold), "
+        "'<release>/<id>' of SAELens, or '<module>:<function>'",
         remedy=reason,
     )
 

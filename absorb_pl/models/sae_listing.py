@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from absorb_pl.errors import AbsorbError
 from absorb_pl.models.bundled import SPELLER, bundled_sae_path
-from absorb_pl.models.gemma_scope import array_shape, gemma_scope_config, params_file
-from absorb_pl.models.placement import local_folder, local_path
+from absorb_pl.models.placement import LOAD_ERRORS, local_folder, local_path
 from absorb_pl.models.sae_folders import FILES, not_found, read_config
+from absorb_pl.models.sae_formats import disk_loader
 from absorb_pl.models.sae_functions import is_function_name
 from absorb_pl.models.sae_loading import split_hook
 from absorb_pl.models.sae_names import expand_sae_names
@@ -92,16 +93,15 @@ def _source(name: str) -> dict[str, Any]:
 
 
 def _folder(name: str, path: Path) -> dict[str, Any]:
-    if (file := params_file(path)) is not None:
-        d_in, d_sae = array_shape(file, "W_enc")
-        config = gemma_scope_config(file, d_in, d_sae)
-    elif (path / FILES[0]).is_file():
-        try:
-            config = read_config(path)
-        except (OSError, ValueError) as error:
-            raise not_found(name, f"The folder does not load: {error}.") from error
-    else:
-        raise not_found(name, f"There is no {FILES[0]} in that folder.")
+    try:
+        loader = disk_loader(path)
+        if loader is None and not (path / FILES[0]).is_file():
+            raise not_found(name, f"There is no {FILES[0]} in that folder.")
+        config = read_config(path) if loader is None else loader(path, "meta")[0]
+    except AbsorbError:
+        raise
+    except LOAD_ERRORS as error:
+        raise not_found(name, f"The folder does not load: {error}.") from error
     # Before its sixth version SAELens kept what is metadata now beside the rest.
     metadata = {**config, **config.get("metadata", {})}
     hook_name = metadata.get("hook_name") or metadata.get("hook_point")

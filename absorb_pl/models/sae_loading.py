@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from sae_lens import SAE, TrainingSAE
 
-from absorb_pl.errors import AbsorbError, NonFiniteError, SaeWeightsError
+from absorb_pl.errors import AbsorbError, SaeWeightsError
 from absorb_pl.models.adapters import AdaptedSae
 from absorb_pl.models.bundled import SPELLER, bundled_sae_path
 from absorb_pl.models.controls import CONTROL_KINDS, control_sae
 from absorb_pl.models.identity import sae_tensors
-from absorb_pl.models.placement import check_device, check_dtype, local_folder, local_path, own_memory
+from absorb_pl.models.placement import check_device, check_dtype, local_folder, local_path, own_memory, require_finite
 from absorb_pl.models.sae import refuse_transcoder, require_floats
 from absorb_pl.models.sae_folders import inference_sae, load_folder
 from absorb_pl.models.sae_functions import function_sae, is_function_name
@@ -42,7 +42,7 @@ def load_sae(
 
             * `"speller/<name>"` for a bundled SAE;
             * a folder in SAELens format (`cfg.json` and `sae_weights.safetensors`), one that SAELens wrote while
-              training, or a Gemma Scope `params.npz` or its folder;
+              training, or a folder or file of one of SAELens's releases as it was published (`docs/saes.md`);
             * `"<release>/<id>"` with a release known to SAELens;
             * `"<module>:<function>"` for a function of yours that gives a `SparseAutoencoder`, with arguments
               (`my_saes:load(layer=3)`) and, where it gives a mapping, a key (`my_saes:load/wide`).
@@ -96,15 +96,7 @@ def load_sae(
                 "again with the scale folded in (`fold_activation_norm_scaling_factor`).",
                 stacklevel=2,
             )
-    for key, weight in sae_tensors(sae).items():
-        # By parts, as wide SAEs have no room for another matrix of their size.
-        if bad := sum(int((~torch.isfinite(part)).sum()) for part in weight.reshape(-1).split(2**26)):
-            raise NonFiniteError(
-                "name",
-                name,
-                expected=f"finite weights, but {bad} in {key} are not",
-                remedy="Save the SAE again, or load it in a wider dtype.",
-            )
+    require_finite(name, sae_tensors(sae))
     _refuse_zeros(name, sae)
     sae.eval()
     sae.requires_grad_(False)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from absorb_pl.errors import SaeNotFoundError
 from absorb_pl.models.bundled import SPELLER, list_bundled_saes
-from absorb_pl.models.gemma_scope import params_file
+from absorb_pl.models.closest import closest_names
 from absorb_pl.models.placement import local_path
+from absorb_pl.models.sae_formats import holds_sae
 from absorb_pl.models.sae_functions import call_function, is_function_name, split_key
 from absorb_pl.models.sae_loading import split_control, split_hook
 from absorb_pl.models.sae_releases import release_names
@@ -19,7 +20,7 @@ def expand_sae_names(patterns: Sequence[str]) -> list[str]:
     """Replace patterns by the names they select; plain names stay as they are.
 
     Args:
-        patterns: Names for `load_sae`, or shell patterns over `speller/…`, over local folders and `.npz` files, over
+        patterns: Names for `load_sae`, or shell patterns over `speller/…`, over local folders and files, over
             `<release>/<id>` of SAELens (with wildcards in the release too, where transcoders are passed over and local
             paths come first), or over the keys of a function (`my_saes:load_all/layer_*`). A function that gives
             several SAEs, named without a key, means all of them.
@@ -63,7 +64,9 @@ def _selected(given: str, pattern: str, known: list[str]) -> list[str]:
             "saes",
             given,
             expected="a pattern that selects SAEs",
-            remedy=f"Among the {len(known)} names looked at are {', '.join(known[:5]) or 'none'}.",
+            remedy=f"It selects none of {len(known)} names. Closest: {closest_names(pattern, known)}."
+            if known
+            else f"No folder and no release matches. Closest releases: {closest_names(pattern, _releases())}.",
         )
     return found
 
@@ -83,16 +86,21 @@ def _known_names(pattern: str) -> list[str]:
     if release == SPELLER:
         return list_bundled_saes()
     if not _WILDCARDS & set(release):
-        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-        if release in get_pretrained_saes_directory():
+        if release in _releases():
             return list(release_names(release))
         return _local_names(pattern)
     return _local_names(pattern) or (list(release_names()) if "/" in pattern else [])
+
+
+def _releases() -> list[str]:
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    return [SPELLER, *get_pretrained_saes_directory()]
 
 
 def _local_names(pattern: str) -> list[str]:
     root, relative = Path(pattern).expanduser().anchor or ".", Path(pattern).expanduser()
     within = relative.relative_to(root) if relative.is_absolute() else relative
     found = Path(root).glob(str(within))
-    return sorted(str(path) for path in found if (path / "cfg.json").is_file() or params_file(path) is not None)
+    named = Path(pattern).suffix  # a pattern over files says so; others select folders
+    return sorted(str(path) for path in found if (path.is_dir() or path.suffix == named) and holds_sae(path))

@@ -2,16 +2,21 @@
 
 import re
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError
 from sae_lens import SAE
+from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS, get_conversion_loader_name
 from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup, get_pretrained_saes_directory
 
+from absorb_pl.errors import AbsorbError
+from absorb_pl.models.bundled import SPELLER, list_bundled_saes
+from absorb_pl.models.closest import closest_names
+from absorb_pl.models.gemma_scope import gemma_scope_2_hub_loader
 from absorb_pl.models.language_model import hub_is_unreachable
 from absorb_pl.models.sae import refuse_transcoder
 from absorb_pl.models.sae_folders import not_found
+from absorb_pl.models.sae_settings import check_settings, checked_loader
 
 _THOUSANDS = {"k": 2**10, "m": 2**20}
 _WIDTH = re.compile(r"(?:width[_-]|[-_]w|v5[_-])(\d+)([km])(?![a-z0-9])|2pow(\d+)|(?:hook_\w+?_|_ds)(\d{3,})")
@@ -56,12 +61,17 @@ def load_release(name: str, device: str, dtype: str, converter: Callable[..., An
     release, _, sae_id = name.partition("/")
     refuse_transcoder(name, _kind(get_pretrained_saes_directory()[release], sae_id))
     try:
-        return SAE.from_pretrained(release, sae_id, device=device, dtype=dtype, converter=converter)
+        loader = checked_loader(name, converter or _hub_loader(release))
+        sae = SAE.from_pretrained(release, sae_id, device=device, dtype=dtype, converter=loader)
+        check_settings(sae)
+        return sae
+    except AbsorbError:
+        raise
     except (HfHubHTTPError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if hub_is_unreachable(error):
             reason = "The Hugging Face hub cannot be reached and its local cache does not hold the SAE."
         else:
-            reason = f"The download failed: {str(error).strip()}."
+            reason = f"It does not load: {str(error).strip()}."
         raise not_found(name, reason) from error
 
 
@@ -80,13 +90,13 @@ def require_release(name: str) -> None:
     directory = get_pretrained_saes_directory()
     release, _, sae_id = name.partition("/")
     if release not in directory:
-        near = get_close_matches(release, directory, n=3)
-        closest = f" Closest releases: {', '.join(near)}." if near else ""
-        raise not_found(name, f"There is no such folder and no such release.{closest}")
+        if release.strip() == SPELLER:
+            raise not_found(name, f"Closest: {closest_names(name, list_bundled_saes())}.")
+        near = closest_names(release, directory)
+        raise not_found(name, f"There is no such folder and no such release. Closest releases: {near}.")
     ids = directory[release].saes_map
     if sae_id not in ids:
-        near = get_close_matches(sae_id, ids, n=3, cutoff=0.3) or list(ids)[:3]
-        raise not_found(name, f"Closest ids of this release: {', '.join(near)}.")
+        raise not_found(name, f"Closest ids of this release: {closest_names(sae_id, ids)}.")
 
 
 def release_names(release: str | None = None) -> Iterator[str]:
@@ -138,6 +148,12 @@ def describe_release(name: str) -> dict[str, Any]:
         "published_l0": lookup.expected_l0.get(sae_id) or None,
         "architecture": "transcoder" if transcoder else _ARCHITECTURES.get(lookup.conversion_func or ""),
     }
+
+
+def _hub_loader(release: str) -> Callable[..., Any]:
+    kind = get_conversion_loader_name(release)
+    # SAELens asks the hub for the shapes of Gemma Scope 2, even where all files are in the local cache.
+    return gemma_scope_2_hub_loader if kind == "gemma_3" else NAMED_PRETRAINED_SAE_LOADERS[kind]
 
 
 def _kind(lookup: PretrainedSAELookup, sae_id: str) -> str:

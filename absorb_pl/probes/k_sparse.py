@@ -12,7 +12,16 @@ from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, require_finite, solve_k_sparse
-from absorb_pl.models import check_hooks_agree, encode_rows, load_sae, require_width, to_unit_norms
+from absorb_pl.models import (
+    check_hooks_agree,
+    check_positions,
+    check_processing,
+    encode_rows,
+    load_sae,
+    require_width,
+    to_unit_norms,
+    trained_positions,
+)
 from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.latents import chunks_for, encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
@@ -127,6 +136,9 @@ class SaeProbe(OneVsRestModule):
         """Check that the SAE reads the datamodule's activations, and move it to the probe's device."""
         check_hooks_agree(self.sae, getattr(getattr(self.trainer, "datamodule", None), "hook_name", None))
         super().setup(stage)
+        if (prompts := getattr(getattr(self.trainer, "datamodule", None), "prompt_data", None)) is not None:
+            check_processing(prompts.language_model, self.sae)
+            check_positions(trained_positions(self.sae), prompts.prompts.word_positions)
         if isinstance(self.sae, nn.Module):
             self.sae.to(self.device)
 

@@ -104,7 +104,8 @@ def letter_task_of_words(
     """
     check_ranges(letter_task_of_words, locals())
     template = letter_template(place) if template is None else template
-    labelled = _most_common([word for word in dict.fromkeys(words) if _letter(word, place) in LETTERS], max_words)
+    without = set(words_without_letter(words, place))
+    labelled = _most_common([word for word in dict.fromkeys(words) if word not in without], max_words)
     return Task(
         name={1: "first_letter", -1: "last_letter"}.get(place, "nth_letter"),
         words=tuple(labelled),
@@ -116,6 +117,20 @@ def letter_task_of_words(
         example_separator=example_separator,
         max_icl_examples=max_icl_examples,
     )
+
+
+def words_without_letter(words: Sequence[str], place: int) -> list[str]:
+    """The words that `letter_task_of_words` leaves out: too short, or with a letter there that is none of a to z.
+
+    Args:
+        words: The words.
+        place: As in `letter_task_of_words`.
+
+    Example:
+        >>> words_without_letter([" élan", " cat", " кот"], 1)
+        [' élan', ' кот']
+    """
+    return [word for word in words if _letter(word, place) not in LETTERS]
 
 
 def letter_template(place: Place) -> str:

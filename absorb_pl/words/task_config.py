@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from absorb_pl.errors import AbsorbError, PromptError
 from absorb_pl.ranges import Count, CountOrZero, Place, Seed, check_ranges
-from absorb_pl.words.letter_tasks import contains_task_of_words, letter_task_of_words
+from absorb_pl.words.letter_tasks import contains_task_of_words, letter_task_of_words, words_without_letter
 from absorb_pl.words.prompting import SpellingPrompt
 from absorb_pl.words.table_tasks import TableSettings, table_task
 from absorb_pl.words.tasks import Task
@@ -17,6 +18,7 @@ TaskName = Literal["first_letter", "last_letter", "nth_letter", "contains", "tab
 
 _OWN_SETTING = {"letter": "nth_letter", "contains": "contains", "table": "table"}
 _ABOUT_WORD_LISTS = ("words", "max_tokens_per_word")
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,12 @@ class TaskConfig:
                 max_icl_examples=self.max_icl_examples,
             )
         place = {"first_letter": 1, "last_letter": -1}.get(self.name, self.letter or 0)
+        if self.words is not None and (without := words_without_letter(words, place)):
+            shown = ", ".join(word.strip() for word in without[:_SHOWN]) + (", …" if len(without) > _SHOWN else "")
+            rank_zero_warn(
+                f"{len(without)} of {len(words)} listed words are left out, as the letter asked for is none of a to z "
+                f"there: {shown}."
+            )
         return letter_task_of_words(
             words,
             place=place,

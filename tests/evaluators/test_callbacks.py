@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from absorb_pl.data import ActivationDataModule
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, HookMismatchError, SaeWidthError, ShapeError
 from absorb_pl.evaluators import AbsorptionEvaluation, KSparseEvaluation, LatentEvaluation
 from absorb_pl.probes import LinearProbe, SaeProbe
 
@@ -116,3 +116,47 @@ def test_other_modules_are_refused(study, gpt2, golden, tmp_path):
     with pytest.raises(AbsorbError, match=r"LatentEvaluation with SaeProbe.*expected a LinearProbe") as raised:
         trainer.test(probe, datamodule=data, verbose=False)
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+def quiet(folder, *callbacks):
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+    )
+
+
+@pytest.fixture
+def rows(study, gpt2):
+    return ActivationDataModule(gpt2, HOOK, study[0].task, study[0].cache_dir)
+
+
+@pytest.mark.parametrize("evaluation", [LatentEvaluation, KSparseEvaluation, AbsorptionEvaluation])
+def test_an_sae_of_another_hook_is_not_evaluated(golden, tmp_path, rows, evaluation):
+    trainer = quiet(tmp_path, evaluation(str(golden / "gpt2-micro" / "sae_standard_A")))
+    with pytest.raises(HookMismatchError, match=rf"`hook_name` was '{HOOK}', expected 'blocks\.1\.hook_resid_post'"):
+        trainer.test(LinearProbe(48, 26), datamodule=rows, verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_an_sae_of_another_hook_is_not_probed(golden, tmp_path, rows, command):
+    probe = SaeProbe(str(golden / "gpt2-micro" / "sae_standard_A"), 26, ks=[1])
+    with pytest.raises(HookMismatchError, match=r"expected 'blocks\.1\.hook_resid_post'"):
+        getattr(quiet(tmp_path), command)(probe, datamodule=rows)
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
+def test_probes_and_saes_of_another_width_are_refused(tmp_path, rows, command):
+    with pytest.raises(ShapeError, match="`input_dim` was 7, expected 48, the width of the activations"):
+        getattr(quiet(tmp_path), command)(LinearProbe(7, 26), datamodule=rows)
+    narrow = torch.nn.Module()
+    narrow.W_dec, narrow.encode = torch.nn.functional.normalize(torch.ones(9, 7)), lambda x: x
+    with pytest.raises(SaeWidthError, match="`sae` was 'd_in = 7', expected 48, the width of the activations"):
+        getattr(quiet(tmp_path), command)(SaeProbe(narrow, 26, ks=[1]), datamodule=rows)

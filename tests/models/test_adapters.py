@@ -1,6 +1,7 @@
 """SAEs from elsewhere: functions that make them, what they must have, and what they are taken for."""
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 
 class Closed:
-    """An SAE that keeps its encoder where nobody sees it."""
+    """An SAE that keeps its encoder in a closure."""
 
     def __init__(self, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
@@ -150,7 +151,7 @@ def test_a_mapping_is_named_by_keys(module: str) -> None:
         load_sae(name)
     with pytest.raises(SaeNotFoundError, match="no key goes behind"):
         load_sae(f"{module}:load/wide")
-    with pytest.raises(SaeNotFoundError, match="Among the 3 names"):
+    with pytest.raises(SaeNotFoundError, match="none of 3 names"):
         expand_sae_names([f"{name}/x*"])
 
 
@@ -212,13 +213,100 @@ def test_identity_is_content(module: str) -> None:
 
 
 def test_an_object_that_cannot_be_identified_must_say_what_it_is() -> None:
-    sae = AdaptedSae(Closed())
+    sae = AdaptedSae(Still())
     with pytest.raises(SaeInterfaceError, match="attribute `identity`"):
         sae_identity(sae)
     sae.sae.identity = "trained 2026-01-01"
     first = sae_identity(sae)
     sae.sae.identity = "trained 2026-01-02"
     assert sae_identity(sae) != first
+
+
+def test_tensors_in_closures_are_part_of_the_identity() -> None:
+    identities = [sae_identity(AdaptedSae(Closed(seed))) for seed in (0, 1, 0)]
+    assert identities[0] == identities[2] != identities[1]
+
+
+NUMBERS = count()
+CODE = """
+from types import SimpleNamespace
+
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+
+SCALE = 1.0
+
+
+def gate(x):
+    return torch.relu(x * SCALE)  # as trained
+
+
+class Mine:
+    hook_name = "blocks.1.hook_resid_post"
+
+    def __init__(self):
+        self.W_dec = torch.eye(4)
+        self.settings = {"gate": {"power": 1, "kinds": ["a", {"b"}]}, "more": SimpleNamespace(bias=torch.zeros(4))}
+
+    def encode(self, x):
+        return gate(x + self.settings["more"].bias) ** self.settings["gate"]["power"]
+
+    def decode(self, latents):
+        return latents @ self.W_dec
+
+
+class Derived(StandardSAE):
+    def encode(self, x):
+        return super().encode(x) * 1
+
+
+def load():
+    return Mine()
+
+
+def load_derived():
+    return Derived(StandardSAEConfig(d_in=4, d_sae=4, metadata=SAEMetadata(hook_name=Mine.hook_name)))
+"""
+
+
+@pytest.fixture
+def identity_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The identity of an SAE that a changed `CODE` makes, in a module of another name."""
+    monkeypatch.chdir(tmp_path)
+
+    def identity(old: str = "", new: str = "", function: str = "load") -> str:
+        assert old in CODE
+        name = f"my_code_{next(NUMBERS)}"
+        (tmp_path / f"{name}.py").write_text(CODE.replace(old, new) if old else CODE)
+        torch.manual_seed(0)
+        return sae_identity(load_sae(f"{name}:{function}"))
+
+    return identity
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("SCALE = 1.0", "SCALE = 2.0"),
+        ("torch.relu(x * SCALE)", "torch.relu(x * SCALE - 1)"),
+        ("torch.zeros(4)", "torch.ones(4)"),
+        ('"power": 1', '"power": 2'),
+        ('{"b"}', '{"c"}'),
+        ("return latents @ self.W_dec", "return latents @ self.W_dec.T"),
+        ("blocks.1.hook", "blocks.2.hook"),
+    ],
+)
+def test_code_and_nested_settings_are_part_of_the_identity(identity_of: Any, old: str, new: str) -> None:
+    assert identity_of(old, new) != identity_of()
+
+
+def test_comments_and_names_of_modules_are_not(identity_of: Any) -> None:
+    assert identity_of("  # as trained", "") == identity_of()
+
+
+def test_a_class_of_one_s_own_over_one_of_saelens_has_its_code(identity_of: Any) -> None:
+    assert identity_of("* 1", "* 2", function="load_derived") != identity_of(function="load_derived")
 
 
 @pytest.mark.parametrize("made", [Module, Closed])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from absorb_pl.errors import AbsorbError, SaeArchitectureError, SaeNotFoundError, SaeWeightsError
-from absorb_pl.models import expand_sae_names, list_saes, load_sae
+from absorb_pl.models import encode_rows, expand_sae_names, list_saes, load_sae, sae_architecture
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gpt2-micro" / "sae_standard_A"
 
@@ -54,15 +54,90 @@ def test_a_decoder_that_a_narrow_dtype_rounds_to_zero_is_refused(folder):
         load_sae(str(folder), dtype="float16")
 
 
+OLD = {"d_in": 48, "d_sae": 160, "dtype": "float32", "hook_name": "blocks.1.hook_resid_post"}
+
+
 @pytest.mark.parametrize("activation", ["tanh-relu", "gelu", "leaky_relu"])
 @pytest.mark.parametrize("key", ["activation_fn_str", "activation_fn"])
 def test_an_old_configuration_with_another_activation_function_is_refused(folder, key, activation):
-    old = {"d_in": 48, "d_sae": 160, "dtype": "float32", "hook_name": "blocks.1.hook_resid_post"}
-    (folder / "cfg.json").write_text(json.dumps({**old, key: "relu"}))
+    (folder / "cfg.json").write_text(json.dumps({**OLD, key: "relu"}))
     assert load_sae(str(folder)).cfg.d_sae == 160
     change_config(folder, **{key: activation})
     with pytest.raises(SaeArchitectureError, match=f"relu or topk, not '{activation}'"):
         load_sae(str(folder))
+
+
+PASSED_OVER = {
+    "topk without k": {"activation_fn_str": "topk"},
+    "topk with other options": {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5, "signed": True}},
+    "topk in a configuration that is no longer read for it": {
+        "architecture": "standard",
+        "activation_fn": "topk",
+        "activation_fn_kwargs": {"k": 5},
+        "metadata": {"sae_lens_version": "6.0.0"},
+    },
+    "identity": {"activation_fn_str": "identity"},
+    "both names": {"activation_fn_str": "relu", "activation_fn": "tanh-relu"},
+    "another output": {"hook_name_out": "blocks.1.hook_mlp_out"},
+    "another output by its oldest name": {
+        "hook_point": "blocks.1.hook_mlp_in",
+        "out_hook_point": "b",
+        "hook_name": None,
+    },
+    "a transcoder": {"is_transcoder": True},
+}
+
+
+@pytest.mark.parametrize("setting", PASSED_OVER)
+def test_what_saelens_would_pass_over_is_refused(folder, setting):
+    (folder / "cfg.json").write_text(json.dumps({**OLD, **PASSED_OVER[setting]}))
+    with pytest.raises(SaeArchitectureError):
+        load_sae(str(folder))
+
+
+def test_topk_of_an_old_configuration_is_topk(folder):
+    (folder / "cfg.json").write_text(
+        json.dumps({**OLD, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5, "signed": False}})
+    )
+    sae = load_sae(str(folder))
+    assert (sae_architecture(sae), sae.cfg.k) == ("topk", 5)
+    assert set((encode_rows(sae, torch.randn(9, 48)) > 0).sum(1).tolist()) == {5}
+
+
+@pytest.mark.parametrize("said", [False, True])
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_factor_from_finetuning_is_not_passed_over(folder, factor, said):
+    weights = load_file(folder / "sae_weights.safetensors")
+    save_file({**weights, "scaling_factor": torch.full((160,), float(factor))}, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({**OLD, "finetuning_scaling_factor": said}))
+    if factor == 1:
+        assert load_sae(str(folder)).cfg.d_sae == 160
+    else:
+        with pytest.raises(SaeNotFoundError, match="caling"):
+            load_sae(str(folder))
+
+
+def test_metadata_that_saelens_would_pass_over_are_refused(folder):
+    (folder / "cfg.json").write_text(
+        json.dumps({**OLD, "metadata": {"model_from_pretrained_kwargs": {"center_writing_weights": True}}})
+    )
+    with pytest.raises(SaeNotFoundError, match="metadata hold no sae_lens_version"):
+        load_sae(str(folder))
+
+
+def test_a_release_is_refused_by_its_configuration_too(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--jbloom--GPT2-Small-SAEs-Reformatted"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    cached = repository / "snapshots" / ("0" * 40) / "blocks.1.hook_resid_pre"
+    shutil.copytree(folder, cached)
+    name = "gpt2-small-res-jb/blocks.1.hook_resid_pre"
+    (cached / "cfg.json").write_text(json.dumps(OLD))
+    assert load_sae(name).cfg.d_sae == 160
+    (cached / "cfg.json").write_text(json.dumps({**OLD, "activation_fn_str": "tanh-relu"}))
+    with pytest.raises(SaeArchitectureError, match=f"{name}', expected latents that go through relu or topk"):
+        load_sae(name)
 
 
 @pytest.mark.parametrize("name", ["sae[1]", "sae[l1=3]", "a*b", "what?", "[x"])

@@ -115,6 +115,9 @@ def test_an_unknown_bundled_sae_is_refused():
         ("gpt2-small-res-jb/blocks.0.hook_resid", "Closest ids of this release: blocks.0.hook_resid_pre"),
         ("gpt2-small-res-jb", "Closest ids of this release: blocks"),
         ("~~~", "no such folder and no such release"),
+        ("speller/l2-batchtopk-w512-mediun", "Closest: speller/l2-batchtopk-w512-medium, "),
+        ("speller/l2-batchtopk-w512-medium/", "Closest: speller/l2-batchtopk-w512-medium, "),
+        (" speller/l2-batchtopk-w512-medium", "Closest: speller/l2-batchtopk-w512-medium, "),
     ],
 )
 def test_an_unknown_release_or_id_is_refused_with_near_ones(name, near):

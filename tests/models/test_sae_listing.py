@@ -67,6 +67,10 @@ def test_patterns_select_over_the_whole_directory() -> None:
     )
     with pytest.raises(SaeNotFoundError, match="pattern that selects SAEs"):
         expand_sae_names(["gemma-scope-2b-*/layer_99/*"])
+    with pytest.raises(SaeNotFoundError, match=r"none of 316 names\. Closest: gemma-scope-2b-pt-res/layer_9/"):
+        expand_sae_names(["gemma-scope-2b-pt-res/layer_99/*"])
+    with pytest.raises(SaeNotFoundError, match=r"no release matches\. Closest releases: gpt2-small-res-jb"):
+        expand_sae_names(["gpt2-small-res-j*"])
 
 
 def test_local_paths_come_before_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +100,8 @@ def test_folders_are_described_without_their_weights(tmp_path: Path) -> None:
 def test_arrays_are_described_by_their_headers(tmp_path: Path) -> None:
     folder = tmp_path / "gemma-scope-2b-pt-res" / "layer_5" / "width_16k" / "average_l0_9"
     folder.mkdir(parents=True)
-    np.savez(folder / "params.npz", W_enc=np.zeros((4, 6), dtype=np.float32))
+    shapes = {"W_enc": (4, 6), "W_dec": (6, 4), "b_enc": 6, "b_dec": 4, "threshold": 6}
+    np.savez(folder / "params.npz", **{name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})
     for name in (folder, folder / "params.npz"):
         row = only_row(str(name))
         assert (row["hook_name"], row["d_sae"], row["architecture"]) == ("blocks.5.hook_resid_post", 6, "jumprelu")

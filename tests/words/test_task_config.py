@@ -89,3 +89,11 @@ def test_settings_of_another_task_and_missing_ones_are_refused(settings, message
 def test_a_table_needs_a_template():
     with pytest.raises(PromptError, match="template"):
         TaskConfig("table", table=TABLE)
+
+
+@pytest.mark.parametrize(("name", "letter", "left_out"), [("first_letter", None, 2), ("nth_letter", 2, 1)])
+def test_listed_words_without_the_letter_are_counted_and_shown(byte_level, name, letter, left_out):
+    config = TaskConfig(name, letter=letter, words=["kitchen", "élan", "cat", "кот"])
+    with pytest.warns(UserWarning, match=f"^{left_out} of 4 listed words are left out.*кот") as said:
+        task = config.build(byte_level)
+    assert (len(task.words), len(said)) == (4 - left_out, 1)
