@@ -77,10 +77,10 @@ Cosine = Annotated[float | int, Range(-1, 1)]
 """A cosine."""
 Finite = Annotated[float | int, Range()]
 """Any number but NaN and the infinite ones."""
-NotNegative = Annotated[float | int, Range(0)]
-"""Zero or more."""
-Positive = Annotated[float | int, Range(0, above=True)]
-"""More than zero."""
+NotNegative = Annotated[float | int, Range(0, 10**6)]
+"""Zero or more, and such that float32 can compute with it."""
+Positive = Annotated[float | int, Range(0, 10**6, above=True)]
+"""More than zero, and such that float32 can compute with it."""
 
 
 def check_ranges(declared: type | Callable[..., Any], values: Mapping[str, Any]) -> None:

@@ -38,6 +38,7 @@ BASES = ("OneVsRestModule", "CausalEvaluator", "SaeEvaluation")
 # Numbers on the command line that no range is declared for, and who refuses them.
 WITHOUT_RANGE = {
     "study trainer.devices": "Lightning knows the machine; `TrainerError`",
+    "PromptDataModule.rows": "compared with the number of words; `RowsError`",
     "LinearProbe.pos_weight": "one number a class, compared with the classes by the probe",
     "Trainer.devices": "Lightning knows the machine; `TrainerError`",
     "Trainer.fast_dev_run": "Lightning; `TrainerError`",
@@ -171,10 +172,10 @@ def test_a_study_refuses_what_is_outside(tmp_path, outcome_of):
     ranged = [(name, hint) for name, hint in settings_of(StudyConfig) if ranges_in(hint)]
     for number, (name, hint) in enumerate(ranged):
         words = ["study", *places, *(table if ".table." in name else [])]
-        for value in [*refused_values(hint), "much"][number % 3 :: 3]:
+        for value in [*refused_values(hint), "much"][number % 4 :: 4]:
             outcomes[outcome_of(words, name, value)] += 1
     assert set(outcomes) == {"named", "usage"}
-    assert outcomes["named"] > 50
+    assert outcomes["named"] > 40
     assert not list(tmp_path.iterdir())
 
 

@@ -17,7 +17,7 @@ from absorb_pl.data.drafts import user_path
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import AbsorbError, RowsError
 from absorb_pl.models import content_hash, context_length, has_next_token_logits, load_language_model
-from absorb_pl.ranges import Count, CountOrZero, check_ranges
+from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words import SpellingPrompt, Task, TaskConfig, closes_with_sep, prepends_bos, tokenize_prompts
 
 _TASK_CONTENT = ("name", "words", "classes", "answers", "template", "example_separator", "children")
@@ -96,7 +96,7 @@ class PromptDataModule(LightningDataModule):
         model: Any = "speller",
         task: TaskConfig | None = None,
         batch_size: Count = 64,
-        rows: str | Path | Sequence[CountOrZero] | None = None,
+        rows: str | Path | Sequence[int] | None = None,
         model_dtype: str = "float32",
     ) -> None:
         check_ranges(PromptDataModule.__init__, locals())
@@ -164,10 +164,9 @@ def _numbers_of(rows: str | Path | Sequence[int] | None, words: int) -> Tensor:
                 "rows", str(rows), expected="a Parquet table with a column `row`", remedy=str(error)
             ) from error
         rows = sorted(set(table["row"].tolist()))
-    numbers = torch.tensor(list(rows), dtype=torch.long)
-    outside = numbers[(numbers < 0) | (numbers >= words)]
-    if len(outside):
+    outside = [row for row in rows if not 0 <= row < words]
+    if outside:
         raise RowsError(
-            "rows", int(outside[0]), expected=f"numbers of the task's {words} words", remedy=f"The last is {words - 1}."
+            "rows", outside[0], expected=f"numbers of the task's {words} words", remedy=f"The last is {words - 1}."
         )
-    return numbers
+    return torch.tensor(list(rows), dtype=torch.long)

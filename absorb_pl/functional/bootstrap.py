@@ -1,13 +1,14 @@
 """Percentile bootstrap intervals of absorption rates, resampling words within letters."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from absorb_pl.errors import ShapeError
-from absorb_pl.ranges import Count, InnerFraction, Portion, Positive, Resamples, Seed, check_ranges
+from absorb_pl.ranges import Count, InnerFraction, Portion, Range, Resamples, Seed, check_ranges
 
 
 def bootstrap_replicates(
@@ -41,7 +42,9 @@ def bootstrap_replicates(
     return drawn[:, :-1] @ sizes / total
 
 
-def zero_count_bound(sizes: Sequence[Positive], confidence: InnerFraction = 0.95) -> float:
+def zero_count_bound(
+    sizes: Sequence[Annotated[float | int, Range(0, above=True)]], confidence: InnerFraction = 0.95
+) -> float:
     """Largest mean rate that still makes "nothing seen in any group" likely enough.
 
     With `nᵢ` words in group i and none absorbed, the bound is the largest mean of rates `pᵢ` with

@@ -72,11 +72,15 @@ def rank_latents(weight: Float[Tensor, "classes latents"], count: Count) -> Int[
     Returns:
         Latent ids.
 
+    Raises:
+        NonFiniteError: A weight is NaN or infinite, as after training with too large a learning rate.
+
     Example:
         >>> rank_latents(torch.tensor([[0.0, 2.0, -3.0, 2.0]]), 3)
         tensor([[1, 3, 0]])
     """
     check_ranges(rank_latents, locals())
+    require_finite(weight=weight)
     return weight.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 

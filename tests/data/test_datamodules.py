@@ -8,6 +8,7 @@ import torch
 
 from absorb_pl.data import ActivationDataModule, PromptDataModule, activation_identities
 from absorb_pl.data.shares import Share
+from absorb_pl.errors import RowsError
 from absorb_pl.evaluators import LinearProbeSettings, LinearProbeStage, ProbeData
 from absorb_pl.words import TableSettings, TaskConfig
 
@@ -161,3 +162,18 @@ def test_what_is_made_of_labels_is_cached_under_the_task_s_identity(gpt2, tmp_pa
         paths.append((identities[HOOK], LinearProbeStage(tmp_path, rows, LinearProbeSettings()).path(HOOK)))
     assert paths[0][0] == paths[1][0]
     assert paths[0][1] != paths[1][1]
+
+
+@pytest.mark.parametrize("row", [-1, 10**5, 2**70])
+def test_words_that_the_task_does_not_have_are_refused(gpt2, row):
+    config = TaskConfig(max_words=30, max_icl_examples=2)
+    data = PromptDataModule(gpt2, config, rows=[3])
+    assert data.rows.tolist() == [3]
+    for ask in (lambda: PromptDataModule(gpt2, config, rows=[0, row]), lambda: data.only([row])):
+        with pytest.raises(RowsError, match=rf"`rows` was {row}, expected numbers of the task's 30 words"):
+            ask()
+
+
+def test_a_table_of_rows_that_cannot_be_read_is_named(gpt2, tmp_path):
+    with pytest.raises(RowsError, match=r"no\.parquet', expected a Parquet table with a column `row`"):
+        PromptDataModule(gpt2, TaskConfig(max_words=30, max_icl_examples=2), rows=tmp_path / "no.parquet")

@@ -86,10 +86,15 @@ def test_unusable_input_is_refused_by_name():
         solve_logistic_regressions(x, torch.ones_like(y))
     with pytest.raises(NonFiniteError):
         solve_logistic_regressions(x.clone().fill_(torch.nan), y)
-    with pytest.raises(RangeError, match=r"`l2` was 0\.0, expected a number, above 0\."):
+    with pytest.raises(RangeError, match=r"`l2` was 0\.0, expected a number, above 0 and at most 1000000\."):
         solve_logistic_regressions(x, y, l2=0.0)
     with pytest.raises(ShapeError):
         solve_k_sparse(x, y.T, [3])
+
+
+def test_weights_that_are_not_finite_rank_nothing():
+    with pytest.raises(NonFiniteError, match="`weight`"):
+        rank_latents(torch.tensor([[1.0, torch.nan, 2.0]]), 1)
 
 
 def test_latents_rank_by_signed_weight():
