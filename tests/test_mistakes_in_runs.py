@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from absorb_pl.data import ActivationCacheWriter
 from absorb_pl.errors import AbsorbError, CacheCorruptedError, ManifestMismatchError, OutputFolderError
 from absorb_pl.evaluators import PredictionTableWriter, SaeSource, probing_stages, tell_equal_saes, write_table
+from absorb_pl.functional import NEVER_FIRES
 from absorb_pl.models import load_language_model, load_sae, model_identity, sae_identity
 from absorb_pl.models.placement import own_memory
 from absorb_pl.reports import figures, report, rescore_run, result_file, saebench_results, tensorboard
@@ -106,6 +107,24 @@ def test_a_control_alone_is_drawn(study):
     summary = study[1].tables["summary"].assign(control="random")
     tables = {**study[1].tables, "summary": summary}
     assert sorted(figures.draw_figures(without_controls(tables))) == sorted(figures.draw_figures(study[1].tables))
+
+
+def test_an_sae_that_never_fires_has_no_rates(cached, tmp_path, capsys):
+    sae = copied(SAE, tmp_path / "silent")
+    weights = load_file(sae / "sae_weights.safetensors")
+    weights["b_enc"] = torch.full_like(weights["b_enc"], -1e4)
+    save_file(weights, sae / "sae_weights.safetensors")
+    result = run_study(cached(f"--saes=[{SAE},{sae}]"))
+    for tables in (result.tables, rescore_run(result.run_dir).tables):
+        for table in (tables["summary"], tables["letters"]):
+            own = table[table["sae"] == str(sae)]
+            assert own["absorption_rate"].isna().all()
+            assert set(own["reason"]) - {"no held-out words"} == {NEVER_FIRES}
+            assert table.loc[table["sae"] == str(SAE), "evaluable"].any()
+    assert (result.tables["summary"].set_index("sae").loc[str(sae), "l0"] == 0).all()
+    assert [path.name for path in (tmp_path / "run" / "saebench").iterdir()] == [result_file(str(SAE))]
+    said = capsys.readouterr().out
+    assert f"Not evaluable by paper, saebench-0.6.0, saebench-0.3.2, {NEVER_FIRES}: " in " ".join(said.split())
 
 
 def test_saes_whose_names_differ_in_a_slash_have_files_of_their_own(cached, monkeypatch, tmp_path):

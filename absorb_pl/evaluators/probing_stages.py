@@ -231,7 +231,7 @@ class SaeProbingStage(UnitStage):
             "settings": asdict(self.settings),
             "splits": asdict(self.splits),
             **({"folded": sae.folded} if sae.folded else {}),  # probes made before norms were folded are others
-            "format": 2,
+            "format": 3,
         }
 
     @override

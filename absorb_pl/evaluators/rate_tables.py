@@ -72,7 +72,7 @@ def letters_table(
     counts = [name for name in map(str, table) if name.startswith("num_") and name != "num_splits"]
     absent = [
         {"label": name, "main_latents": [], "rule": rule, "evaluable": False, "reason": NO_WORDS}
-        | dict.fromkeys(counts, 0)
+        | {**dict.fromkeys(counts, 0), "sae_fires": _sae_fires(letters)}
         for name in class_names
         if name not in set(letters["label"])
     ]
@@ -151,6 +151,10 @@ def _sum_fraction(letters: pd.DataFrame, words: pd.DataFrame) -> Any:
     return sums.reindex(letters["label"], fill_value=0.0).to_numpy(float)
 
 
+def _sae_fires(letters: pd.DataFrame) -> bool:
+    return bool(letters["sae_fires"].all()) if "sae_fires" in letters else True
+
+
 def _outcomes(letters: pd.DataFrame, words: pd.DataFrame, amount: str, settings: RateSettings) -> list[LetterOutcome]:
     amounts = dict(iter(words.groupby("label")[amount]))
     return [
@@ -160,6 +164,7 @@ def _outcomes(letters: pd.DataFrame, words: pd.DataFrame, amount: str, settings:
             sample_portion=float(row["sample_portion"]),
             probe_f1=float(row["probe_f1"]),
             min_probe_f1=settings.min_probe_f1,
+            sae_fires=_sae_fires(letters),
         )
         for row in letters.to_dict("records")
     ]

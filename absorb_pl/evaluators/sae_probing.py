@@ -67,7 +67,8 @@ class SaeProbing:
         latents: From `latent_table`.
         k_sparse: From `k_sparse_table`.
         letters: One row a class: `label, main_latents, num_splits, num_words, num_probe_true_positives,
-            num_candidates, sample_portion, probe_f1, probe_precision, probe_recall, main_latent_recall`.
+            num_candidates, sample_portion, probe_f1, probe_precision, probe_recall, main_latent_recall, sae_fires`; the
+            last says whether any latent of the SAE fires on any held-out word.
         candidates: One row a candidate word kept: `row, label, probe_logit, k_sparse_logit`.
     """
 
@@ -113,7 +114,7 @@ def evaluate_sae(
         },
         latents=latent_table(sae, rows.x, rows.y, rows.probe_weight, rows.probe_logits, rows.class_names),
         k_sparse=table,
-        letters=letters,
+        letters=letters.assign(sae_fires=statistics.num_active > 0),
         candidates=candidates,
     )
 

@@ -84,7 +84,8 @@ def order_columns(words: pd.DataFrame) -> pd.DataFrame:
     """
     words = words.reindex(columns=[name for name in WORD_COLUMNS if name != "child" or name in words])
     lists = words[list(_LIST_COLUMNS)].astype(object)
-    return words.assign(**lists.where(lists.notna(), None))
+    words[list(_LIST_COLUMNS)] = lists.where(lists.notna(), None)
+    return words
 
 
 def rate_tables(

@@ -48,7 +48,7 @@ from absorb_pl.functional.projection import (
     probe_projection,
     projection_scores,
 )
-from absorb_pl.functional.rates import LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
+from absorb_pl.functional.rates import NEVER_FIRES, LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
 from absorb_pl.functional.sae_stats import SaeStatistics
 from absorb_pl.functional.saebench import (
     SaeBenchVerdicts,
@@ -66,6 +66,7 @@ from absorb_pl.functional.validation import require_finite, require_latents, req
 __all__ = [
     "DEFAULT_KS",
     "LATENT_DECISION_THRESHOLD",
+    "NEVER_FIRES",
     "SILENT",
     "Agreement",
     "BinaryMetrics",

@@ -15,6 +15,10 @@ LettersMode = Literal["counted", "published"]
 """What letters without candidate words count for: nothing absorbed (`counted`), or they are left out."""
 
 
+NEVER_FIRES = "no latent of the SAE fires on any held-out word"
+"""Why an SAE that is silent throughout has no rate."""
+
+
 @dataclass(frozen=True)
 class LetterOutcome:
     """What was found on the words of one letter (one class of a task).
@@ -25,6 +29,8 @@ class LetterOutcome:
         sample_portion: Judged words ÷ candidates.
         probe_f1: F1 of the linear probe on the class, if it should be held against a minimum.
         min_probe_f1: Least F1 at which the letter can be evaluated.
+        sae_fires: Whether any latent of the SAE fires on any word; one that is silent throughout absorbs nothing and
+            holds nothing, so it has no rate.
 
     Raises:
         ShapeError: Amounts outside [0, 1], more judged words than true positives, or a portion outside (0,
@@ -42,6 +48,7 @@ class LetterOutcome:
     sample_portion: float | int = 1.0
     probe_f1: float | None = None
     min_probe_f1: float = 0.6
+    sae_fires: bool = True
 
     def __post_init__(self) -> None:
         require_finite(amounts=self.amounts)
@@ -67,6 +74,8 @@ class LetterOutcome:
     @property
     def reason(self) -> str:
         """Why the letter cannot be evaluated; empty if it can."""
+        if not self.sae_fires:
+            return NEVER_FIRES
         if self.num_true_positives == 0:
             return "no probe true positives"
         if self.probe_f1 is not None and not self.probe_f1 >= self.min_probe_f1:
@@ -161,7 +170,9 @@ def sae_rate(
         (0.125, 0.25)
     """
     counted = [letter for letter in letters if not letter.reason]
-    reason = "no evaluable label" if not counted else ""
+    reason = "" if counted else "no evaluable label"
+    if any(letter.reason == NEVER_FIRES for letter in letters):
+        reason = NEVER_FIRES
     if mode == "published":
         counted = [letter for letter in counted if len(letter.amounts)]
         reason = reason or ("no label with candidate words" if not counted else "")

@@ -14,7 +14,7 @@ import pandas as pd
 from absorb_pl import __version__
 from absorb_pl.data import distinct_names, whole_file, writing_to
 from absorb_pl.evaluators import RateSettings, SaeBench060
-from absorb_pl.functional import SaeBenchAggregate, saebench_aggregate
+from absorb_pl.functional import NEVER_FIRES, SaeBenchAggregate, saebench_aggregate
 
 EVAL_TYPE = "absorption_first_letter"
 _MEANS = (
@@ -172,8 +172,8 @@ def write_saebench_results(folder: Path, tables: Mapping[str, pd.DataFrame], run
             file = folder / run_files[name]
             own = letters[letters["sae"] == name]
             found = aggregate_letters(own, run)
-            if found.reason:
-                reasons[name] = found.reason
+            if reason := NEVER_FIRES if row["reason"] == NEVER_FIRES else found.reason:
+                reasons[name] = reason
                 file.unlink(missing_ok=True)
             else:
                 result = saebench_result(name, own, {str(key): value for key, value in row.items()}, found, run)
