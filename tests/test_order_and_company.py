@@ -34,7 +34,7 @@ def reordered(sae, order):
 
 
 @pytest.fixture(scope="module")
-def orders(study, study_config, make_sae, tmp_path_factory):
+def orders(study, study_config, make_sae, _without_figures, tmp_path_factory):
     """Tables with SAEs as they are, tables with their latents in another order, and of each pair its names and order.
 
     The trained SAEs are those of the session's study; the others are measured both ways.
@@ -54,8 +54,8 @@ def orders(study, study_config, make_sae, tmp_path_factory):
         reordered(sae, order).save_model(folder / name)
         pairs[name] = (str(folder / f"{name}_as_it_is"), str(folder / name), order.numpy())
     asked = [other for _, other, _ in pairs.values()] + [given for given, _, _ in pairs.values() if GOLDEN not in given]
-    config = study_config(folder, f"--saes={asked}", f"--cache_dir={study[0].cache_dir}")
-    tables = run_study(config).tables
+    shutil.copytree(study[0].cache_dir, folder / "cache")
+    tables = run_study(study_config(folder, f"--saes={asked}")).tables
     return study[1].tables, tables, pairs
 
 
@@ -109,7 +109,7 @@ def test_the_orders_differ(orders):
 
 
 @pytest.fixture(scope="module")
-def alone(study, study_config, tmp_path_factory):
+def alone(study, study_config, _without_figures, tmp_path_factory):
     """Tables of a study of one SAE of the session's study, with its activations and linear probes, and no more."""
     folder = tmp_path_factory.mktemp("alone")
     for stage in ("activations", "linear_probes"):

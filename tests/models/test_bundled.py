@@ -164,10 +164,10 @@ def test_sae_loads_and_its_card_is_true(name, residuals):
     assert torch.allclose(sae.W_dec.norm(dim=-1), torch.ones(sae.cfg.d_sae), atol=1e-4)
 
 
-def test_unknown_name_lists_the_suite():
-    with pytest.raises(SaeNotFoundError, match="speller/l9-none") as caught:
-        bundled_sae_path("speller/l9-none")
-    assert all(name in str(caught.value) for name in list_bundled_saes())
+def test_an_unknown_name_gives_the_closest_of_the_suite():
+    with pytest.raises(SaeNotFoundError, match="Closest: speller/l2-batchtopk-w512-medium, ") as caught:
+        bundled_sae_path("speller/l2-batchtopk-w512")
+    assert sum(name in str(caught.value) for name in list_bundled_saes()) == 3
 
 
 def test_paths_need_no_suffix_tricks():
