@@ -183,13 +183,24 @@ def test_letters_without_words_say_so(study, tmp_path):
     assert tables["summary"][["l0", "explained_variance", "probe_f1", "num_splits"]].notna().all().all()
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_activations_that_are_not_finite(run, tmp_path, value):
-    folder = copy_of(MODEL, tmp_path / "model")
+def changed_biases(folder, values):
+    """A copy of the model with other values in biases, by the end of their names."""
+    copy_of(MODEL, folder)
     weights = load_file(folder / "model.safetensors")
-    name = next(name for name in weights if name.endswith("h.0.mlp.c_proj.bias"))
-    weights[name][3] = float(value)
+    for end, value in values.items():
+        weights[next(name for name in weights if name.endswith(end))][3] = value
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_model_that_is_not_finite(run, tmp_path, value):
+    folder = changed_biases(tmp_path / "model", {"h.0.mlp.c_proj.bias": float(value)})
+    assert "expected finite weights, but 1 in " in run(errors.NonFiniteError, f"--model={folder}")
+
+
+def test_activations_that_are_not_finite(run, tmp_path):
+    folder = changed_biases(tmp_path / "model", {"h.0.mlp.c_proj.bias": 3e38, "h.1.mlp.c_proj.bias": 3e38})
     message = run(errors.NonFiniteError, f"--model={folder}", written=CLAIMED)
     assert "blocks.1.hook_resid_post" in message
     assert "row" in message
