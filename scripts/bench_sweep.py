@@ -79,8 +79,8 @@ class SweepComparison:
 def main(args: list[str] | None = None) -> list[SweepComparison]:
     """Run the benchmark, print its table, and return its figures."""
     options = _parser().parse_args(args)
-    count, separate, repeats = (3, 1, 1) if options.quick else (options.saes, options.separate, options.repeats)
-    words = 300 if options.quick else options.words
+    count, separate, repeats = (2, 1, 1) if options.quick else (options.saes, options.separate, options.repeats)
+    words = 200 if options.quick else options.words
     with TemporaryDirectory() as temporary:
         names = sae_names(Path(temporary) / "variants", count)
         if len(set(names)) != count:
@@ -258,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--words", type=int, help="most words of the task; all if not given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
-    parser.add_argument("--quick", action="store_true", help="3 SAEs, one by itself, 300 words, one turn")
+    parser.add_argument("--quick", action="store_true", help="2 SAEs, one by itself, 200 words, one turn")
     return parser
 
 

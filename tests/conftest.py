@@ -14,9 +14,13 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the maths and of attribution compare figures throughout; tests for a GPU are skipped without one."""
+    """Tests of the maths and of attribution compare figures throughout; tests for a GPU are skipped without one.
+
+    What is slow comes first, so that no process waits at the end for a long test of another.
+    """
     import torch
 
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         if item.path.parent.name in ("attribution", "functional"):
             item.add_marker("numeric")
