@@ -111,7 +111,7 @@ def test_children_are_rescored_with_their_classes(finished):
     found = rescore_run(result.run_dir, rule)
     pd.testing.assert_frame_equal(pd.read_parquet(found.folder / "tables/children.parquet"), children)
     lenient = rescore_run(result.run_dir, rule, proportion_threshold=0.01, silent=1e6).tables
-    strict = rescore_run(result.run_dir, rule, proportion_threshold=1.0).tables
+    strict = rescore_run(result.run_dir, rule, full_cos_threshold=1.0).tables
     for tables in (lenient, strict):
         keys = ["sae", "label", "child"]
         verdicts = tables["words"].groupby(keys)["is_absorption"].sum()
