@@ -1,5 +1,6 @@
 """The command line: `absorb-pl study | rescore | list | fit | validate | test | predict`."""
 
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ from typing import Any
 
 from absorb_pl import __version__
 from absorb_pl.commands import LIST, OWN_PARSERS, RESCORE, STUDY
-from absorb_pl.errors import AbsorbError, ConfigFileError
+from absorb_pl.errors import AbsorbError, ConfigFileError, OutputFolderError
 from absorb_pl.interruption import exit_code, interruptible
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 COMMANDS = {
     "study": STUDY,
     "rescore": RESCORE,
@@ -64,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
                     _run_trainer(None if args is None else words)
         except KeyboardInterrupt:
             raise SystemExit(exit_code(signal.SIGINT)) from None
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             named = _named_error(error)
             if named is None:
                 raise
@@ -87,7 +89,17 @@ def _check_config_files(words: Sequence[str]) -> None:
 
 
 def _named_error(error: BaseException | None) -> AbsorbError | None:
-    """The named error behind an error: the parser wraps what classes raise while they are made."""
+    """The named error behind an error: the parser wraps what classes raise while they are made.
+
+    Also the name of a full disk, where Lightning itself writes.
+    """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return OutputFolderError(
+            "output folder",
+            error.filename or "that of this command",
+            expected="a folder with room that can be written",
+            remedy=f"The system said: {error.strerror}. Free space, or name another folder.",
+        )
     while error is not None and not isinstance(error, AbsorbError):
         error = error.__cause__ or error.__context__
     return error

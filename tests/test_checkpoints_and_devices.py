@@ -1,5 +1,7 @@
 """Checkpoints that may hold anything, devices that are not there, files that are no text; and `python -m absorb_pl`."""
 
+import errno
+import os
 import runpy
 from pathlib import Path
 
@@ -105,6 +107,19 @@ def test_files_that_are_no_checkpoints(refusal, tmp_path, content):
 def test_weights_without_their_checkpoint(refusal, tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "a.ckpt")
     assert "with a `state_dict`" in refusal("test", f"--ckpt_path={tmp_path / 'a.ckpt'}")
+
+
+def test_a_full_disk_while_a_checkpoint_is_saved(study, monkeypatch, capsys, tmp_path):
+    def no_space(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", no_space)
+    words = [f"--data.init_args.cache_dir={study[0].cache_dir}", f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(SystemExit) as raised:
+        main(["fit", "--config=tests/conf/fit_linear.yaml", *words])
+    assert raised.value.code == 1
+    assert "fit: OutputFolderError: `output folder` was" in (said := capsys.readouterr().err)
+    assert "No space left on device. Free space" in said
 
 
 @pytest.mark.parametrize("module", ["absorb_pl", "absorb_pl.cli"])
