@@ -13,8 +13,11 @@ os.environ["TQDM_DISABLE"] = "1"
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
+NUMERIC = ("attribution", "evaluators", "functional", "models", "probes", "words")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the maths and of attribution compare figures throughout; tests for a GPU are skipped without one.
+    """Tests of most rooms compare figures throughout; tests for a GPU are skipped without one.
 
     What is slow comes first, so that no process waits at the end for a long test of another.
     """
@@ -22,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
-        if item.path.parent.name in ("attribution", "functional"):
+        if item.path.parent.name in NUMERIC:
             item.add_marker("numeric")
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU is visible"))

@@ -12,8 +12,6 @@ from absorb_pl.functional import letter_metric
 from absorb_pl.models import load_language_model, load_sae
 from absorb_pl.words import LETTERS, first_letter_formatter
 
-pytestmark = pytest.mark.numeric
-
 FIELDS = ("activation", "ablation_score", "probe_cos_sim")
 CASES = [(model, sae) for model in ("gpt2-micro", "gemma2-micro") for sae in ("standard_A", "jumprelu_A")]
 

@@ -33,8 +33,6 @@ from absorb_pl.words import (
     tokenize_prompts,
 )
 
-pytestmark = pytest.mark.numeric
-
 CASES = [(model, sae) for model in ("gpt2-micro", "gemma2-micro") for sae in ("standard_A", "jumprelu_A")]
 # The SAEs of SAEBench's record had their norms folded in float32: a norm, a division and two products.
 FOLDED_IN_FLOAT32 = 2 * torch.finfo(torch.float32).eps

@@ -7,8 +7,6 @@ from absorb_pl.errors import AbsorbError, ContextLengthError, PromptError, Range
 from absorb_pl.models import load_language_model
 from absorb_pl.words import SpellingGrader, first_letter_formatter, spelling_formatter
 
-pytestmark = pytest.mark.numeric
-
 CASES = {
     "first_letter": ("{word} has the first letter:", first_letter_formatter(capitalize=True)),
     "spelling": ("{word}:", spelling_formatter(capitalize=True)),
