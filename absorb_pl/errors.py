@@ -129,6 +129,10 @@ class ManifestMismatchError(AbsorbError):
     """A stored artifact was made from other inputs than those asked for."""
 
 
+class SplitError(AbsorbError):
+    """Words that a probe was trained on are among those that it would be scored on."""
+
+
 class CheckpointError(AbsorbError):
     """A checkpoint is not there, cannot be read, or holds more than weights and settings."""
 

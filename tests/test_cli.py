@@ -154,6 +154,24 @@ def test_fit_and_test_a_linear_probe(tmp_path, capsys):
     assert figures["test/f1"] == pytest.approx(f1(said, y)[occurs].mean().item(), abs=1e-5)
 
 
+@pytest.mark.parametrize(("command", "split"), [("test", "test"), ("validate", "val")])
+def test_words_that_were_trained_on_are_not_scored(tmp_path, capsys, command, split):
+    checkpoint, places = fit("fit_linear", tmp_path)
+    words = [command, f"--config={CONF}/fit_linear.yaml", *places, f"--ckpt_path={checkpoint}"]
+    main(words)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as raised:
+        main([*words, "--data.init_args.split_seed=7"])
+    assert raised.value.code == 1
+    model, task = load_language_model(MODEL), TaskConfig(max_icl_examples=5)
+    before, now = (ActivationDataModule(model, task=task, split_seed=seed).splits for seed in (42, 7))
+    scored = set(now[split].tolist())
+    seen = len(scored & set(before["train"].tolist()))
+    said = f"`split_seed` was 7, expected words that were held out in training; {seen} of {len(scored)} were trained on"
+    assert f"SplitError: {said}" in capsys.readouterr().err
+    assert seen > len(scored) / 2
+
+
 def test_fit_and_test_a_k_sparse_probe(tmp_path, capsys):
     checkpoint, places = fit("fit_k_sparse", tmp_path)
     state = torch.load(checkpoint, weights_only=True)

@@ -23,6 +23,7 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.stage import TrainerFactory
 from absorb_pl.data.stopping import stoppable
+from absorb_pl.errors import SplitError
 from absorb_pl.ranges import Count, InnerFraction, Range, Seed, check_ranges
 from absorb_pl.words import TaskConfig
 
@@ -83,7 +84,8 @@ class ActivationBatches(Dataset[dict[str, Tensor]]):
 class ActivationDataModule(LightningDataModule):
     """Train, validation and test splits of the residual rows of one hook.
 
-    `prepare_data` builds the cache where it is missing, `setup` reads it. Words are split class by class.
+    `prepare_data` builds the cache where it is missing, `setup` reads it. Words are split class by class. Checkpoints
+    hold the words that were trained on, and none of them is scored afterwards.
 
     Args:
         model: A `TransformerBridge`, or a name for `load_language_model`.
@@ -125,6 +127,7 @@ class ActivationDataModule(LightningDataModule):
         self.cache_dir = user_path(cache_dir)
         self.dtype: StorageDtype = dtype
         self.batch_size = batch_size
+        self.split_seed = split_seed
         self.class_names = self.prompt_data.task.classes
         labels = self.prompt_data.labels
         self.labels = torch.nn.functional.one_hot(labels, len(self.class_names)).float()
@@ -132,6 +135,7 @@ class ActivationDataModule(LightningDataModule):
         parts = stratified_split(labels, fractions, split_seed)
         self.splits: dict[str, Tensor] = dict(zip(("train", "val", "test"), parts, strict=True))
         self._cache: ActivationCache | None = None
+        self._trained_on: set[str] = set()
 
     @property
     def cache(self) -> ActivationCache:
@@ -168,6 +172,32 @@ class ActivationDataModule(LightningDataModule):
     @override
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader("test")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The words that were trained on, for the checkpoint."""
+        return {"trained_on": sorted(self._trained_on | self._words("train"))}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the words that a checkpoint was trained on with those to be scored.
+
+        Raises:
+            SplitError: Some are among both.
+        """
+        self._trained_on = set(state_dict["trained_on"])
+        fn = None if self.trainer is None else self.trainer.state.fn
+        scored = self._words("val" if fn == "validate" else "test")
+        if seen := scored & self._trained_on:
+            raise SplitError(
+                "split_seed",
+                self.split_seed,
+                expected=f"words that were held out in training; {len(seen)} of {len(scored)} were trained on",
+                remedy="Use the task, split_seed, test_fraction and val_fraction that the probe was trained with.",
+            )
+
+    def _words(self, split: str) -> set[str]:
+        return {self.prompt_data.task.words[row] for row in self.splits[split].tolist()}
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
         batches = ActivationBatches(self.cache, self.labels, self.splits[split])
