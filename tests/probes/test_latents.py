@@ -1,14 +1,13 @@
 """Encoding by chunks: no more memory than said, however wide the SAE."""
 
-import os
-import threading
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from absorb_pl.functional import SaeStatistics, cosine_similarity_matrix, similarity
 from absorb_pl.probes import encode_latents, latents
@@ -17,41 +16,39 @@ from absorb_pl.probes.latents import CHUNK_BYTES, chunks_for
 MILLION = 2**20
 
 
-@contextmanager
-def most_memory_used():
-    """Watches the process's resident memory; gives a list that at the end holds the growth at its peak, in bytes."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    stopped, seen, growth = threading.Event(), [], []
+class MostBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that live at once, those given aside; the process's memory has more in it."""
 
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+    def __init__(self, *given: torch.Tensor) -> None:
+        super().__init__()
+        self.given = {tensor.untyped_storage()._cdata for tensor in given}
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.most = 0
 
-    def watch() -> None:
-        while not stopped.wait(0.002):
-            seen.append(resident())
-
-    before = resident()
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield growth
-    finally:
-        stopped.set()
-        thread.join()
-        growth.append(max(seen) - before)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for storage in (each.untyped_storage() for each in tree_leaves(made) if isinstance(each, torch.Tensor)):
+            if storage._cdata not in self.given:
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.alive = {
+            key: (reference, size) for key, (reference, size) in self.alive.items() if not reference.expired()
+        }
+        self.most = max(self.most, sum(size for _, size in self.alive.values()))
+        return made
 
 
 def test_a_million_latents_take_a_few_chunks_of_memory(monkeypatch: Any):
-    """Four matrices of a chunk's size at most: pre-activations, latents, and what is asked of them."""
+    """Three matrices of a chunk's size at most: pre-activations, latents, and what is asked of them."""
     monkeypatch.setattr(latents, "CHUNK_BYTES", 2**26)
     sae = StandardSAE(StandardSAEConfig(d_in=16, d_sae=MILLION))
     sae.requires_grad_(False)
     stats = SaeStatistics.empty(16, MILLION)
-    with most_memory_used() as growth:
-        chosen = encode_latents(sae, torch.randn(40, 16), torch.tensor([0, MILLION - 1]), stats)
+    x, ids = torch.randn(40, 16), torch.tensor([0, MILLION - 1])
+    with MostBytes(*sae.parameters(), stats.fired, x) as tensors:
+        chosen = encode_latents(sae, x, ids, stats)
     assert (chosen.shape, stats.num_rows) == ((40, 2), 40)
-    marks = 2 * MILLION  # a byte a latent, whether it fired: in the chunk and so far, first written to here
-    assert 2**26 < growth[0] < 4 * 2**26 + marks < 2 * 40 * 4 * MILLION
+    of_rows = 2 * MILLION  # a byte per latent, whether it fires; and sums and rows, which are small
+    assert 2**26 < tensors.most < 3 * 2**26 + of_rows < 2 * 40 * 4 * MILLION
 
 
 @pytest.mark.parametrize(("width", "itemsize"), [(MILLION, 4), (MILLION, 8), (65_536, 4), (10**9, 4)])
