@@ -40,7 +40,7 @@ class Contents:
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self._seen: dict[int, Any] = {}
+        self._seen: dict[int, tuple[int, Any]] = {}  # values too, as ids of those that are gone come again
 
     def describe(self, value: Any, place: str, skip: Set[str] = frozenset()) -> Any:
         """Describe a value by what `json` can write.
@@ -58,8 +58,8 @@ class Contents:
             self.tensors[place] = value
             return "a tensor"
         if id(value) in self._seen:
-            return f"thing {list(self._seen).index(id(value))}"
-        self._seen[id(value)] = value
+            return f"thing {self._seen[id(value)][0]}"
+        self._seen[id(value)] = len(self._seen), value
         if isinstance(value, Mapping):
             return {str(key): self.describe(each, f"{place}.{key}") for key, each in value.items()}
         if isinstance(value, Set):

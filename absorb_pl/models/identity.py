@@ -76,8 +76,8 @@ def sae_identity(sae: Any) -> str:
         return content_hash({}, {**settings, "identity": said, "dtype": str(sae.W_dec.dtype)})
     contents = Contents()
     settings["contents"] = contents.describe(sae, "sae", skip=_VOLATILE)
-    tensors = {**sae_tensors(sae), **contents.tensors}
-    if not (isinstance(sae, nn.Module) and sae.state_dict()) and set(tensors) <= {"W_dec", "sae.W_dec"}:
+    tensors = {**{f"sae.{name}": tensor for name, tensor in sae_tensors(sae).items()}, **contents.tensors}
+    if not (isinstance(sae, nn.Module) and sae.state_dict()) and set(tensors) <= {"sae.W_dec"}:
         raise SaeInterfaceError(
             "sae.identity",
             None,
