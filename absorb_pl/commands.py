@@ -29,8 +29,9 @@ def parse_rescore(words: list[str]) -> None:
     """Run `absorb-pl rescore` with the words behind it."""
     from jsonargparse import ArgumentParser
 
-    from absorb_pl.evaluators import known_rules, threshold_types
-    from absorb_pl.reports import ColumnChoice, rescore_run
+    from absorb_pl.reports import ColumnChoice
+    from absorb_pl.rules import known_rules, threshold_types
+    from absorb_pl.study import rescore_run
 
     parser = ArgumentParser(prog="absorb-pl rescore", description=RESCORE)
     parser.add_argument("--config", action="config", help="A YAML file with any of the settings below.")
@@ -52,8 +53,8 @@ def parse_list(words: list[str]) -> None:
     parser.add_argument("patterns", nargs="+", help="Such as 'speller/*' or 'gemma-scope-2b-pt-res/layer_12/*'.")
     patterns = parser.parse_args(words).patterns
 
-    from absorb_pl.models import list_saes
     from absorb_pl.reports import print_listing
+    from absorb_pl.saes import list_saes
 
     print_listing(list_saes(patterns))
 

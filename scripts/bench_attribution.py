@@ -20,8 +20,8 @@ from benchmark_shapes import SHAPES, Setting, open_shape
 from benchmarking import Report, Way, compare, new_report, parse_arguments, peak_memory
 from torch import Tensor
 
-from absorb_pl.attribution import compute_prefix, word_ablations, word_integrated_gradients
-from absorb_pl.models import apply_saes_and_run
+from absorb_pl.attribution import word_ablations, word_integrated_gradients
+from absorb_pl.engine import apply_saes_and_run, compute_prefix
 from absorb_pl.words import TokenizedPrompts
 
 STEPS = 6

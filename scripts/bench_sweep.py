@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from sae_lens import SAE
 
-from absorb_pl.models import bundled_sae_path, list_bundled_saes
+from absorb_pl.saes import bundled_sae_path, list_bundled_saes
 from absorb_pl.study import StudyConfig, TrainerSettings, run_study
 from absorb_pl.words import TaskConfig
 

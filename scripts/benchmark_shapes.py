@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2
 from transformers.utils.logging import disable_progress_bar
 
 from absorb_pl.functional import letter_metric
-from absorb_pl.models import SPELLER, list_bundled_saes, load_language_model, load_sae, speller_path
+from absorb_pl.models import SPELLER, load_language_model, speller_path
+from absorb_pl.saes import list_bundled_saes, load_sae
 from absorb_pl.words import (
     AnswerTokens,
     Task,

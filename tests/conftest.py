@@ -13,7 +13,17 @@ os.environ["TQDM_DISABLE"] = "1"
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
-NUMERIC = ("attribution", "evaluators", "functional", "models", "probes", "words")
+NUMERIC = (
+    "attribution",
+    "engine",
+    "evaluators",
+    "functional",
+    "models",
+    "probes",
+    "rules",
+    "saes",
+    "words",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

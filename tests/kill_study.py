@@ -8,8 +8,9 @@ from typing import Any
 
 from absorb_pl.cli import main
 from absorb_pl.data import collector, publication
-from absorb_pl.evaluators import absorption_stage, probing_stages, projection_stage, writers
+from absorb_pl.evaluators import writers
 from absorb_pl.reports import report
+from absorb_pl.study import absorption_stage, probing_stages, projection_stage
 
 
 def kill_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from absorb_pl.data import ActivationCacheWriter
 from absorb_pl.errors import AbsorbError, CacheCorruptedError, ManifestMismatchError, OutputFolderError
-from absorb_pl.evaluators import PredictionTableWriter, SaeSource, probing_stages, tell_equal_saes, write_table
+from absorb_pl.evaluators import PredictionTableWriter, write_table
 from absorb_pl.functional import NEVER_FIRES
-from absorb_pl.models import load_language_model, load_sae, model_identity, sae_identity
+from absorb_pl.models import load_language_model, model_identity
 from absorb_pl.models.placement import own_memory
-from absorb_pl.reports import figures, report, rescore_run, result_file, saebench_results, tensorboard
-from absorb_pl.reports.tables import without_controls
-from absorb_pl.study import StudyConfig, StudyResult, run_study, sweep
+from absorb_pl.reports import figures, report, result_file, saebench_results, tensorboard
+from absorb_pl.reports.controls import without_controls
+from absorb_pl.saes import SaeSource, load_sae, sae_identity, tell_equal_saes
+from absorb_pl.study import StudyConfig, StudyResult, probing_stages, rescore_run, run_study, sweep
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
 

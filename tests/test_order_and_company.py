@@ -10,7 +10,7 @@ import torch
 from sae_lens import SAE
 
 from absorb_pl.data import ActivationDataModule
-from absorb_pl.models import encode_rows, load_sae, sae_hook_name
+from absorb_pl.saes import encode_rows, load_sae, sae_hook_name
 from absorb_pl.study import run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")

@@ -11,17 +11,12 @@ from sae_lens import SAE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from absorb_pl.data import ActivationDataModule, PromptDataModule, read_residuals
+from absorb_pl.engine.bare import bare_model
 from absorb_pl.errors import ModelProcessingError
-from absorb_pl.evaluators import AblationEvaluator, FeatureAbsorptionCalculator, LatentEvaluation, SaeSource
-from absorb_pl.models import (
-    check_processing,
-    load_language_model,
-    load_sae,
-    model_identity,
-    sae_processing,
-)
-from absorb_pl.models.bare import bare_model
+from absorb_pl.evaluators import AblationEvaluator, FeatureAbsorptionCalculator, LatentEvaluation
+from absorb_pl.models import load_language_model, model_identity
 from absorb_pl.probes import LinearProbe, SaeProbe
+from absorb_pl.saes import SaeSource, check_processing, load_sae, sae_processing
 from absorb_pl.study import run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")

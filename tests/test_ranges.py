@@ -15,8 +15,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from absorb_pl.cli import main
 from absorb_pl.data import check_trainer_numbers
 from absorb_pl.errors import RangeError
-from absorb_pl.evaluators import known_rules, rule_named
 from absorb_pl.ranges import Range
+from absorb_pl.rules import known_rules, rule_named
 from absorb_pl.study import StudyConfig
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")

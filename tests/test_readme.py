@@ -15,7 +15,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from absorb_pl.cli import main
-from absorb_pl.models import bundled_sae_path, list_bundled_saes
+from absorb_pl.saes import bundled_sae_path, list_bundled_saes
 from absorb_pl.words import TaskConfig
 
 ROOT = Path(__file__).parent.parent

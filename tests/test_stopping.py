@@ -15,11 +15,11 @@ import torch
 
 from absorb_pl.cli import main
 from absorb_pl.data import collector
-from absorb_pl.evaluators import projection_stage, writers
+from absorb_pl.evaluators import writers
 from absorb_pl.interruption import interruptible, uninterrupted
 from absorb_pl.probes import LinearProbe, fitting, train_multi_probe
-from absorb_pl.reports import report, rescore
-from absorb_pl.study import run_study
+from absorb_pl.reports import report
+from absorb_pl.study import projection_stage, rescore, run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
 

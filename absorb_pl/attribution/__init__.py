@@ -7,11 +7,7 @@ from absorb_pl.attribution.gradients import (
     calculate_attribution_grads,
     calculate_feature_attribution,
 )
-from absorb_pl.attribution.integrated import (
-    PatchedAttribution,
-    calculate_integrated_gradient_attribution_patching,
-)
-from absorb_pl.attribution.prefix import PrefixBucket, WordPrefix, compute_prefix
+from absorb_pl.attribution.integrated import PatchedAttribution, calculate_integrated_gradient_attribution_patching
 from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients, words_at_once
 from absorb_pl.attribution.word_ablation import WordAblations, word_ablations
 
@@ -20,15 +16,12 @@ __all__ = [
     "AttributionGrads",
     "FeatureAblationsOutput",
     "PatchedAttribution",
-    "PrefixBucket",
     "WordAblations",
-    "WordPrefix",
     "WordScores",
     "calculate_attribution_grads",
     "calculate_feature_attribution",
     "calculate_individual_feature_ablations",
     "calculate_integrated_gradient_attribution_patching",
-    "compute_prefix",
     "word_ablations",
     "word_integrated_gradients",
     "words_at_once",

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from absorb_pl.attribution.gradients import Metric, at_least_float32, check_finite, check_metric
+from absorb_pl.attribution.gradients import Metric, check_finite, check_metric
 from absorb_pl.attribution.positions import resolve_position
-from absorb_pl.attribution.prefix import Engine, bucket_logits, compute_prefix, replace_at
 from absorb_pl.attribution.word_ablation import EPS, DeltaModifier, ablate_bucket, check_latents
+from absorb_pl.engine.prefix import Engine, bucket_logits, compute_prefix, replace_at
+from absorb_pl.engine.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
 from absorb_pl.errors import AbsorbError, PromptError
+from absorb_pl.functional import at_least_float32
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
-from absorb_pl.models.sae import sae_hook_name
-from absorb_pl.models.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
 from absorb_pl.ranges import Count, NotNegative, check_ranges
+from absorb_pl.saes.properties import sae_hook_name
 from absorb_pl.words import TokenizedPrompts
 
 

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from absorb_pl.engine.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
 from absorb_pl.errors import AbsorbError, NonFiniteError, ShapeError
-from absorb_pl.models.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
+from absorb_pl.functional import at_least_float32
 
 Metric = Callable[[Tensor], Tensor]
 """From the model's output to one value a prompt.
@@ -198,22 +199,6 @@ def calculate_feature_attribution(
         sae_feature_grads=sae_grads,
         sae_error_grads={name: _grad(cache.sae_error) for name, cache in errors.items()},
     )
-
-
-def at_least_float32(tensor: Tensor) -> Float[Tensor, "..."]:
-    """Raise half precision to float32 and leave float32 and float64 alone.
-
-    Args:
-        tensor: A floating-point tensor.
-
-    Returns:
-        The tensor in float32 or float64.
-
-    Example:
-        >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype
-        torch.float32
-    """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check_metric(values: Tensor, count: int) -> Float[Tensor, " prompts"]:

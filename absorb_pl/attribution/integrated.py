@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from absorb_pl.attribution.gradients import Metric, activation_gradients, at_least_float32, check_finite, check_metric
+from absorb_pl.attribution.gradients import Metric, activation_gradients, check_finite, check_metric
 from absorb_pl.attribution.positions import PatchIndices, patch_columns
+from absorb_pl.engine.splice import ApplySaesAndRunOutput, FwdHook, apply_saes_and_run, encode
 from absorb_pl.errors import PromptError
+from absorb_pl.functional import at_least_float32
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
-from absorb_pl.models.splice import ApplySaesAndRunOutput, FwdHook, apply_saes_and_run, encode
 from absorb_pl.ranges import Count, check_ranges
 
 

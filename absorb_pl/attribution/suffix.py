@@ -8,19 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from absorb_pl.attribution.gradients import activation_gradients, at_least_float32, check_metric
-from absorb_pl.attribution.prefix import (
-    Engine,
-    PrefixBucket,
-    WordPrefix,
-    bucket_logits,
-    compute_prefix,
-)
+from absorb_pl.attribution.gradients import activation_gradients, check_metric
+from absorb_pl.engine.prefix import Engine, PrefixBucket, WordPrefix, bucket_logits, compute_prefix
+from absorb_pl.engine.splice import encode
 from absorb_pl.errors import HookNotFoundError, PromptError
-from absorb_pl.models.portions import rows_at_once
-from absorb_pl.models.sae import sae_hook_name
-from absorb_pl.models.splice import encode
+from absorb_pl.functional import at_least_float32
 from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.saes.portions import rows_at_once
+from absorb_pl.saes.properties import sae_hook_name
 from absorb_pl.words import TokenizedPrompts
 
 WordMetric = Callable[[Tensor, Tensor], Tensor]

@@ -9,13 +9,14 @@ from jaxtyping import Float, Int
 from rich.progress import track
 from torch import Tensor
 
-from absorb_pl.attribution.gradients import at_least_float32, check_metric
-from absorb_pl.attribution.prefix import Engine, PrefixBucket, WordPrefix, bucket_logits
+from absorb_pl.attribution.gradients import check_metric
 from absorb_pl.attribution.suffix import WordMetric, visit_words, words_at_once
+from absorb_pl.engine.prefix import Engine, PrefixBucket, WordPrefix, bucket_logits
+from absorb_pl.engine.splice import encode
 from absorb_pl.errors import AbsorbError, ShapeError
-from absorb_pl.models.sae import sae_hook_name
-from absorb_pl.models.splice import encode
+from absorb_pl.functional import at_least_float32
 from absorb_pl.ranges import Count, NotNegative, check_ranges
+from absorb_pl.saes.properties import sae_hook_name
 from absorb_pl.words import TokenizedPrompts
 
 EPS = 1e-8

@@ -1,17 +1,8 @@
 """The activation cache, the artifacts it is made of, and the LightningDataModules over it."""
 
-from absorb_pl.data.activation_cache import (
-    ActivationCache,
-    StorageDtype,
-    activation_identities,
-    open_activations,
-)
+from absorb_pl.data.activation_cache import ActivationCache, StorageDtype, activation_identities, open_activations
 from absorb_pl.data.activation_datamodule import ActivationDataModule, ensure_activations
-from absorb_pl.data.artifacts import (
-    identity_key,
-    open_artifact,
-    write_artifact,
-)
+from absorb_pl.data.artifacts import identity_key, open_artifact, write_artifact
 from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
 from absorb_pl.data.drafts import check_writable, user_path, whole_file, writing_to
 from absorb_pl.data.file_names import distinct_names
@@ -20,10 +11,9 @@ from absorb_pl.data.publication import check_published, publishing
 from absorb_pl.data.residuals import read_residuals
 from absorb_pl.data.run_folder import SUMMARY_SO_FAR, RunFolder
 from absorb_pl.data.shares import Share
-from absorb_pl.data.splits import stratified_split
-from absorb_pl.data.stage import Stage, TrainerFactory, UnitStage
+from absorb_pl.data.splits import check_split, stratified_split
 from absorb_pl.data.stopping import stoppable
-from absorb_pl.data.trainers import check_trainer_numbers, checkpoint_file, named_trainer_errors
+from absorb_pl.data.trainers import TrainerFactory, check_trainer_numbers, checkpoint_file, named_trainer_errors
 
 __all__ = [
     "SUMMARY_SO_FAR",
@@ -35,12 +25,11 @@ __all__ = [
     "PromptDataModule",
     "RunFolder",
     "Share",
-    "Stage",
     "StorageDtype",
     "TrainerFactory",
-    "UnitStage",
     "activation_identities",
     "check_published",
+    "check_split",
     "check_trainer_numbers",
     "check_writable",
     "checkpoint_file",

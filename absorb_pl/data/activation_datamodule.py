@@ -21,8 +21,8 @@ from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import stratified_split
-from absorb_pl.data.stage import TrainerFactory
 from absorb_pl.data.stopping import stoppable
+from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import SplitError
 from absorb_pl.ranges import Count, InnerFraction, Range, Seed, check_ranges
 from absorb_pl.words import TaskConfig

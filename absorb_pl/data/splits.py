@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, LabelError
 from absorb_pl.ranges import Seed, check_ranges
 
 
@@ -50,3 +50,26 @@ def stratified_split(
         for part, piece in zip(parts, np.split(rows, np.rint(cuts * len(rows)).astype(int)), strict=True):
             part.append(piece)
     return [torch.from_numpy(np.sort(np.concatenate(part))) for part in parts]
+
+
+def check_split(labels: Tensor, test_fraction: float, seed: int) -> None:
+    """Check that a split leaves words on both sides.
+
+    Args:
+        labels: Class of each word.
+        test_fraction: Share of each class's words held out.
+        seed: Seed of the split.
+
+    Raises:
+        LabelError: It leaves no words for training or none for evaluation.
+
+    Example:
+        >>> check_split(torch.zeros(10, dtype=torch.long), 0.2, seed=0)
+    """
+    if not all(len(part) for part in stratified_split(labels, (1 - test_fraction, test_fraction), seed)):
+        raise LabelError(
+            "test_fraction",
+            test_fraction,
+            expected=f"a share that leaves some of the {len(labels)} words for training and some for evaluation",
+            remedy="Take more words (`task.max_words`), or another share.",
+        )

@@ -2,16 +2,20 @@
 
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
 
 from absorb_pl.data.drafts import user_path
 from absorb_pl.errors import AbsorbError, CheckpointError, TrainerError
 from absorb_pl.ranges import Count, CountOrMinusOne, CountOrZero, Fraction, NotNegative, check_ranges
+
+TrainerFactory = Callable[[list[Callback]], Trainer]
+"""Makes a Trainer from its callbacks."""
 
 
 def check_trainer_numbers(

@@ -11,22 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.attribution import (
-    WordAblations,
-    WordScores,
-    compute_prefix,
-    word_ablations,
-    word_integrated_gradients,
-    words_at_once,
-)
+from absorb_pl.attribution import WordAblations, WordScores, word_ablations, word_integrated_gradients, words_at_once
 from absorb_pl.data import ActivationDataModule
+from absorb_pl.engine import compute_prefix
 from absorb_pl.evaluators.callbacks import Findings, SaeEvaluation
-from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_prompts, read_probe_weights
+from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
 from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import SILENT, sample_candidates, score_agreement
 from absorb_pl.ranges import Count, NotNegative, Seed, check_ranges
-from absorb_pl.words import SpellingPrompt, Task
+from absorb_pl.words import PositiveToken, SpellingPrompt, Task
 
 ABLATION_COLUMNS = {
     "sae": "str",
@@ -85,7 +79,7 @@ class AblationEvaluator(CausalEvaluator):
     - `ig_score`: integrated-gradient score, of the same sign;
     - `attribution`: gradient × activation, positive where the latent helps: how important it is, not what is lost;
     - `probe_cos`: cosine of the latent's decoder row and the probe of the word's class; missing without probes;
-    - `engine`: whether suffixes after a kept prefix were run, or whole sequences (see `attribution.compute_prefix`).
+    - `engine`: whether suffixes after a kept prefix were run, or whole sequences (see `engine.compute_prefix`).
 
     The metric is `functional.letter_metric` on the task's answers.
 

@@ -11,16 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.attribution import WordPrefix, WordScores, compute_prefix, word_integrated_gradients, words_at_once
+from absorb_pl.attribution import WordScores, word_integrated_gradients, words_at_once
 from absorb_pl.data import check_published, user_path
+from absorb_pl.engine import WordPrefix, compute_prefix
 from absorb_pl.errors import AbsorbError, ManifestMismatchError
-from absorb_pl.evaluators.causal import CausalEvaluator, PositiveToken, batch_prompts, read_probe_weights
-from absorb_pl.evaluators.rules import PaperRule
+from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import most_negative_latents, paper_verdicts
-from absorb_pl.models import check_hooks_agree
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.words import SpellingPrompt, Task
+from absorb_pl.rules import PaperRule
+from absorb_pl.saes import check_hooks_agree
+from absorb_pl.words import PositiveToken, SpellingPrompt, Task
 
 _VERDICT_FIELDS = (
     "is_absorption",

@@ -11,20 +11,24 @@ from rich.progress import track
 from torch import Tensor
 
 from absorb_pl.attribution import word_integrated_gradients
-from absorb_pl.attribution.gradients import at_least_float32
 from absorb_pl.data import read_residuals
-from absorb_pl.functional import SILENT, cosine_similarity_matrix, most_negative_latents, paper_verdicts
-from absorb_pl.models import (
+from absorb_pl.functional import (
+    SILENT,
+    at_least_float32,
+    cosine_similarity_matrix,
+    most_negative_latents,
+    paper_verdicts,
+)
+from absorb_pl.models import context_length, require_next_token_logits
+from absorb_pl.ranges import Cosine, Count, CountOrZero, NotNegative, Range, Seed, check_ranges
+from absorb_pl.saes import (
     check_positions,
     check_processing,
-    context_length,
     encode_rows,
-    require_next_token_logits,
     sae_hook_name,
     to_unit_norms,
     trained_positions,
 )
-from absorb_pl.ranges import Cosine, Count, CountOrZero, NotNegative, Range, Seed, check_ranges
 from absorb_pl.words import (
     Formatter,
     SpellingPrompt,

@@ -18,11 +18,13 @@ from absorb_pl.data import ActivationDataModule
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.absorption import RULE, AbsorptionEvaluator, AbsorptionInputs
 from absorb_pl.evaluators.latent_table import latent_table
-from absorb_pl.evaluators.rate_tables import RateSettings, letters_table, summary_row
-from absorb_pl.evaluators.rules import PaperRule
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.writers import write_table
-from absorb_pl.models import (
+from absorb_pl.probes import LinearProbe, SaeProbe, first_of_each, fit_probe
+from absorb_pl.ranges import Count, Seed, check_ranges
+from absorb_pl.rules import PaperRule
+from absorb_pl.rules.rate_tables import RateSettings, letters_table, summary_row
+from absorb_pl.saes import (
     check_hooks_agree,
     check_positions,
     check_processing,
@@ -30,8 +32,6 @@ from absorb_pl.models import (
     to_unit_norms,
     trained_positions,
 )
-from absorb_pl.probes import LinearProbe, SaeProbe, first_of_each, fit_probe
-from absorb_pl.ranges import Count, Seed, check_ranges
 
 Findings = tuple[Mapping[str, pd.DataFrame], Mapping[str, float]]
 """Tables by name and figures by name."""

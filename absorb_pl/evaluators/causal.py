@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from jaxtyping import Float, Int
@@ -16,21 +16,10 @@ from absorb_pl.data import PromptBatches, PromptDataModule, check_published, pro
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import cosine_similarity_matrix, letter_metric
-from absorb_pl.models import (
-    check_positions,
-    check_processing,
-    load_language_model,
-    load_sae,
-    require_next_token_logits,
-    sae_hook_name,
-    to_unit_norms,
-    trained_positions,
-)
+from absorb_pl.models import load_language_model, require_next_token_logits
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.words import AnswerTokens, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
-
-PositiveToken = Literal["answer", "published"]
-"""Token of the right answer: `answer` is `" X"`, `published` the bare lower-case letter."""
+from absorb_pl.saes import check_positions, check_processing, load_sae, sae_hook_name, to_unit_norms, trained_positions
+from absorb_pl.words import AnswerTokens, PositiveToken, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
 
 
 class CausalEvaluator(LightningModule):

@@ -14,8 +14,8 @@ from absorb_pl.functional import (
     latent_scores,
     top_latents_by_encoder,
 )
-from absorb_pl.models import encoder_parts
 from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.saes import encoder_parts
 
 
 @torch.no_grad()

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from absorb_pl.attribution.gradients import at_least_float32
 from absorb_pl.functional import (
     ProjectionScores,
+    at_least_float32,
     cosine_similarity_matrix,
     probe_projection,
     projection_scores,
     unit_rows,
 )
-from absorb_pl.models import encode_and_project
+from absorb_pl.saes import encode_and_project
 
 PROJECTION_COLUMNS = {
     "row": "int64",
@@ -55,7 +55,7 @@ def score_projections(
 ) -> pd.DataFrame:
     """Project what words' latents contribute to the reconstruction on their class's probe.
 
-    Contributions are taken through the SAE's own `decode` (see `models.encode_and_project`), so that decoder norms,
+    Contributions are taken through the SAE's own `decode` (see `saes.encode_and_project`), so that decoder norms,
     also those that activations hold already, and norms of the input count as they do in the reconstruction.
 
     Args:

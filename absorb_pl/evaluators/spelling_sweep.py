@@ -13,13 +13,13 @@ from typing_extensions import override
 
 from absorb_pl.data import Share
 from absorb_pl.errors import PromptError
+from absorb_pl.evaluators.grading import SpellingGrader
 from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.models import load_language_model, require_next_token_logits
 from absorb_pl.ranges import Count, CountOrZero, Seed, check_ranges
 from absorb_pl.words import (
     VERBOSE_FIRST_LETTER_TEMPLATE,
     Formatter,
-    SpellingGrader,
     first_letter_formatter,
     first_letter_task,
     last_letter_formatter,

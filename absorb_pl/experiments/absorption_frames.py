@@ -8,11 +8,12 @@ import pandas as pd
 import torch
 from typing_extensions import override
 
-from absorb_pl.evaluators import AbsorptionResult, FeatureScore, PaperRule, configured_rules, judge_words
+from absorb_pl.evaluators import AbsorptionResult, FeatureScore
 from absorb_pl.experiments.common import SaeInfo
 from absorb_pl.experiments.runs import Frames, FrameStage
 from absorb_pl.functional import cosine_similarity_matrix
 from absorb_pl.probes import encode_latents
+from absorb_pl.rules import PaperRule, configured_rules, judge_words
 from absorb_pl.study import StudyStages
 
 COLUMNS = (

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from absorb_pl.evaluators import FeatureAbsorptionCalculator, PaperRule, SplitSettings
+from absorb_pl.evaluators import FeatureAbsorptionCalculator, SplitSettings
 from absorb_pl.evaluators.calculator import MetricFn
 from absorb_pl.experiments.absorption_frames import COLUMNS, AbsorptionFrameStage, frame_row
 from absorb_pl.experiments.common import EXPERIMENTS_DIR, SaeInfo, load_experiment_df
@@ -26,6 +26,7 @@ from absorb_pl.experiments.runs import Results, run_experiment
 from absorb_pl.functional import LetterOutcome, letter_metric, sae_rate
 from absorb_pl.probes import LinearProbe
 from absorb_pl.ranges import Count, Fraction, check_ranges
+from absorb_pl.rules import PaperRule
 from absorb_pl.words import LETTERS
 
 FEATURE_ABSORPTION_EXPERIMENT_NAME = "feature_absorption"

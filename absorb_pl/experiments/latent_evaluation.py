@@ -24,9 +24,9 @@ from absorb_pl.functional import (
     latent_scores,
     top_latents_by_encoder,
 )
-from absorb_pl.models import encoder_parts
 from absorb_pl.probes import LinearProbe
 from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.saes import encoder_parts
 from absorb_pl.study import StudyStages
 from absorb_pl.words import LETTERS
 

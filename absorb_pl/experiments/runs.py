@@ -15,12 +15,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.data import UnitStage, write_artifact
+from absorb_pl.data import write_artifact
 from absorb_pl.evaluators import write_table
 from absorb_pl.experiments.common import SaeInfo
 from absorb_pl.functional import SaeStatistics
 from absorb_pl.probes import encode_latents, quiet_lightning
-from absorb_pl.study import StageName, StudyConfig, StudyStages, run_study
+from absorb_pl.study import StageName, StudyConfig, StudyStages, UnitStage, run_study
 from absorb_pl.study.trainers import stage_trainers
 
 Frames = dict[str, pd.DataFrame]

@@ -34,12 +34,9 @@ from absorb_pl.functional.k_sparse import (
 )
 from absorb_pl.functional.latents import LATENT_DECISION_THRESHOLD, latent_scores, top_latents_by_encoder
 from absorb_pl.functional.linear_optimum import minimise_probe_loss
-from absorb_pl.functional.logistic import (
-    balanced_row_weights,
-    newton_logistic,
-    solve_logistic_regressions,
-)
+from absorb_pl.functional.logistic import balanced_row_weights, newton_logistic, solve_logistic_regressions
 from absorb_pl.functional.metrics import BinaryMetrics, auroc, binary_metrics, optimal_f1_threshold
+from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.functional.probe_loss import l1_penalty, learnable_classes, positive_weights, probe_loss
 from absorb_pl.functional.projection import (
     ProjectionScores,
@@ -80,6 +77,7 @@ __all__ = [
     "SaeBenchVerdicts",
     "SaeBenchVersion",
     "SaeStatistics",
+    "at_least_float32",
     "auroc",
     "balanced_row_weights",
     "binary_metrics",

@@ -43,7 +43,7 @@ def fold_decoder_norms(
 
     SAEBench requires such rows; with them, activation × cosine is a latent's part of the projection. Not for SAEs
     whose activations hold the norms already (`rescale_acts_by_decoder_norm`), nor for those that normalise what they
-    read: `models.encode_and_project` asks any SAE what its latents contribute.
+    read: `saes.encode_and_project` asks any SAE what its latents contribute.
 
     Args:
         activations: Activations of the SAE as it is.

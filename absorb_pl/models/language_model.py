@@ -14,9 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from absorb_pl.errors import HookNotFoundError, ModelNotFoundError, ModelWeightsError
 from absorb_pl.models.bundled import SPELLER, speller_path
+from absorb_pl.models.next_token import has_next_token_logits
 from absorb_pl.models.placement import LOAD_ERRORS, check_device, check_dtype, local_folder, own_memory, require_finite
 from absorb_pl.models.processing import process_model
-from absorb_pl.words.next_token import has_next_token_logits
 
 _NUMBER = re.compile(r"\.\d+\.")
 

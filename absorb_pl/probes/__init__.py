@@ -7,6 +7,7 @@ from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.metrics import ProbeMetrics, first_of_each
 from absorb_pl.probes.rows import TensorBatches, training_batches
+from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.probes.task_data import (
     create_dataset_probe_training,
     gen_and_save_df_acts_probing,
@@ -31,7 +32,9 @@ from absorb_pl.probes.training import (
 __all__ = [
     "MISSING_LOGIT",
     "KSparseProbe",
+    "KSparseSettings",
     "LinearProbe",
+    "LinearProbeSettings",
     "OneVsRestModule",
     "ProbeMetrics",
     "ProbeStats",

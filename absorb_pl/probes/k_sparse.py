@@ -12,7 +12,12 @@ from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, require_finite, solve_k_sparse
-from absorb_pl.models import (
+from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
+from absorb_pl.probes.latents import chunks_for, encode_latents
+from absorb_pl.probes.metrics import ProbeMetrics
+from absorb_pl.probes.rows import training_batches
+from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
+from absorb_pl.saes import (
     check_hooks_agree,
     check_positions,
     check_processing,
@@ -22,11 +27,6 @@ from absorb_pl.models import (
     to_unit_norms,
     trained_positions,
 )
-from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
-from absorb_pl.probes.latents import chunks_for, encode_latents
-from absorb_pl.probes.metrics import ProbeMetrics
-from absorb_pl.probes.rows import training_batches
-from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 
 
 class _EncodedRows(NamedTuple):

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from absorb_pl.data import SUMMARY_SO_FAR, publishing, writing_to
 from absorb_pl.evaluators import write_table
+from absorb_pl.reports.controls import without_controls
 from absorb_pl.reports.figures import draw_figures, save_figures
 from absorb_pl.reports.saebench_results import SaeBenchRun, write_saebench_results
-from absorb_pl.reports.tables import without_controls
 from absorb_pl.reports.tensorboard import log_study
 from absorb_pl.reports.terminal import ColumnChoice, print_places, print_rates, print_summary
 

@@ -13,8 +13,8 @@ import pandas as pd
 
 from absorb_pl import __version__
 from absorb_pl.data import distinct_names, whole_file, writing_to
-from absorb_pl.evaluators import RateSettings, SaeBench060
 from absorb_pl.functional import NEVER_FIRES, SaeBenchAggregate, saebench_aggregate
+from absorb_pl.rules import RateSettings, SaeBench060
 
 EVAL_TYPE = "absorption_first_letter"
 _MEANS = (

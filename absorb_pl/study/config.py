@@ -5,19 +5,12 @@ from typing import Literal, get_args
 
 from absorb_pl.data import StorageDtype, user_path
 from absorb_pl.errors import AbsorbError
-from absorb_pl.evaluators import (
-    AbsorptionRule,
-    KSparseSettings,
-    LinearProbeSettings,
-    PaperRule,
-    RateSettings,
-    SaeBenchRule,
-    SplitSettings,
-    configured_rules,
-)
+from absorb_pl.evaluators import SplitSettings
 from absorb_pl.models.placement import check_dtype
+from absorb_pl.probes import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports import ColumnChoice
+from absorb_pl.rules import AbsorptionRule, PaperRule, RateSettings, SaeBenchRule, configured_rules
 from absorb_pl.words import TaskConfig
 
 ControlKind = Literal["random", "shuffled_decoder"]

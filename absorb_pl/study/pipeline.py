@@ -14,29 +14,24 @@ from absorb_pl.data import (
     PromptDataModule,
     RunFolder,
     activation_identities,
+    check_split,
     check_writable,
     ensure_activations,
 )
-from absorb_pl.evaluators import (
-    AbsorptionStage,
-    LinearProbeStage,
-    ProbeData,
-    ProjectionStage,
-    SaeProbingStage,
-    SaeSource,
-    check_rules_fit,
-    check_split,
-    distinct_saes,
-    tell_equal_saes,
-)
 from absorb_pl.functional import check_ks
 from absorb_pl.interruption import interruptible
-from absorb_pl.models import expand_sae_names, load_language_model
+from absorb_pl.models import load_language_model
 from absorb_pl.probes import quiet_lightning
-from absorb_pl.reports import join_tables, report_part, report_study, study_tables
+from absorb_pl.reports import report_part, report_study
+from absorb_pl.rules import check_rules_fit
+from absorb_pl.saes import SaeSource, distinct_saes, expand_sae_names, tell_equal_saes
+from absorb_pl.study.absorption_stage import AbsorptionStage
 from absorb_pl.study.config import StudyConfig
+from absorb_pl.study.probing_stages import LinearProbeStage, ProbeData, SaeProbingStage
+from absorb_pl.study.projection_stage import ProjectionStage
 from absorb_pl.study.saebench import saebench_run
 from absorb_pl.study.stages import StudyStages
+from absorb_pl.study.tables import join_tables, study_tables
 from absorb_pl.study.trainers import stage_trainers
 
 _SHARED_SETTINGS = ("linear_probe", "k_sparse", "splits", "rule", "saebench", "rates")

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
-from absorb_pl.evaluators import AbsorptionRule, ProbeData, ProjectionStage, SaeBench060
 from absorb_pl.reports import SaeBenchRun
+from absorb_pl.rules import AbsorptionRule, SaeBench060
 from absorb_pl.study.config import StudyConfig
+from absorb_pl.study.probing_stages import ProbeData
+from absorb_pl.study.projection_stage import ProjectionStage
 
 
 def saebench_run(

@@ -3,14 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from absorb_pl.evaluators import (
-    AbsorptionStage,
-    LinearProbeStage,
-    ProbeData,
-    ProjectionStage,
-    SaeProbingStage,
-    SaeSource,
-)
+from absorb_pl.saes import SaeSource
+from absorb_pl.study.absorption_stage import AbsorptionStage
+from absorb_pl.study.probing_stages import LinearProbeStage, ProbeData, SaeProbingStage
+from absorb_pl.study.projection_stage import ProjectionStage
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from absorb_pl.data import distinct_names, publishing
 from absorb_pl.evaluators import write_table
-from absorb_pl.models import expand_sae_names, load_sae, sae_processing
 from absorb_pl.reports import print_summary
+from absorb_pl.saes import expand_sae_names, load_sae, sae_processing
 from absorb_pl.study.config import StudyConfig
 from absorb_pl.study.pipeline import StudyResult, study_of_model
 

@@ -1,6 +1,6 @@
 """Words, the prompts that ask a language model about them, and the tasks made of both."""
 
-from absorb_pl.words.answers import AnswerTokens, answer_token_ids
+from absorb_pl.words.answers import AnswerTokens, PositiveToken, answer_token_ids
 from absorb_pl.words.formatters import (
     Formatter,
     first_letter,
@@ -16,7 +16,6 @@ from absorb_pl.words.formatters import (
     spelling,
     spelling_formatter,
 )
-from absorb_pl.words.grading import HookFn, HookGenerator, Hooks, SpellingGrade, SpellingGrader
 from absorb_pl.words.letter_tasks import (
     YES_NO,
     contains_task_of_words,
@@ -24,13 +23,7 @@ from absorb_pl.words.letter_tasks import (
     letter_task_of_words,
     letter_template,
 )
-from absorb_pl.words.positions import (
-    TokenizedPrompts,
-    bos_token_id,
-    closes_with_sep,
-    prepends_bos,
-    tokenize_prompts,
-)
+from absorb_pl.words.positions import TokenizedPrompts, bos_token_id, closes_with_sep, prepends_bos, tokenize_prompts
 from absorb_pl.words.prompting import (
     VERBOSE_FIRST_LETTER_TEMPLATE,
     VERBOSE_FIRST_LETTER_TOKEN_POS,
@@ -74,12 +67,8 @@ __all__ = [
     "YES_NO",
     "AnswerTokens",
     "Formatter",
-    "HookFn",
-    "HookGenerator",
-    "Hooks",
     "LabelledTexts",
-    "SpellingGrade",
-    "SpellingGrader",
+    "PositiveToken",
     "SpellingPrompt",
     "TableSettings",
     "Task",

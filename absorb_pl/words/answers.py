@@ -14,6 +14,9 @@ from absorb_pl.errors import LabelError, PromptError
 from absorb_pl.words.prompting import create_icl_prompt
 from absorb_pl.words.tasks import Task
 
+PositiveToken = Literal["answer", "published"]
+"""Token of the right answer: `answer` is `" X"`, `published` the bare lower-case letter."""
+
 
 @dataclass(frozen=True)
 class AnswerTokens:
@@ -34,7 +37,7 @@ class AnswerTokens:
 def answer_token_ids(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
-    positive_token: Literal["answer", "published"] = "answer",
+    positive_token: PositiveToken = "answer",
 ) -> AnswerTokens:
     """Find the tokens whose logits the letter metric compares.
 

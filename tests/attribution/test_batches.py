@@ -17,7 +17,7 @@ from absorb_pl.attribution import (
     calculate_individual_feature_ablations,
     calculate_integrated_gradient_attribution_patching,
 )
-from absorb_pl.models import apply_saes_and_run
+from absorb_pl.engine import apply_saes_and_run
 
 HOOK, TRACKED = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
 LENGTHS, CORRUPTED_LENGTHS = (12, 17, 7), (12, 15, 9)

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from absorb_pl.attribution import compute_prefix, word_ablations, word_integrated_gradients, words_at_once
-from absorb_pl.models import portions
+from absorb_pl.attribution import word_ablations, word_integrated_gradients, words_at_once
+from absorb_pl.engine import compute_prefix
+from absorb_pl.saes import portions
 
 WIDTH_BYTES = 16 * 8
 

@@ -13,7 +13,7 @@ from absorb_pl.attribution import (
     calculate_individual_feature_ablations,
     calculate_integrated_gradient_attribution_patching,
 )
-from absorb_pl.models import apply_saes_and_run
+from absorb_pl.engine import apply_saes_and_run
 
 SAES = ("standard_A", "jumprelu_A", "topk_B")
 TRACKED = "blocks.2.hook_resid_post"

@@ -7,13 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from absorb_pl.attribution import (
-    calculate_individual_feature_ablations,
-    compute_prefix,
-    word_ablations,
-    word_integrated_gradients,
-)
-from absorb_pl.attribution.prefix import bucket_logits, replace_at
+from absorb_pl.attribution import calculate_individual_feature_ablations, word_ablations, word_integrated_gradients
+from absorb_pl.engine import compute_prefix
+from absorb_pl.engine.prefix import bucket_logits, replace_at
 from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError, ShapeError
 from absorb_pl.words import TokenizedPrompts
 

@@ -9,7 +9,8 @@ import torch
 from absorb_pl.data import ActivationDataModule, PromptDataModule, activation_identities
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import RowsError
-from absorb_pl.evaluators import LinearProbeSettings, LinearProbeStage, ProbeData
+from absorb_pl.probes import LinearProbeSettings
+from absorb_pl.study import LinearProbeStage, ProbeData
 from absorb_pl.words import TableSettings, TaskConfig
 
 HOOK = "blocks.1.hook_resid_post"

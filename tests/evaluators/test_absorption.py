@@ -14,15 +14,12 @@ from absorb_pl.evaluators import (
     AbsorptionEvaluator,
     AbsorptionInputs,
     FeatureAbsorptionCalculator,
-    PaperRule,
     PredictionTableWriter,
-    RateSettings,
-    letters_table,
-    summary_row,
     write_table,
 )
 from absorb_pl.functional import letter_metric
-from absorb_pl.models import load_sae
+from absorb_pl.rules import PaperRule, RateSettings, letters_table, summary_row
+from absorb_pl.saes import load_sae
 from absorb_pl.words import LETTERS, TaskConfig, answer_token_ids
 
 RULE = PaperRule(delta_threshold=0.0004)

@@ -5,15 +5,9 @@ import pytest
 import torch
 
 from absorb_pl.data import PromptDataModule, read_residuals
-from absorb_pl.evaluators import (
-    AbsorptionEvaluator,
-    AbsorptionInputs,
-    PaperRule,
-    judge_words,
-    rule_named,
-    score_projections,
-)
-from absorb_pl.models import encode_rows, to_unit_norms
+from absorb_pl.evaluators import AbsorptionEvaluator, AbsorptionInputs, score_projections
+from absorb_pl.rules import PaperRule, judge_words, rule_named
+from absorb_pl.saes import encode_rows, to_unit_norms
 from absorb_pl.words import TaskConfig
 
 HOOK = "blocks.1.hook_resid_post"

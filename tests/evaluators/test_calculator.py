@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from absorb_pl.evaluators import FeatureAbsorptionCalculator
 from absorb_pl.functional import letter_metric
-from absorb_pl.models import load_language_model, load_sae
+from absorb_pl.models import load_language_model
+from absorb_pl.saes import load_sae
 from absorb_pl.words import LETTERS, first_letter_formatter
 
 FIELDS = ("activation", "ablation_score", "probe_cos_sim")

@@ -6,8 +6,8 @@ import torch
 from absorb_pl.data import ActivationCollector, ActivationDataModule, PromptDataModule
 from absorb_pl.evaluators import AblationEvaluator, AbsorptionEvaluation, KSparseEvaluation, LatentEvaluation
 from absorb_pl.evaluators.ablation import AblationEvaluation
-from absorb_pl.models import load_sae
 from absorb_pl.probes import SaeProbe
+from absorb_pl.saes import load_sae
 from absorb_pl.words import TaskConfig
 
 

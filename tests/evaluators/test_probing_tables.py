@@ -17,8 +17,8 @@ from absorb_pl.evaluators import (
     main_latents_by_label,
 )
 from absorb_pl.functional import DEFAULT_KS, SaeStatistics, k_sparse_logits
-from absorb_pl.models import load_sae
 from absorb_pl.probes import SaeProbe
+from absorb_pl.saes import load_sae
 from absorb_pl.words import LETTERS
 
 CASES = [(model, sae) for model in ("gpt2-micro", "gemma2-micro") for sae in ("standard_A", "jumprelu_A")]

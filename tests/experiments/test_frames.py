@@ -26,8 +26,8 @@ from absorb_pl.experiments.k_sparse_probing import (
     sae_k_sparse_metadata,
 )
 from absorb_pl.experiments.latent_evaluation import build_evaluation_df, eval_probe_and_top_sae_raw_scores
-from absorb_pl.models import load_sae
 from absorb_pl.probes import KSparseProbe, LinearProbe
+from absorb_pl.saes import load_sae
 from absorb_pl.words import LETTERS, first_letter_formatter
 
 CASES = [(model, sae) for model in ("gpt2-micro", "gemma2-micro") for sae in ("standard_A", "jumprelu_A")]

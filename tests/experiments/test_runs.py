@@ -31,7 +31,7 @@ from absorb_pl.experiments.k_sparse_probing import (
 )
 from absorb_pl.experiments.latent_evaluation import plot_metric_vs_l0, plot_metric_vs_layer
 from absorb_pl.experiments.runs import FrameStage, folder_of_sae
-from absorb_pl.models import load_sae
+from absorb_pl.saes import load_sae
 from absorb_pl.study import StudyConfig
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
@@ -168,7 +168,7 @@ def test_nothing_is_made_twice(ran, settings, folder, monkeypatch):
         raise AssertionError("made again")
 
     monkeypatch.setattr(FrameStage, "make", fail)
-    monkeypatch.setattr("absorb_pl.evaluators.probing_stages.fit_probe", fail)
+    monkeypatch.setattr("absorb_pl.study.probing_stages.fit_probe", fail)
     again = run_k_sparse_probing_experiments(SAES, folder / "k_sparse", **settings)
     for name, (frame, info) in by_name(ran["k_sparse"]).items():
         found, same = by_name(again)[name]

@@ -11,7 +11,8 @@ from tiny_models import ARCHITECTURES, SHORT, save_tiny_model
 from torch import Tensor
 from transformers import OpenAIGPTConfig
 
-from absorb_pl.attribution import compute_prefix, word_ablations, word_integrated_gradients
+from absorb_pl.attribution import word_ablations, word_integrated_gradients
+from absorb_pl.engine import compute_prefix
 from absorb_pl.errors import HookNotFoundError
 from absorb_pl.models import load_language_model
 from absorb_pl.words import TokenizedPrompts

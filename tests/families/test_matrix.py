@@ -11,15 +11,11 @@ import pytest
 import torch
 
 from absorb_pl.data import ActivationCollector, PromptBatches, PromptDataModule
-from absorb_pl.evaluators import judge_words, rule_named, score_projections
-from absorb_pl.models import (
-    apply_saes_and_run,
-    check_sae_fits,
-    decode_rows,
-    encode_rows,
-    load_language_model,
-    load_sae,
-)
+from absorb_pl.engine import apply_saes_and_run
+from absorb_pl.evaluators import score_projections
+from absorb_pl.models import load_language_model
+from absorb_pl.rules import judge_words, rule_named
+from absorb_pl.saes import check_sae_fits, decode_rows, encode_rows, load_sae
 from absorb_pl.words import TaskConfig
 
 FAMILIES = ["gpt2", "gpt_neox", "llama", "mistral", "gemma2", "bert"]

@@ -7,19 +7,13 @@ import pandas as pd
 import pytest
 
 from absorb_pl.errors import NotCausalError
-from absorb_pl.evaluators import (
-    AblationEvaluator,
-    FeatureAbsorptionCalculator,
-    SpellingSweep,
-    check_rules_fit,
-    configured_rules,
-    known_rules,
-)
+from absorb_pl.evaluators import AblationEvaluator, FeatureAbsorptionCalculator, SpellingGrader, SpellingSweep
 from absorb_pl.experiments import run_k_sparse_probing_experiments, run_latent_evaluation_experiments
 from absorb_pl.models import load_language_model
-from absorb_pl.reports import report, rescore_run
-from absorb_pl.study import run_study
-from absorb_pl.words import SpellingGrader, TableSettings, TaskConfig
+from absorb_pl.reports import report
+from absorb_pl.rules import check_rules_fit, configured_rules, known_rules
+from absorb_pl.study import rescore_run, run_study
+from absorb_pl.words import TableSettings, TaskConfig
 
 HOOKS = {"topk": "blocks.1.hook_resid_post", "abstopk": "blocks.1.attn.hook_z"}
 

@@ -16,8 +16,8 @@ from absorb_pl.functional import (
     probe_projection,
     saebench_verdicts,
 )
-from absorb_pl.models import decode_rows, encode_rows
 from absorb_pl.probes import encode_latents, latents
+from absorb_pl.saes import decode_rows, encode_rows
 from absorb_pl.words import TokenizedPrompts
 
 PROBE = torch.randn(32, generator=torch.Generator().manual_seed(8))

@@ -239,7 +239,7 @@ def test_function_of_the_paper_returns_a_probe_for_each_k_and_label(sae, data, f
 
 
 def test_activations_before_the_activation_function():
-    from absorb_pl.models import load_sae
+    from absorb_pl.saes import load_sae
 
     x = torch.randn(80, 48, generator=torch.Generator().manual_seed(0)) * 3
     golden = load_sae(str(GOLDEN_SAE))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from absorb_pl.models import load_sae
 from absorb_pl.reports import report
+from absorb_pl.saes import load_sae
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

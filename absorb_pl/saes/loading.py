@@ -1,0 +1,170 @@
+"""Sparse autoencoders by name: bundled, in folders, of SAELens's releases, or made by a function of the user's."""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sae_lens import SAE, TrainingSAE
+
+from absorb_pl.errors import AbsorbError, SaeWeightsError
+from absorb_pl.models.bundled import SPELLER
+from absorb_pl.models.placement import check_device, check_dtype, local_folder, local_path, own_memory, require_finite
+from absorb_pl.saes.adapters import AdaptedSae
+from absorb_pl.saes.bundled import bundled_sae_path
+from absorb_pl.saes.controls import CONTROL_KINDS, control_sae
+from absorb_pl.saes.folders import inference_sae, load_folder
+from absorb_pl.saes.functions import function_sae, is_function_name
+from absorb_pl.saes.identity import sae_tensors
+from absorb_pl.saes.properties import refuse_transcoder, require_floats
+from absorb_pl.saes.releases import load_release
+
+_AT_HOOK = re.compile(r"(.+)@([\w.]*hook_\w+)")
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Silence SAELens's advice on loading the model: studies follow it, and evaluators refuse models that do not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained_kwargs")
+        yield
+
+
+@_without_advice()
+def load_sae(
+    name: str, *, device: str = "cpu", dtype: str = "float32", converter: Callable[..., Any] | None = None
+) -> SAE[Any] | AdaptedSae:
+    """Load an SAE, in evaluation mode and without gradients.
+
+    Args:
+        name: One of
+
+            * `"speller/<name>"` for a bundled SAE;
+            * a folder in SAELens format (`cfg.json` and `sae_weights.safetensors`), one that SAELens wrote while
+              training, or a folder or file of one of SAELens's releases as it was published (`docs/saes.md`);
+            * `"<release>/<id>"` with a release known to SAELens;
+            * `"<module>:<function>"` for a function of yours that gives a `SparseAutoencoder`, with arguments
+              (`my_saes:load(layer=3)`) and, where it gives a mapping, a key (`my_saes:load/wide`).
+
+            Behind any of them `@<hook name>` says which hook it reads (`my_sae@blocks.3.hook_resid_post`), in place
+            of what the SAE itself says; `#random` or `#shuffled_decoder` at the end gives that control of the SAE
+            (see `control_sae`).
+        device: A torch device.
+        dtype: Dtype of the weights: `float32`, `float64`, `bfloat16` or `float16`.
+        converter: A SAELens loader (`PretrainedSaeDiskLoader` for a folder, `PretrainedSaeHuggingfaceLoader` for a
+            release) where weights lie in a format of their own.
+
+    Returns:
+        The SAE with its weights as stored; nothing rescaled but for the scale of activations that SAELens itself
+        folds in. One that reads `hook_z` takes activations split into heads.
+
+    Raises:
+        SaeNotFoundError: If the name is none of these, or the hub cannot be reached.
+        SaeArchitectureError: If it is a transcoder, which does not reconstruct its own input.
+        SaeInterfaceError: If an SAE of yours lacks a member.
+        NonFiniteError: If a weight is NaN or infinite.
+        SaeWeightsError: If weights are integers or complex numbers, or the encoder or decoder is all zero.
+        AbsorbError: If the device or dtype is unknown here.
+
+    Example:
+        >>> load_sae("speller/no-such-sae")
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.SaeNotFoundError: `name` was 'speller/no-such-sae', expected the name of a bundled...
+    """
+    check_dtype(dtype)
+    named, control = split_control(name)
+    if control is not None:
+        return control_sae(load_sae(named, device=device, dtype=dtype, converter=converter), control)
+    source, hook_name = split_hook(name)
+    sae = _load(source, check_device(device), dtype, converter)
+    refuse_transcoder(name, sae)
+    if isinstance(sae, SAE):
+        own_memory(sae)
+    if isinstance(sae, AdaptedSae):
+        sae.hook_name = hook_name or sae.hook_name
+    else:
+        sae.cfg.metadata.hook_name = hook_name or sae.cfg.metadata.hook_name
+        if str(sae.cfg.metadata.hook_name).endswith("hook_z") and not sae.hook_z_reshaping_mode:
+            # Some SAEs of hook_z leave this to the code that runs them, Gemma Scope 2's among them.
+            sae.turn_on_forward_pass_hook_z_reshaping()
+        if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+            warnings.warn(
+                f"{name} was trained on rescaled activations ({sae.cfg.normalize_activations}), but neither its "
+                "weights nor anything beside them hold the scale, so it reads activations as they are. Save it "
+                "again with the scale folded in (`fold_activation_norm_scaling_factor`).",
+                stacklevel=2,
+            )
+    require_finite(name, sae_tensors(sae))
+    _refuse_zeros(name, sae)
+    sae.eval()
+    sae.requires_grad_(False)
+    return sae
+
+
+def _refuse_zeros(name: str, sae: SAE[Any] | AdaptedSae) -> None:
+    inner = sae.sae if isinstance(sae, AdaptedSae) else sae
+    for key in ("W_enc", "W_dec"):
+        weight = getattr(inner, key, None)
+        if isinstance(weight, torch.Tensor) and not any(bool(part.any()) for part in weight.detach().split(4096)):
+            raise SaeWeightsError(
+                "name",
+                name,
+                expected=f"an SAE that has learnt something, but all of its {key} is zero",
+                remedy="Save the SAE again, or load it in a wider dtype.",
+            )
+
+
+def split_control(name: str) -> tuple[str, str | None]:
+    """Part an SAE's name from the control asked for behind it.
+
+    Args:
+        name: Name for `load_sae`.
+
+    Returns:
+        The name of the SAE itself, and the kind of control or None.
+
+    Example:
+        >>> split_control("my_sae#random")
+        ('my_sae', 'random')
+    """
+    sae, _, kind = name.rpartition("#")
+    return (sae, kind) if kind in CONTROL_KINDS and local_path(name) is None else (name, None)
+
+
+def split_hook(name: str) -> tuple[str, str | None]:
+    """Part an SAE's name from the hook named behind it.
+
+    Args:
+        name: Name for `load_sae`.
+
+    Returns:
+        The name without the hook, and the hook or None. A path that exists as it reads has no hook behind it.
+
+    Example:
+        >>> split_hook("my_sae@blocks.3.hook_resid_post")
+        ('my_sae', 'blocks.3.hook_resid_post')
+    """
+    found = _AT_HOOK.fullmatch(name)
+    return (name, None) if found is None or local_path(name) is not None else (found[1], found[2])
+
+
+def _load(name: str, device: str, dtype: str, converter: Callable[..., Any] | None) -> SAE[Any] | AdaptedSae:
+    bundled = name.startswith(f"{SPELLER}/") and local_folder(name) is None
+    path = bundled_sae_path(name) if bundled else local_path(name)
+    if path is not None:
+        return load_folder(name, path, device, dtype, converter)
+    if not is_function_name(name):
+        return load_release(name, device, dtype, converter)
+    if converter is not None:
+        raise AbsorbError(
+            "converter", converter, expected="None for an SAE made by a function", remedy="Convert it in the function."
+        )
+    made = function_sae(name)
+    require_floats(name, sae_tensors(made))
+    if isinstance(made, TrainingSAE):
+        return inference_sae(made, device, dtype)
+    sae = made if isinstance(made, SAE) else AdaptedSae(made)
+    return sae.to(device=torch.device(device), dtype=check_dtype(dtype))

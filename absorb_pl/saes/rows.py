@@ -1,0 +1,165 @@
+"""SAEs on rows: one activation a word with its heads side by side, as the activation cache holds them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sae_lens import SAE
+from torch import Tensor
+
+from absorb_pl.errors import SaeInterfaceError
+from absorb_pl.saes.properties import require_rows, require_width
+from absorb_pl.saes.scale import unwrapped_sae
+
+
+def encode_rows(sae: Any, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows latents"]:
+    """Latents of rows, in the SAE's own precision and on its device, without gradients.
+
+    Rows are converted at the SAE's border. An SAE that reads activations split into heads (SAELens's
+    `reshape_activations="hook_z"`) takes rows in which they lie side by side, and is left as it was.
+
+    Args:
+        sae: Anything with `encode`.
+        x: Activations, one vector a row.
+
+    Returns:
+        Latents.
+
+    Raises:
+        SaeArchitectureError: Its latents at a token depend on the tokens before it.
+        SaeWidthError: It reads activations of another width.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> encode_rows(SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu), torch.tensor([[1.0, -2.0]]))
+        tensor([[1., 0.]])
+    """
+    require_rows(sae)
+    require_width(sae, x.shape[-1])
+    decoder = getattr(sae, "W_dec", None)
+    with torch.no_grad(), _flat(sae):
+        return sae.encode(x.to(decoder) if isinstance(decoder, Tensor) else x).detach()
+
+
+def decode_rows(sae: Any, latents: Float[Tensor, "rows latents"]) -> Float[Tensor, "rows d_in"]:
+    """Reconstructions of the rows encoded last, without gradients.
+
+    Args:
+        sae: Anything with `decode`.
+        latents: What `encode_rows` gave for them.
+
+    Returns:
+        Reconstructions, heads side by side.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> decode_rows(SimpleNamespace(decode=lambda latents: 2 * latents), torch.tensor([[1.0, 0.0]]))
+        tensor([[2., 0.]])
+    """
+    with torch.no_grad(), _flat(sae):
+        return sae.decode(latents).detach()
+
+
+def encode_and_project(
+    sae: Any, x: Float[Tensor, "rows d_in"], direction: Float[Tensor, " d_in"]
+) -> tuple[Float[Tensor, "rows latents"], Float[Tensor, "rows latents"]]:
+    """Latents of rows, and how far what each contributes to the reconstruction reaches along a direction.
+
+    What latent j contributes is decode(f_j e_j) - decode(0). `decode` is affine, so its part along the direction is
+    f_j times the derivative of `decode(f) · direction` by f_j, whatever the SAE does with decoder norms
+    (`rescale_acts_by_decoder_norm`) or with the norm of what it read (`normalize_activations`): one backward pass gives
+    all latents of a row.
+
+    Args:
+        sae: Anything with `encode` and a differentiable `decode`.
+        x: Activations, one vector a row.
+        direction: A direction in the SAE's input, heads side by side; of length one for projections.
+
+    Returns:
+        Latents, and contributions along the direction in units of `x`; both in float32 or better.
+
+    Raises:
+        SaeArchitectureError: Its latents at a token depend on the tokens before it.
+        SaeInterfaceError: `decode` is not differentiable.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> sae = SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu, decode=lambda latents: 3 * latents)
+        >>> encode_and_project(sae, torch.tensor([[1.0, -2.0]]), torch.tensor([1.0, 0.0]))[1]
+        tensor([[3., 0.]])
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _flat(sae):
+        latents = encode_rows(sae, x.clone()).requires_grad_()
+        decoded = sae.decode(latents)
+        if not decoded.requires_grad:
+            raise SaeInterfaceError(
+                "sae.decode",
+                type(sae).__name__,
+                expected="a differentiable method, as its derivative says what each latent contributes",
+                remedy="Compute it with torch operations, without `no_grad` or `detach`.",
+            )
+        (slopes,) = torch.autograd.grad(decoded, latents, direction.to(decoded).expand_as(decoded))
+    latents = _wide(latents.detach())
+    return latents, _wide(slopes) * latents
+
+
+def encoder_parts(
+    sae: Any,
+) -> tuple[Float[Tensor, "d_in latents"], Float[Tensor, " latents"], Float[Tensor, " latents"] | None]:
+    """Encoder columns, biases and thresholds by which single latents are scored.
+
+    A latent's raw score on an activation is its encoder column's product with it, plus its bias, less its threshold.
+    Gated SAEs fire by their gate, so `b_gate` is their bias. SAEs without encoder biases (matching pursuit) have zeros
+    there. SAEs without an encoder matrix are scored by their decoder rows in its place. All are in the SAE's own
+    scale, whatever the scale of its latents (`to_unit_norms`): a score's sign and ranking do not see it.
+
+    Args:
+        sae: A SAELens SAE, or any object with `W_dec`.
+
+    Returns:
+        `W_enc` as it is, bias and threshold in float32 or better; the threshold is None where the SAE has none.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> encoder, bias, threshold = encoder_parts(SimpleNamespace(W_dec=torch.tensor([[1.0, 0.0], [2.0, 1.0]])))
+        >>> encoder, bias, threshold
+        (tensor([[1., 2.],
+                [0., 1.]]), tensor([0., 0.]), None)
+    """
+    sae = unwrapped_sae(sae)
+    encoder = _tensor(sae, "W_enc")
+    encoder = sae.W_dec.detach().T if encoder is None else encoder
+    bias = next((found for name in ("b_enc", "b_gate") if (found := _tensor(sae, name)) is not None), None)
+    threshold = _tensor(sae, "threshold")
+    return (
+        encoder,
+        _wide(encoder.new_zeros(encoder.shape[1]) if bias is None else bias),
+        None if threshold is None else _wide(threshold),
+    )
+
+
+def _tensor(sae: Any, name: str) -> Tensor | None:
+    value = getattr(sae, name, None)
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextmanager
+def _flat(sae: Any) -> Iterator[None]:
+    """Make a SAELens SAE that splits activations into heads take them side by side, for a while."""
+    sae = unwrapped_sae(sae)
+    if not (isinstance(sae, SAE) and sae.hook_z_reshaping_mode):
+        yield
+        return
+    ways = sae.reshape_fn_in, sae.reshape_fn_out, getattr(sae, "d_head", None)
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        sae.reshape_fn_in, sae.reshape_fn_out, sae.d_head = ways
+        sae.hook_z_reshaping_mode = True

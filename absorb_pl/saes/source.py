@@ -1,0 +1,148 @@
+"""An SAE by name: checked once, identified by content, loaded again where it is needed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from absorb_pl.errors import ManifestMismatchError
+from absorb_pl.models.placement import local_path
+from absorb_pl.saes.identity import sae_identity
+from absorb_pl.saes.listing import layer_of_hook
+from absorb_pl.saes.loading import load_sae, split_control
+from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
+from absorb_pl.saes.properties import check_sae_fits, require_rows, sae_architecture, sae_hook_name
+from absorb_pl.saes.scale import Folding, decoder_norms, folding_of, to_unit_norms
+
+
+@dataclass(frozen=True)
+class SaeSource:
+    """An SAE that fits the model.
+
+    Attributes:
+        name: Name for `load_sae`.
+        dtype: Dtype to load it in.
+        hook_name: Hook it reads.
+        identity: Content hash of its weights and configuration.
+        architecture: How it was trained, where its metadata say so, else how it infers.
+        d_sae: Number of latents.
+        control: Which control of an SAE it is; empty for an SAE itself.
+        folded: Where norms of decoder rows went: `weights` or `latents`; empty where they were 1.
+        positions: Positions of a text that it was trained on; None for all.
+    """
+
+    name: str
+    dtype: str
+    hook_name: str
+    identity: str
+    architecture: str
+    d_sae: int
+    control: str = ""
+    folded: Folding = ""
+    positions: range | None = None
+
+    @classmethod
+    def check(cls, name: str, model: Any, dtype: str = "float32") -> "SaeSource":
+        """Load an SAE once to check it against the model.
+
+        Args:
+            name: Name for `load_sae`.
+            model: The language model.
+            dtype: Dtype to load it in.
+
+        Raises:
+            SaeNotFoundError: There is no such SAE.
+            HookNotFoundError: The model has no such hook.
+            ModelProcessingError: The model lacks the processing that the SAE asks for.
+            SaeWidthError: The SAE reads activations of another width or split otherwise.
+            SaeArchitectureError: Its latents at a word depend on the words before it, or it is a transcoder.
+        """
+        sae = load_sae(name, dtype=dtype)
+        require_rows(sae)
+        check_processing(model, sae)
+        check_sae_fits(model, sae)
+        norms, identity, architecture = decoder_norms(sae.W_dec), sae_identity(sae), sae_architecture(sae)
+        return cls(
+            name,
+            dtype,
+            sae_hook_name(sae),
+            identity,
+            architecture,
+            sae.W_dec.shape[0],
+            split_control(name)[1] or "",
+            folding_of(norms, to_unit_norms(sae, in_place=True)),
+            trained_positions(sae),
+        )
+
+    def check_words(self, positions: Int[Tensor, " words"]) -> None:
+        """Check that words stand where the SAE was trained to read.
+
+        Args:
+            positions: Position of each word in its prompt, the beginning-of-sequence token counted.
+
+        Raises:
+            ModelProcessingError: Some do not.
+        """
+        check_positions(self.positions, positions, self.name)
+
+    @property
+    def layer(self) -> int:
+        """Number of the block in the hook's name; -1 where there is none."""
+        layer = layer_of_hook(self.hook_name)
+        return -1 if layer is None else layer
+
+    def load(self, device: torch.device) -> Any:
+        """Load the SAE onto a device, its latents in the scale in which decoder rows have unit norm.
+
+        Raises:
+            ManifestMismatchError: It is no longer the SAE that was checked, as when a training run has saved another.
+        """
+        sae = load_sae(self.name, device=str(device), dtype=self.dtype)
+        if (found := sae_identity(sae)) != self.identity:
+            raise ManifestMismatchError(
+                self.name,
+                found,
+                expected=f"{self.identity}, as when the study began",
+                remedy="Its weights or settings changed meanwhile. Copy it to a folder that stays, and run again.",
+            )
+        return to_unit_norms(sae, in_place=True)
+
+
+def distinct_saes(names: Sequence[str]) -> list[str]:
+    """Leave out SAEs that are named already, perhaps written otherwise, and say so.
+
+    Args:
+        names: Names for `load_sae`.
+
+    Example:
+        >>> distinct_saes(["speller/a", "speller/b"])
+        ['speller/a', 'speller/b']
+    """
+    kept: dict[str, str] = {}
+    again = []
+    for name in names:
+        path, before = local_path(name), len(kept)
+        first = kept.setdefault(name if path is None else str(path.resolve()), name)
+        if len(kept) == before:
+            again.append(name if name == first else f"{name} (as {first})")
+    if again:
+        rank_zero_warn(f"Named more than once and scored once: {', '.join(again)}.")
+    return list(kept.values())
+
+
+def tell_equal_saes(saes: Mapping[str, SaeSource]) -> None:
+    """Say which names mean SAEs with equal weights and settings; their rows in a study's tables are the same.
+
+    Args:
+        saes: SAEs by name.
+    """
+    equal: dict[tuple[str, str], list[str]] = {}
+    for name, sae in saes.items():
+        equal.setdefault((sae.identity, sae.hook_name), []).append(name)
+    for names in equal.values():
+        if len(names) > 1:
+            rank_zero_warn(f"{' and '.join(names)} are the same SAE; it is scored under each name.")

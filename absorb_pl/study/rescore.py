@@ -1,0 +1,162 @@
+"""Other thresholds on a finished study: new tables from its stored scores, without a model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from absorb_pl.data import check_published, publishing, user_path
+from absorb_pl.errors import CacheCorruptedError, RuleError
+from absorb_pl.evaluators import write_table
+from absorb_pl.ranges import check_ranges
+from absorb_pl.reports.controls import without_controls
+from absorb_pl.reports.figures import absorption_figure, save_figures
+from absorb_pl.reports.sensitivity_figures import sensitivity_figure
+from absorb_pl.reports.tensorboard import log_study
+from absorb_pl.reports.terminal import ColumnChoice, print_places, print_summary
+from absorb_pl.rules import (
+    FRACTION_COLUMNS,
+    NO_WORDS,
+    AbsorptionRule,
+    RateSettings,
+    children_table,
+    configured_rules,
+    order_columns,
+    rule_named,
+)
+from absorb_pl.study.tables import judged
+
+_NEEDED = ("summary", "letters", "words", "latents")
+_CHILDREN = "children"
+_FOUND_OF_CHILDREN = ["num_candidates", "num_absorbed", "absorption_rate"]
+_FOUND = ("rule", "num_judged", "num_absorbed", "sum_fraction", "absorption_rate", "ci_low", "ci_high", "evaluable")
+_FOUND_OF_LETTERS = [*_FOUND, "reason", *FRACTION_COLUMNS]
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What rescoring leaves.
+
+    Attributes:
+        folder: Where the tables and figures are.
+        tables: `summary`, `letters`, `words` and `sensitivity`, and `children` of a task with finer labels, as
+            written to `folder/tables`.
+    """
+
+    folder: Path
+    tables: dict[str, pd.DataFrame]
+
+
+def rescore_run(
+    run_dir: str | Path, rule: str = "paper", *, columns: ColumnChoice = "fit", **thresholds: float | int | None
+) -> Rescored:
+    """Apply a rule with other thresholds to the scores that a finished study stored.
+
+    Writes tables, figures and TensorBoard events below `run_dir/rescored/`, in a folder named by the rule and what
+    differs from the study, and prints the table. The study's own tables stay as they are.
+
+    Args:
+        run_dir: The run folder of a finished study.
+        rule: Name of a rule of that study.
+        columns: Columns of the printed table: `fit` for those that fit the terminal, or `all`.
+        thresholds: The rule's thresholds by name; those of the study where they are left out or None.
+
+    Returns:
+        The tables: those of a study with these thresholds.
+
+    Raises:
+        RangeError: A threshold is outside its range.
+        RuleError: The study lacks the rule, or the stored scores cannot answer a threshold; says what to run again.
+        CacheCorruptedError: The folder holds no finished study, or its report was cut short.
+        OutputFolderError: The folder cannot be written.
+
+    Example:
+        >>> rescore_run("no/such/run", delta_threshold=0.5)
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.CacheCorruptedError: `run_dir` was '...', expected the run folder of a finished...
+    """
+    run_dir = user_path(run_dir)
+    changed = {name: value for name, value in thresholds.items() if value is not None}
+    check_ranges(rule_named(rule).settings_type, changed)
+    config, tables = _read(run_dir)
+    asked = _rule(config, rule).with_thresholds(changed)
+    asked.check_stored(config["splits"]["silent"])
+    rates = RateSettings(**config["rates"])
+    found = _judge(
+        asked,
+        {name: table[table["rule"] == rule] for name, table in tables.items() if "rule" in table},
+        tables["latents"],
+        rates,
+    )
+    name = "-".join([rule, *(f"{key}={value:g}" for key, value in sorted(changed.items()))])
+    folder = run_dir / "rescored" / name
+    drawn = without_controls(found)
+    figures = {
+        "absorption_vs_l0": absorption_figure(drawn["summary"], "l0"),
+        f"sensitivity_{rule}": sensitivity_figure(drawn["sensitivity"], drawn["summary"]),
+    }
+    with publishing(folder) as part:
+        for table, frame in found.items():
+            write_table(frame, part / "tables" / f"{table}.parquet")
+        events = log_study(part, found, save_figures(figures, part / "figures"))
+    print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}."], columns=columns)
+    print_places(folder, events)
+    return Rescored(folder, found)
+
+
+def _read(run_dir: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    files = {name: run_dir / "tables" / f"{name}.parquet" for name in (*_NEEDED, _CHILDREN)}
+    if not all(file.is_file() for file in (*(files[name] for name in _NEEDED), run_dir / "config.yaml")):
+        raise CacheCorruptedError(
+            "run_dir",
+            str(run_dir),
+            expected="the run folder of a finished study, with `config.yaml` and `tables/words.parquet`",
+            remedy="Run `absorb-pl study` first, or name its `run_dir`.",
+        )
+    check_published(run_dir, "tables")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    return config, {name: pd.read_parquet(file) for name, file in files.items() if file.is_file()}
+
+
+def _rule(config: dict[str, Any], name: str) -> AbsorptionRule:
+    (rule,) = configured_rules([name], config)
+    if name not in config["rules"]:
+        raise RuleError(
+            "rule",
+            name,
+            expected=f"a rule of the study: {', '.join(config['rules'])}",
+            remedy="Run the study again with it among its `rules`, in another folder.",
+        )
+    return rule
+
+
+def _judge(
+    rule: AbsorptionRule, tables: dict[str, pd.DataFrame], latents: pd.DataFrame, rates: RateSettings
+) -> dict[str, pd.DataFrame]:
+    parts: dict[str, list[pd.DataFrame]] = {"letters": [], "words": [], "sensitivity": []}
+    summary = []
+    for row in tables["summary"].to_dict("records"):
+        of_sae = {name: frame[frame["sae"] == row["sae"]] for name, frame in {**tables, "latents": latents}.items()}
+        every, hook = of_sae["letters"], row["hook_name"]
+        letters = every[every["reason"] != NO_WORDS].drop(columns=["sae", "hook_name", *_FOUND_OF_LETTERS])
+        classes = tuple(every["label"])
+        found, figures = judged(rule, str(row["sae"]), of_sae["words"], letters, of_sae["latents"], rates, classes)
+        found["letters"].insert(1, "hook_name", hook)
+        for name, frame in found.items():
+            parts[name].append(frame)
+        summary.append({**row, **figures})
+        if _CHILDREN in of_sae:
+            before = of_sae[_CHILDREN]
+            held_out = before.drop(columns=["sae", "rule", *_FOUND_OF_CHILDREN])
+            rates_of = children_table(found["words"], found["letters"], held_out)
+            parts.setdefault(_CHILDREN, []).append(before.assign(**rates_of[_FOUND_OF_CHILDREN]))
+    joined = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+    joined["words"] = order_columns(joined["words"])
+    return {"summary": pd.DataFrame(summary), **joined}
+
+
+def _described(rule: AbsorptionRule) -> str:
+    return f"{rule.name}: " + ", ".join(f"{name} = {getattr(rule.settings, name):g}" for name in rule.thresholds)
