@@ -30,7 +30,7 @@ def parse_rescore(words: list[str]) -> None:
     from jsonargparse import ArgumentParser
 
     from absorb_pl.reports import ColumnChoice
-    from absorb_pl.rules import known_rules, threshold_types
+    from absorb_pl.rules.registry import known_rules, threshold_types
     from absorb_pl.study import rescore_run
 
     parser = ArgumentParser(prog="absorb-pl rescore", description=RESCORE)

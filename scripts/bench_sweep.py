@@ -169,7 +169,9 @@ def compare_sweep(
             cache_dir=str(folder / "cache"),
             task=TaskConfig(max_words=words),
             rules=list(RULE_SETS[rules]),
-            trainer=TrainerSettings(accelerator="gpu" if device.startswith("cuda") else device, progress_bar=False),
+            trainer=TrainerSettings(
+                accelerator="gpu" if device.startswith("cuda") else device, enable_progress_bar=False
+            ),
         )
         return timed(lambda: run_study(config).tables["summary"])
 

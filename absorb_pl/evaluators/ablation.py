@@ -17,24 +17,11 @@ from absorb_pl.engine import compute_prefix
 from absorb_pl.evaluators.callbacks import Findings, SaeEvaluation
 from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
 from absorb_pl.evaluators.sae_probing import EvaluationRows
-from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import SILENT, sample_candidates, score_agreement
 from absorb_pl.ranges import Count, NotNegative, Seed, check_ranges
+from absorb_pl.schema import ABLATIONS, dtypes, empty_table
 from absorb_pl.words import PositiveToken, SpellingPrompt, Task
 
-ABLATION_COLUMNS = {
-    "sae": "str",
-    "row": "int64",
-    "word": "str",
-    "label": "str",
-    "latent": "int64",
-    "activation": "float64",
-    "ig_score": "float64",
-    "attribution": "float64",
-    "ablation_effect": "float64",
-    "probe_cos": "float64",
-    "engine": "str",
-}
 ESTIMATES = {"ig_score": 1.0, "attribution": -1.0}
 """Columns that estimate the ablation effect, and what turns their sign into that of the effect."""
 _MEASURES = ("pearson", "spearman", "sign", "top")
@@ -102,7 +89,7 @@ class AblationEvaluator(CausalEvaluator):
         ... )
     """
 
-    columns = ABLATION_COLUMNS
+    columns = ABLATIONS
 
     def __init__(
         self,
@@ -116,7 +103,7 @@ class AblationEvaluator(CausalEvaluator):
     ) -> None:
         check_ranges(AblationEvaluator.__init__, locals())
         self.settings = settings or AblationSettings()
-        super().__init__(model, saes, self.settings.positive_token, batch_size, sae_dtype, model_dtype)
+        super().__init__(model, saes, [self.settings.positive_token], batch_size, sae_dtype, model_dtype)
         self.probe_weights = read_probe_weights(probes) if isinstance(probes, str | Path) else dict(probes or {})
 
     @override
@@ -132,10 +119,10 @@ class AblationEvaluator(CausalEvaluator):
             batch: A batch of a `PromptDataModule`.
 
         Returns:
-            One row an SAE, word and latent, with the columns of `ABLATION_COLUMNS`.
+            One row an SAE, word and latent, with the columns of `absorb_pl.schema.ABLATIONS`.
         """
         if len(batch["index"]) == 0 or not self.saes:
-            return empty_table(ABLATION_COLUMNS)
+            return empty_table(ABLATIONS)
         prompts, metric = batch_prompts(batch), self.metric(batch)
         tables = []
         with torch.enable_grad():
@@ -162,7 +149,7 @@ class AblationEvaluator(CausalEvaluator):
                         **shared,
                     )
                     tables.append(self._pairs(name, batch, places, found, removed).assign(engine=prefix.engine))
-        return pd.concat(tables, ignore_index=True).astype(ABLATION_COLUMNS)
+        return pd.concat(tables, ignore_index=True).astype(dtypes(ABLATIONS))
 
     def _pairs(
         self, name: str, batch: dict[str, Tensor], places: Tensor, found: WordScores, removed: WordAblations
@@ -236,8 +223,6 @@ class AblationEvaluation(SaeEvaluation):
         sae_dtype: Dtype of an SAE loaded by name.
     """
 
-    name = "ablation"
-
     def __init__(
         self,
         sae: Any,
@@ -264,5 +249,5 @@ class AblationEvaluation(SaeEvaluation):
         pairs = evaluator.tabulate_words(prompts, words)
         agreement = agreement_table(pairs)
         known = agreement.drop(columns="sae").iloc[:1].dropna(axis="columns")
-        figures = {str(name): float(known[name].sum()) for name in known.columns}
+        figures = {f"ablation/{name}": float(known[name].sum()) for name in known.columns}
         return {"ablations": pairs, "agreement": agreement}, figures

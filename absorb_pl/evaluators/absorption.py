@@ -1,4 +1,4 @@
-"""The absorption evaluator: a predict-only LightningModule over candidate words and SAEs."""
+"""The absorption evaluator: a predict-only LightningModule that gathers gradients at candidate words of SAEs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,48 +16,12 @@ from absorb_pl.data import check_published, user_path
 from absorb_pl.engine import WordPrefix, compute_prefix
 from absorb_pl.errors import AbsorbError, ManifestMismatchError
 from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
-from absorb_pl.evaluators.writers import empty_table
-from absorb_pl.functional import most_negative_latents, paper_verdicts
+from absorb_pl.functional import gradient_scores, most_negative_latents
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.rules import PaperRule
+from absorb_pl.rules import Gradients
 from absorb_pl.saes import check_hooks_agree
+from absorb_pl.schema import GRADIENTS, empty_table
 from absorb_pl.words import PositiveToken, SpellingPrompt, Task
-
-_VERDICT_FIELDS = (
-    "is_absorption",
-    "top_latent",
-    "top_score",
-    "top_probe_cos",
-    "second_latent",
-    "second_score",
-    "main_activation",
-    "main_max",
-)
-RULE = "paper"
-SCORED_COLUMNS = {
-    "sae": "str",
-    "rule": "str",
-    "row": "int64",
-    "word": "str",
-    "label": "str",
-    "prompt": "str",
-    "is_absorption": "bool",
-    "positive_token": "str",
-    "engine": "str",
-    "top_latent": "int64",
-    "top_score": "float64",
-    "top_probe_cos": "float64",
-    "second_latent": "int64",
-    "second_score": "float64",
-    "main_activation": "float64",
-    "main_max": "float64",
-    "main_latents": "object",
-    "main_scores": "object",
-    "latents": "object",
-    "scores": "object",
-    "activations": "object",
-    "probe_cos": "object",
-}
 
 
 @dataclass(frozen=True)
@@ -121,50 +85,44 @@ def check_words(candidates: pd.DataFrame, texts: Sequence[SpellingPrompt]) -> No
 
 
 class AbsorptionEvaluator(CausalEvaluator):
-    """Judges candidate words by the paper's rule, for any number of SAEs in one pass over the words.
+    """Scores candidate words by integrated gradients, for any number of SAEs in one pass over the words.
 
     Give batches of a `PromptDataModule`. The prefix of a batch is run once for all SAEs of all hooks, then each
-    SAE's candidates among the batch are scored from it. Predicts one table a batch. Use a Trainer with
+    SAE's candidates in the batch are scored from it. Predicts one table per batch, with the columns of
+    `absorb_pl.schema.GRADIENTS`: the evidence that the paper's rules judge (see `absorb_pl.rules`). Use a Trainer with
     `inference_mode=False`: scores are gradients.
 
     Args:
         model: A `TransformerBridge`, or a name for `load_language_model`.
         saes: SAEs by name, or a list of names for `load_sae`.
         inputs: What the stages before found, or the run folder of a study that holds it.
-        rule: Settings of the rule.
+        evidence: How to score; several ways share the prefixes.
         batch_size: Most sequences in one run of the model.
-        positive_tokens: Tokens of the right answer to score with, each from the same prefixes; that of the rule when
-            None.
         sae_dtype: Dtype of SAEs loaded by name.
         model_dtype: Dtype of a model loaded by name.
 
     Raises:
         NotCausalError: The model gives no next-token logits.
         AbsorbError: The inputs lack one of the SAEs.
-
-    Example:
-        >>> evaluator_of_a_study = lambda: AbsorptionEvaluator(
-        ...     saes=["speller/l1-standard-w512-dense"], inputs="lightning_logs/demo"
-        ... )
     """
 
-    columns = SCORED_COLUMNS
+    columns = GRADIENTS
 
     def __init__(
         self,
         model: Any = "speller",
         saes: Sequence[str] | Mapping[str, Any] = (),
         inputs: str | Path | AbsorptionInputs = "lightning_logs/demo",
-        rule: PaperRule | None = None,
+        evidence: Gradients | Sequence[Gradients] | None = None,
         batch_size: Count = 256,
-        positive_tokens: Sequence[PositiveToken] | None = None,
         sae_dtype: str = "float32",
         model_dtype: str = "float32",
     ) -> None:
         check_ranges(AbsorptionEvaluator.__init__, locals())
-        self.rule = rule or PaperRule()
-        super().__init__(model, saes, self.rule.positive_token, batch_size, sae_dtype, model_dtype)
-        self.positive_tokens = tuple(positive_tokens or self.positive_tokens)
+        evidence = evidence or Gradients()
+        self.evidence = (evidence,) if isinstance(evidence, Gradients) else tuple(evidence)
+        tokens: list[PositiveToken] = list(dict.fromkeys(each.positive_token for each in self.evidence))
+        super().__init__(model, saes, tokens, batch_size, sae_dtype, model_dtype)
         self.inputs = inputs if isinstance(inputs, AbsorptionInputs) else AbsorptionInputs.from_run(inputs)
         missing = sorted(set(self.saes) - set(self.inputs.letters["sae"]))
         if missing:
@@ -194,13 +152,13 @@ class AbsorptionEvaluator(CausalEvaluator):
 
     @override
     def tabulate(self, batch: dict[str, Tensor]) -> pd.DataFrame:
-        """Judge the candidates among a batch of prompts, after `prepare`.
+        """Score the candidates among a batch of prompts, after `prepare`.
 
         Args:
             batch: A batch of a `PromptDataModule`.
 
         Returns:
-            One row an SAE, positive token and candidate word, with the columns of `SCORED_COLUMNS`.
+            One row per SAE, evidence and candidate word.
         """
         place = {row: number for number, row in enumerate(batch["index"].tolist())}
         wanted = {
@@ -209,79 +167,62 @@ class AbsorptionEvaluator(CausalEvaluator):
             if name in self._candidates and (rows := [row for row in self._candidates[name].index if row in place])
         }
         if not wanted:
-            return empty_table(SCORED_COLUMNS)
-        prompts = batch_prompts(batch)
+            return empty_table(GRADIENTS)
         with torch.enable_grad():
-            involved = sorted({place[row] for rows in wanted.values() for row in rows})
             prefix = compute_prefix(
                 self.language_model,
-                prompts,
+                batch_prompts(batch),
                 sorted({self.hooks[name] for name in wanted}),
-                rows=involved,
+                rows=sorted({place[row] for rows in wanted.values() for row in rows}),
                 batch_size=self.batch_size,
             )
             tables = []
             for name, rows in wanted.items():
                 at_once = words_at_once(self.saes[name])
-                for token in self.positive_tokens:
+                for evidence in self.evidence:
                     for start in range(0, len(rows), at_once):
                         part = rows[start : start + at_once]
-                        found = self._scores(name, batch, prefix, [place[row] for row in part], token)
-                        table = self._verdicts(name, part, found.scores, found.activations)
-                        table = table.assign(positive_token=token, engine=prefix.engine)
-                        tables.append(table[list(SCORED_COLUMNS)])
+                        found = self._scores(name, batch, prefix, [place[row] for row in part], evidence)
+                        table = self._table(name, part, found, evidence.top_latents)
+                        table = table.assign(positive_token=evidence.positive_token, engine=prefix.engine)
+                        tables.append(table[list(GRADIENTS)])
         return pd.concat(tables, ignore_index=True)
 
     def _scores(
-        self, name: str, batch: dict[str, Tensor], prefix: WordPrefix, places: list[int], token: PositiveToken
+        self, name: str, batch: dict[str, Tensor], prefix: WordPrefix, places: list[int], evidence: Gradients
     ) -> WordScores:
         return word_integrated_gradients(
             self.language_model,
             self.saes[name],
             batch_prompts(batch),
-            self.metric(batch, token),
+            self.metric(batch, evidence.positive_token),
             hook_name=self.hooks[name],
-            steps=self.rule.steps,
+            steps=evidence.steps,
             prefix=prefix,
             rows=places,
             batch_size=self.batch_size,
         )
 
-    def _verdicts(
-        self,
-        name: str,
-        rows: Sequence[int],
-        scores: Float[Tensor, "words latents"],
-        activations: Float[Tensor, "words latents"],
-    ) -> pd.DataFrame:
-        labels = self._candidates[name].loc[list(rows)]
-        top = most_negative_latents(scores, self.rule.top_latents)
+    def _table(self, name: str, rows: Sequence[int], words: WordScores, top_latents: int) -> pd.DataFrame:
+        labels, scores, activations = self._candidates[name].loc[list(rows)], words.scores, words.activations
+        top = most_negative_latents(scores, top_latents)
         tables = []
         for label in labels.unique():
             here = torch.tensor((labels == label).to_numpy()).nonzero().squeeze(-1).to(scores.device)
             mains = self._mains[name, label]
             cosines = self._probe_cos[name][self.class_names.index(label)].to(scores.device)
-            verdicts = paper_verdicts(
-                scores[here],
-                activations[here],
-                cosines,
-                mains,
-                delta_threshold=self.rule.delta_threshold,
-                cos_threshold=self.rule.cos_threshold,
-                silent=self.rule.silent,
-            )
-            latents = top[0][here]
-            prompts = [self.texts[row] for row in labels.index[here.cpu().numpy()]]
+            found = gradient_scores(scores[here], activations[here], cosines, mains)
+            latents, numbers = top[0][here], labels.index[here.cpu().numpy()]
+            prompts = [self.texts[row] for row in numbers]
             tables.append(
                 pd.DataFrame(
                     {
                         "sae": name,
-                        "rule": RULE,
-                        "row": labels.index[here.cpu().numpy()],
+                        "row": numbers,
                         "word": [prompt.word for prompt in prompts],
                         "label": label,
                         "prompt": [prompt.base for prompt in prompts],
-                        **{field: getattr(verdicts, field).tolist() for field in _VERDICT_FIELDS},
+                        **{field: values.tolist() for field, values in vars(found).items()},
                         "main_latents": [mains] * len(here),
                         "main_scores": scores[here][:, mains].tolist(),
                         "latents": latents.tolist(),

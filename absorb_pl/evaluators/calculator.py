@@ -16,8 +16,9 @@ from absorb_pl.functional import (
     SILENT,
     at_least_float32,
     cosine_similarity_matrix,
+    gradient_scores,
     most_negative_latents,
-    paper_verdicts,
+    paper_decisions,
 )
 from absorb_pl.models import context_length, require_next_token_logits
 from absorb_pl.ranges import Cosine, Count, CountOrZero, NotNegative, Range, Seed, check_ranges
@@ -236,11 +237,12 @@ class FeatureAbsorptionCalculator:
         )
         decoder = at_least_float32(sae.W_dec.detach())
         cosines = cosine_similarity_matrix(probe_dir.to(decoder)[None], decoder)[0]
-        verdicts = paper_verdicts(
-            found.scores,
-            found.activations,
-            cosines,
-            mains,
+        top_two = gradient_scores(found.scores, found.activations, cosines, mains)
+        is_absorption = paper_decisions(
+            top_two.top_score,
+            top_two.second_score,
+            top_two.top_probe_cos,
+            top_two.main_max,
             delta_threshold=self.ablation_delta_threshold,
             cos_threshold=self.probe_cos_sim_threshold,
         )
@@ -263,7 +265,7 @@ class FeatureAbsorptionCalculator:
                 prompt=prompts[row].base,
                 main_feature_scores=describe(word, mains),
                 top_ablation_feature_scores=describe(word, top[word].tolist()),
-                is_absorption=bool(verdicts.is_absorption[word]),
+                is_absorption=bool(is_absorption[word]),
             )
             for word, row in enumerate(rows)
         ]

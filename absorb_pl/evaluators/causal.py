@@ -14,11 +14,11 @@ from typing_extensions import override
 
 from absorb_pl.data import PromptBatches, PromptDataModule, check_published, prompt_data_of, user_path
 from absorb_pl.errors import AbsorbError
-from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.functional import cosine_similarity_matrix, letter_metric
 from absorb_pl.models import load_language_model, require_next_token_logits
 from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.saes import check_positions, check_processing, load_sae, sae_hook_name, to_unit_norms, trained_positions
+from absorb_pl.schema import Columns, empty_table
 from absorb_pl.words import AnswerTokens, PositiveToken, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
 
 
@@ -31,7 +31,7 @@ class CausalEvaluator(LightningModule):
     Args:
         model: A `TransformerBridge`, or a name for `load_language_model`.
         saes: SAEs by name, or a list of names for `load_sae`.
-        positive_token: Token of the right answer.
+        positive_tokens: Tokens of the right answer that metrics can be asked for.
         batch_size: Most sequences in one run of the model.
         sae_dtype: Dtype of SAEs loaded by name.
         model_dtype: Dtype of a model loaded by name.
@@ -41,14 +41,14 @@ class CausalEvaluator(LightningModule):
         ModelProcessingError: The model lacks the processing that an SAE asks for.
 
     Attributes:
-        columns: Columns and dtypes of the tables.
+        columns: Columns of the tables.
         hooks: Hook that each SAE reads, by the SAE's name.
         positive_tokens: Tokens of the right answer that metrics can be asked for.
         texts: The prompt of each word of the task, once prepared.
         class_names: The task's classes, once prepared.
     """
 
-    columns: Mapping[str, str]
+    columns: Columns
     positive_tokens: tuple[PositiveToken, ...]
     texts: Sequence[SpellingPrompt]
     class_names: tuple[str, ...]
@@ -57,7 +57,7 @@ class CausalEvaluator(LightningModule):
         self,
         model: Any,
         saes: Sequence[str] | Mapping[str, Any],
-        positive_token: PositiveToken,
+        positive_tokens: Sequence[PositiveToken],
         batch_size: Count,
         sae_dtype: str = "float32",
         model_dtype: str = "float32",
@@ -73,7 +73,7 @@ class CausalEvaluator(LightningModule):
         for sae in self.saes.values():
             check_processing(self.language_model, sae)
         self.hooks = {name: sae_hook_name(sae) for name, sae in self.saes.items()}
-        self.positive_tokens: tuple[PositiveToken, ...] = (positive_token,)
+        self.positive_tokens = tuple(positive_tokens)
         self.batch_size = batch_size
 
     @abstractmethod

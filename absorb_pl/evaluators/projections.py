@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.functional import (
     ProjectionScores,
     at_least_float32,
@@ -16,25 +17,10 @@ from absorb_pl.functional import (
     projection_scores,
     unit_rows,
 )
+from absorb_pl.rules import Projections
 from absorb_pl.saes import encode_and_project
+from absorb_pl.schema import PROJECTIONS, dtypes
 
-PROJECTION_COLUMNS = {
-    "row": "int64",
-    "label": "str",
-    "top_latent": "int64",
-    "top_score": "float64",
-    "top_probe_cos": "float64",
-    "second_latent": "int64",
-    "second_score": "float64",
-    "main_activation": "float64",
-    "main_max": "float64",
-    "probe_projection": "float64",
-    "main_projection": "float64",
-    "all_projection": "float64",
-    "absorber_latents": "object",
-    "absorber_projections": "object",
-    "absorber_probe_cos": "object",
-}
 _FIELDS = {"top_score": "top_projection", "second_score": "second_projection"}
 _LISTS = ("absorber_latents", "absorber_projections", "absorber_probe_cos")
 _CHUNK_VALUES = 2**24
@@ -70,14 +56,14 @@ def score_projections(
         chunk_values: Most latent activations held at once, whatever the SAE's width.
 
     Returns:
-        One row a word with the columns of `PROJECTION_COLUMNS`, classes in order.
+        One row a word with the columns of `absorb_pl.schema.PROJECTIONS`, classes in order.
     """
     device = sae.W_dec.device
     directions = at_least_float32(probe_weight.to(device))
     cosines = cosine_similarity_matrix(directions, at_least_float32(sae.W_dec))
     units = unit_rows(directions)
     chunk = max(1, chunk_values // len(sae.W_dec))
-    columns: dict[str, list[Any]] = {name: [] for name in PROJECTION_COLUMNS}
+    columns: dict[str, list[Any]] = {name: [] for name in PROJECTIONS}
     for c, label in enumerate(class_names):
         own = torch.tensor([number for number, name in enumerate(labels) if name == label], dtype=torch.long)
         for part in own.split(chunk) if len(own) else ():
@@ -95,14 +81,40 @@ def score_projections(
             columns["label"] += [label] * len(part)
             for name, values in _listed(scores).items():
                 columns[name] += values
-    return pd.DataFrame(columns).astype(PROJECTION_COLUMNS)
+    return pd.DataFrame(columns).astype(dtypes(PROJECTIONS))
+
+
+def gather_projections(sae: Any, rows: EvaluationRows, letters: pd.DataFrame, evidence: Projections) -> pd.DataFrame:
+    """Project the held-out words on which the linear probe sees the class.
+
+    Args:
+        sae: The SAE.
+        rows: The held-out words.
+        letters: From `evaluate_sae`: `label, main_latents`.
+        evidence: What is to be kept of each word.
+
+    Returns:
+        One row per word with the columns of `absorb_pl.schema.PROJECTIONS`, in order of `row`.
+    """
+    seen = rows.seen
+    found = score_projections(
+        sae,
+        rows.x[seen],
+        rows.index[seen].tolist(),
+        [rows.class_names[c] for c in rows.y[seen].int().argmax(dim=1).tolist()],
+        rows.probe_weight,
+        rows.class_names,
+        {row["label"]: [int(latent) for latent in row["main_latents"]] for row in letters.to_dict("records")},
+        stored_absorbers=evidence.stored_absorbers,
+    )
+    return found.sort_values("row", ignore_index=True)
 
 
 def _listed(scores: ProjectionScores) -> dict[str, list[Any]]:
     """What is stored of each word; absorbers without their padding."""
     found: dict[str, list[Any]] = {}
     counts = (scores.absorber_latents >= 0).sum(dim=1).tolist()
-    for name in PROJECTION_COLUMNS.keys() - {"row", "label"}:
+    for name in PROJECTIONS.keys() - {"row", "label"}:
         values = getattr(scores, _FIELDS.get(name, name)).tolist()
         found[name] = [one[:n] for one, n in zip(values, counts, strict=True)] if name in _LISTS else values
     return found

@@ -1,11 +1,12 @@
 """All that is asked of one SAE before any causal scoring: statistics, latent evaluation, splits, candidates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
@@ -34,6 +35,34 @@ class EvaluationRows:
     probe_weight: Float[Tensor, "classes d_model"]
     probe_logits: Float[Tensor, "rows classes"]
     class_names: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        x: Float[Tensor, "rows d_model"],
+        y: Shaped[Tensor, "rows classes"],
+        index: Int[Tensor, " rows"],
+        weight: Float[Tensor, "classes d_model"],
+        bias: Float[Tensor, " classes"],
+        class_names: Sequence[str],
+    ) -> "EvaluationRows":
+        """Ask a linear probe about held-out words.
+
+        Args:
+            x: Residual rows.
+            y: Labels, 0 or 1.
+            index: Row number of each word in the task.
+            weight: Weights of the probe.
+            bias: Its biases.
+            class_names: Names of the classes.
+        """
+        weight, bias = weight.cpu(), bias.cpu()
+        return cls(x, y.bool(), index, weight, x @ weight.T + bias, tuple(class_names))
+
+    @property
+    def seen(self) -> Int[Tensor, " seen"]:
+        """Places of the words on which the linear probe sees the word's own class."""
+        return (self.probe_logits[self.y.bool()] > 0).nonzero().squeeze(-1)
 
 
 @dataclass(frozen=True)

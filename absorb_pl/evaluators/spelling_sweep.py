@@ -14,9 +14,9 @@ from typing_extensions import override
 from absorb_pl.data import Share
 from absorb_pl.errors import PromptError
 from absorb_pl.evaluators.grading import SpellingGrader
-from absorb_pl.evaluators.writers import empty_table
 from absorb_pl.models import load_language_model, require_next_token_logits
 from absorb_pl.ranges import Count, CountOrZero, Seed, check_ranges
+from absorb_pl.schema import SPELLING, dtypes, empty_table
 from absorb_pl.words import (
     VERBOSE_FIRST_LETTER_TEMPLATE,
     Formatter,
@@ -28,16 +28,6 @@ from absorb_pl.words import (
 
 Casing = Literal["upper", "lower"]
 Answer = Literal["spelling", "first_letter", "last_letter"]
-SWEEP_COLUMNS = {
-    "setting": "int64",
-    "word_length": "int64",
-    "num_icl_examples": "int64",
-    "casing": "str",
-    "separator": "str",
-    "accuracy": "float64",
-    "answer_log_prob": "float64",
-    "num_words": "int64",
-}
 
 
 @dataclass(frozen=True)
@@ -179,7 +169,7 @@ class SpellingSweep(LightningModule):
 
     @override
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> pd.DataFrame:
-        return self.grade(SpellingSetting(**batch)) if batch else empty_table(SWEEP_COLUMNS)
+        return self.grade(SpellingSetting(**batch)) if batch else empty_table(SPELLING)
 
     def grade(self, setting: SpellingSetting) -> pd.DataFrame:
         """Grade the words of a setting.
@@ -188,9 +178,8 @@ class SpellingSweep(LightningModule):
             setting: The setting.
 
         Returns:
-            One row with the columns of `SWEEP_COLUMNS`: share of right answers, mean log-probability of the right
-            answer (all its tokens, natural logarithm) and number of words. Accuracy and log-probability are missing
-            where the vocabulary has no word of the length.
+            One row with the columns of `absorb_pl.schema.SPELLING`. Accuracy and log-probability (of all tokens of the
+            right answer) are missing if the vocabulary has no word of the length.
 
         Raises:
             PromptError: The vocabulary holds too few words for the examples.
@@ -204,7 +193,7 @@ class SpellingSweep(LightningModule):
             "answer_log_prob": pd.Series([grade.answer_log_prob for grade in grades], dtype=float).mean(),
             "num_words": len(grades),
         }
-        return pd.DataFrame([row]).astype(SWEEP_COLUMNS)
+        return pd.DataFrame([row]).astype(dtypes(SPELLING))
 
 
 def _formatter(answer: Answer, setting: SpellingSetting) -> Formatter:

@@ -1,7 +1,7 @@
 """Prediction writers: rank-unique shards while predicting, one sorted table at the end."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +12,9 @@ from typing_extensions import override
 
 from absorb_pl.data import user_path, whole_file, writing_to
 from absorb_pl.data.drafts import begin_draft, draft_of, end_draft, new_owner
-from absorb_pl.errors import CacheCorruptedError
+from absorb_pl.errors import CacheCorruptedError, RuleError
+from absorb_pl.rules import RuleChoice, configured_rules
+from absorb_pl.schema import GRADIENTS, Column, Columns, empty_table, ordered_words
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -25,15 +27,6 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_parquet(part, index=False)
 
 
-def empty_table(columns: Mapping[str, str]) -> pd.DataFrame:
-    """A table without rows.
-
-    Args:
-        columns: Column names and dtypes.
-    """
-    return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in columns.items()})
-
-
 class PredictionTableWriter(BasePredictionWriter):
     """Writes predicted tables, one a batch, into one Parquet file without duplicates and in a fixed order.
 
@@ -43,14 +36,14 @@ class PredictionTableWriter(BasePredictionWriter):
     Args:
         path: The table to write.
         sort_by: Columns that identify a row and give the order.
-        columns: Columns and dtypes of the table where nothing was predicted; the evaluator's own if not given.
+        columns: Columns of the table if nothing was predicted; the evaluator's own if not given.
     """
 
     def __init__(
         self,
         path: str | Path,
         sort_by: Sequence[str] = ("sae", "row"),
-        columns: Mapping[str, str] | None = None,
+        columns: Columns | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
         self.path = user_path(path)
@@ -95,7 +88,7 @@ class PredictionTableWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             shards = sorted(self._shards.glob("*.parquet"), key=os.fspath)
             tables = [pd.read_parquet(shard) for shard in shards]
-            columns = self._columns or getattr(pl_module, "columns", dict.fromkeys(self.sort_by, "object"))
+            columns = self._columns or getattr(pl_module, "columns", dict.fromkeys(self.sort_by, Column("object", "")))
             table = pd.concat(tables, ignore_index=True) if tables else empty_table(columns)
             if len(table) != written:
                 raise CacheCorruptedError(
@@ -104,11 +97,53 @@ class PredictionTableWriter(BasePredictionWriter):
                     expected=f"the {written} that were predicted",
                     remedy="Run again.",
                 )
-            write_table(table.sort_values(self.sort_by, ignore_index=True), self.path)
+            write_table(self.finished(table.sort_values(self.sort_by, ignore_index=True)), self.path)
             end_draft(self._shards)
         trainer.strategy.barrier()
+
+    def finished(self, table: pd.DataFrame) -> pd.DataFrame:
+        """What is written of the merged table; a subclass may add to it."""
+        return table
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop the shards of a pass that failed."""
         end_draft(self._shards)
+
+
+class VerdictWriter(PredictionTableWriter):
+    """Writes the verdicts of rules on what an `AbsorptionEvaluator` predicts, with the evidence they rest on.
+
+    Args:
+        path: The table to write, with the columns of `absorb_pl.schema.WORDS`.
+        rules: Rules on gradients, perhaps with settings.
+
+    Raises:
+        RuleError: A rule is unknown, or the evaluator does not gather the evidence it needs.
+    """
+
+    def __init__(
+        self, path: str | Path = "lightning_logs/absorption/words.parquet", rules: RuleChoice = "paper"
+    ) -> None:
+        super().__init__(path, ("sae", "positive_token", "row"), GRADIENTS)
+        self.rules = configured_rules(rules)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        gathered = getattr(pl_module, "evidence", ())
+        for rule in self.rules:
+            if rule.needs not in gathered:
+                raise RuleError(
+                    "rules",
+                    rule.name,
+                    expected=f"rules that rest on what {type(pl_module).__name__} gathers: {gathered}",
+                    remedy=f"Give the evaluator the evidence {rule.needs}.",
+                )
+        super().on_predict_start(trainer, pl_module)
+
+    @override
+    def finished(self, table: pd.DataFrame) -> pd.DataFrame:
+        of_token = dict(iter(table.groupby("positive_token")))
+        judged = [rule.judge(of_token.get(rule.settings.positive_token, table[:0])) for rule in self.rules]
+        words = pd.concat(judged, ignore_index=True)
+        return ordered_words(words.sort_values(["rule", "sae", "row"], kind="stable", ignore_index=True))

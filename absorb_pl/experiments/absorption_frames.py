@@ -13,7 +13,7 @@ from absorb_pl.experiments.common import SaeInfo
 from absorb_pl.experiments.runs import Frames, FrameStage
 from absorb_pl.functional import cosine_similarity_matrix
 from absorb_pl.probes import encode_latents
-from absorb_pl.rules import PaperRule, configured_rules, judge_words
+from absorb_pl.rules import AbsorptionRule
 from absorb_pl.study import StudyStages
 
 COLUMNS = (
@@ -86,15 +86,14 @@ class AbsorptionFrameStage(FrameStage):
     Args:
         stages: The stages of the study.
         infos: What the caller says of SAEs.
-        rule_name: Name of the rule that judges the words.
-        settings: Its settings.
+        rule: The rule that judges the words; one on gradients.
     """
 
     name = "feature_absorption"
 
-    def __init__(self, stages: StudyStages, infos: Mapping[str, SaeInfo], rule_name: str, settings: PaperRule) -> None:
+    def __init__(self, stages: StudyStages, infos: Mapping[str, SaeInfo], rule: AbsorptionRule) -> None:
         super().__init__(stages, infos)
-        (self.rule,) = configured_rules([rule_name], {"rule": settings})
+        self.rule = rule
 
     @override
     def basis(self, unit: str) -> dict[str, Any]:
@@ -106,7 +105,7 @@ class AbsorptionFrameStage(FrameStage):
 
     @override
     def frames(self, unit: str, sae: Any, info: SaeInfo) -> Frames:
-        words = judge_words(self.rule, self.stages.absorption.table(unit, self.rule.settings.positive_token))
+        words = self.rule.judge(self.stages.evidence(unit, self.rule.needs))
         letters = {row["label"]: row for row in self.stages.probing.result(unit).letters.to_dict("records")}
         rows = []
         for letter, of_letter in words.groupby("label", sort=False):
@@ -123,13 +122,14 @@ class AbsorptionFrameStage(FrameStage):
         self, unit: str, sae: Any, letter: str, latents: Sequence[int], words: pd.DataFrame
     ) -> list[list[FeatureScore]]:
         """Score of each main latent at each word."""
-        data, hook = self.stages.data, self.stages.saes[unit].hook_name
+        subject = self.stages.subject
+        hook = subject.saes[unit].hook_name
         ids = torch.tensor(latents)
         weight, _ = self.stages.probes.weights(hook)
         decoder = sae.W_dec.detach()
-        direction = weight[data.words.task.classes.index(letter), None].to(decoder.device)
+        direction = weight[subject.words.task.classes.index(letter), None].to(decoder.device)
         cosines = cosine_similarity_matrix(direction, decoder[ids.to(decoder.device)])[0].tolist()
-        activations = encode_latents(sae, data.activations[hook].rows(torch.tensor(words["row"].tolist())), ids)
+        activations = encode_latents(sae, self.stages.activations.rows(hook, torch.tensor(words["row"].tolist())), ids)
         return [
             [
                 FeatureScore(latent, activation, float(score), cosine)

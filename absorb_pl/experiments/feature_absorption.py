@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from absorb_pl.errors import RuleError
 from absorb_pl.evaluators import FeatureAbsorptionCalculator, SplitSettings
 from absorb_pl.evaluators.calculator import MetricFn
 from absorb_pl.experiments.absorption_frames import COLUMNS, AbsorptionFrameStage, frame_row
@@ -26,7 +27,7 @@ from absorb_pl.experiments.runs import Results, run_experiment
 from absorb_pl.functional import LetterOutcome, letter_metric, sae_rate
 from absorb_pl.probes import LinearProbe
 from absorb_pl.ranges import Count, Fraction, check_ranges
-from absorb_pl.rules import PaperRule
+from absorb_pl.rules import Gradients, configured_rules
 from absorb_pl.words import LETTERS
 
 FEATURE_ABSORPTION_EXPERIMENT_NAME = "feature_absorption"
@@ -166,7 +167,8 @@ def run_feature_absortion_experiments(
             `splits.f1_jump`.
         rule_name: Which of the paper's rules judges: `paper-published` takes the bare lower-case letter for the right
             answer, as the released code does, `paper` the letter as the prompts have it.
-        settings: Settings of `StudyConfig`: `model`, `task`, `rule`, `splits`, `cache_dir`, `seed`, `trainer`, …
+        settings: Settings of `StudyConfig`: `model`, `task`, `rules` (one, with
+            settings), `splits`, `cache_dir`, `seed`, `trainer`, …
 
     Returns:
         Frames with the columns of `COLUMNS`, with what each SAE is called, by layer.
@@ -182,8 +184,11 @@ def run_feature_absortion_experiments(
     """
     check_ranges(run_feature_absortion_experiments, locals())
     splits = replace(settings.pop("splits", SplitSettings()), f1_jump=feature_split_f1_jump_threshold)
-    settings |= {"splits": splits, "rules": [rule_name]}
-    make_stage = partial(AbsorptionFrameStage, rule_name=rule_name, settings=settings.get("rule", PaperRule()))
+    settings = {"rules": rule_name, **settings, "splits": splits}
+    (rule,) = configured_rules(settings["rules"])
+    if rule.evidence is not Gradients:
+        raise RuleError("rule_name", rule.name, expected="one of the paper's rules", remedy="`paper`, for example.")
+    make_stage = partial(AbsorptionFrameStage, rule=rule)
     return run_experiment(make_stage, "absorption", saes, experiment_dir, settings)
 
 

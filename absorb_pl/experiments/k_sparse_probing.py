@@ -241,8 +241,8 @@ class KSparseFrameStage(FrameStage):
     @override
     def frames(self, unit: str, sae: Any, info: SaeInfo) -> Frames:
         x, labels = self.held_out(unit)
-        probe = self.stages.probes.probe(self.stages.saes[unit].hook_name)
-        probes, names = self.stages.probing.probes_of(unit), self.stages.data.words.task.classes
+        probe = self.stages.probes.probe(self.stages.subject.saes[unit].hook_name)
+        probes, names = self.stages.probing.probes_of(unit), self.stages.subject.words.task.classes
         raw = eval_probe_and_sae_k_sparse_raw_scores(sae, probe, probes, labels, x, class_names=names)
         metadata = sae_k_sparse_metadata(sae, probe, probes, info, class_names=names)
         return {

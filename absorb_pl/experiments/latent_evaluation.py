@@ -161,7 +161,7 @@ class LatentFrameStage(FrameStage):
 
     @override
     def basis(self, unit: str) -> dict[str, Any]:
-        sae = self.stages.saes[unit]
+        sae = self.stages.subject.saes[unit]
         probe = self.stages.probes.identity(sae.hook_name)
         return {"linear_probe": probe, "sae": sae.identity, "dtype": sae.dtype, "topk": self.topk}
 
@@ -170,12 +170,12 @@ class LatentFrameStage(FrameStage):
         x, labels = self.held_out(unit)
         raw = eval_probe_and_top_sae_raw_scores(
             sae,
-            self.stages.probes.probe(self.stages.saes[unit].hook_name),
+            self.stages.probes.probe(self.stages.subject.saes[unit].hook_name),
             labels,
             x,
             self.topk,
             {"layer": info.layer, "sae_l0": info.l0, "sae_width": info.width},
-            class_names=self.stages.data.words.task.classes,
+            class_names=self.stages.subject.words.task.classes,
         )
         stem = f"layer_{info.layer}_{info.width}_{info.l0:g}"
         return {

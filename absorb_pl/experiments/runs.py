@@ -1,11 +1,9 @@
 """How an experiment runs: the stages of a study up to one, then data frames of each SAE, kept like the stages' own."""
 
-import json
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.data import write_artifact
-from absorb_pl.evaluators import write_table
+from absorb_pl.evaluators.writers import write_table
 from absorb_pl.experiments.common import SaeInfo
 from absorb_pl.functional import SaeStatistics
 from absorb_pl.probes import encode_latents, quiet_lightning
-from absorb_pl.study import StageName, StudyConfig, StudyStages, UnitStage, run_study
+from absorb_pl.study import StudyConfig, StudyStages, run_study
+from absorb_pl.study.config import StageName
+from absorb_pl.study.stage import Files, Stage
 from absorb_pl.study.trainers import stage_trainers
 
 Frames = dict[str, pd.DataFrame]
@@ -30,13 +29,15 @@ Results = dict[int, list[tuple[pd.DataFrame, SaeInfo]]]
 _INFO = "info.json"
 
 
-class FrameStage(UnitStage):
-    """Makes the data frames of one experiment from finished stages of a study, one artifact an SAE.
+class FrameStage(Stage):
+    """Makes the data frames of one experiment from finished stages of a study, one artifact per SAE.
 
     Args:
         stages: The stages of the study.
         infos: What the caller says of SAEs; the rest is measured.
     """
+
+    title = "data frames"
 
     def __init__(self, stages: StudyStages, infos: Mapping[str, SaeInfo]) -> None:
         super().__init__(stages.probes.cache_dir)
@@ -56,31 +57,26 @@ class FrameStage(UnitStage):
         return {**self.basis(unit), "said": said, "format": 1}
 
     @override
-    def make(self, unit: str, device: torch.device) -> None:
-        sae = self.stages.saes[unit].load(device)
+    def make(self, unit: str, device: torch.device) -> Files:
+        sae = self.stages.subject.saes[unit].load(device)
         info = self.infos.get(unit) or self._measured(unit, sae)
         frames = self.frames(unit, sae, info)
-        with write_artifact(self.path(unit), self.identity(unit)) as folder:
-            for name, frame in frames.items():
-                frame.to_parquet(folder / name, index=False)
-            (folder / _INFO).write_text(json.dumps({"info": asdict(info), "files": list(frames)}), encoding="utf-8")
+        return {**frames, _INFO: {"info": asdict(info), "files": list(frames)}}
 
     def result(self, unit: str) -> tuple[Frames, SaeInfo]:
         """The frames of an SAE, read back, and what they are of."""
-        folder = self.folder(unit)
-        found = json.loads((folder / _INFO).read_text(encoding="utf-8"))
-        return {name: pd.read_parquet(folder / name) for name in found["files"]}, SaeInfo(**found["info"])
+        found = self.read(unit, _INFO)
+        return {name: self.read(unit, name) for name in found["files"]}, SaeInfo(**found["info"])
 
     def held_out(self, unit: str) -> tuple[Tensor, list[tuple[str, int]]]:
         """Residual rows of the held-out words, and word and class number of each."""
-        data = self.stages.data
-        x, y, index = data.split(self.stages.saes[unit].hook_name, "test")
-        words = [data.words.texts[row].word for row in index.tolist()]
-        return x, list(zip(words, y.argmax(dim=1).tolist(), strict=True))
+        rows = self.stages.probes.held_out(self.stages.subject.saes[unit].hook_name)
+        words = [self.stages.subject.words.texts[row].word for row in rows.index.tolist()]
+        return rows.x, list(zip(words, rows.y.int().argmax(dim=1).tolist(), strict=True))
 
     def _measured(self, unit: str, sae: Any) -> SaeInfo:
         x, _ = self.held_out(unit)
-        source, statistics = self.stages.saes[unit], SaeStatistics.empty(x.shape[1], sae.W_dec.shape[0])
+        source, statistics = self.stages.subject.saes[unit], SaeStatistics.empty(x.shape[1], sae.W_dec.shape[0])
         encode_latents(sae, x, torch.zeros(0, dtype=torch.long), statistics)
         return SaeInfo(statistics.l0, source.layer, source.d_sae, unit)
 
@@ -114,9 +110,9 @@ def run_experiment(
     study = run_study(config)
     assert study.stages is not None
     stage = make_stage(study.stages, infos)
-    stage.run(list(study.stages.saes), partial(stage_trainers, config.trainer)(stage.name))
+    stage.run(list(study.stages.subject.saes), stage_trainers(config.trainer, stage.title))
     results: Results = {}
-    for name, source in study.stages.saes.items():
+    for name, source in study.stages.subject.saes.items():
         frames, info = stage.result(name)
         if getattr(rank_zero_only, "rank", 0) == 0:
             folder = study.run_dir / folder_of_sae(name, source.identity)

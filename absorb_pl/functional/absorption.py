@@ -122,28 +122,76 @@ def written_cosines(
 
 
 @dataclass(frozen=True)
-class PaperVerdicts:
-    """What the paper's rule says of each word.
+class GradientScores:
+    """What the paper's rule is decided on at each word, whatever the thresholds.
 
     Attributes:
-        is_absorption: Whether the word counts.
         top_latent: Latent with the most negative score.
         top_score: Its score, in units of the metric (logits).
+        top_probe_cos: Cosine of what the top latent writes with the probe (see `written_cosines`).
         second_latent: Runner-up.
         second_score: Its score.
-        top_probe_cos: Cosine of what the top latent writes with the probe (see `written_cosines`).
         main_activation: Summed activation of the main latents.
         main_max: Largest size of a main latent's activation.
     """
 
-    is_absorption: Bool[Tensor, " words"]
     top_latent: Int[Tensor, " words"]
     top_score: Float[Tensor, " words"]
+    top_probe_cos: Float[Tensor, " words"]
     second_latent: Int[Tensor, " words"]
     second_score: Float[Tensor, " words"]
-    top_probe_cos: Float[Tensor, " words"]
     main_activation: Float[Tensor, " words"]
     main_max: Float[Tensor, " words"]
+
+
+def gradient_scores(
+    scores: Float[Tensor, "words latents"],
+    activations: Float[Tensor, "words latents"],
+    probe_cos: Float[Tensor, " latents"],
+    main_latents: Sequence[int],
+) -> GradientScores:
+    """Find the two latents that matter most at each word, and what the main latents do there.
+
+    Args:
+        scores: Integrated-gradient scores at the word.
+        activations: Activations at the word.
+        probe_cos: Cosine of each latent's decoder row with the class's probe.
+        main_latents: The class's main latents.
+
+    Returns:
+        One entry per word, for `paper_decisions`.
+
+    Raises:
+        NonFiniteError: A score, activation or cosine is NaN or infinite.
+        ShapeError: A main latent is out of range, or there are fewer than two latents.
+
+    Example:
+        >>> found = gradient_scores(
+        ...     scores=torch.tensor([[0.0, -3.0, -0.5], [0.0, -3.0, -2.5]]),
+        ...     activations=torch.tensor([[0.0, 2.0, 1.0], [0.0, 2.0, 1.0]]),
+        ...     probe_cos=torch.tensor([0.9, 0.4, 0.1]),
+        ...     main_latents=[0],
+        ... )
+        >>> found.top_latent, paper_decisions(
+        ...     found.top_score, found.second_score, found.top_probe_cos, found.main_max
+        ... )
+        (tensor([1, 1]), tensor([ True, False]))
+    """
+    require_finite(scores=scores, activations=activations, probe_cos=probe_cos)
+    require_latents("main_latents", main_latents, scores.shape[1])
+    if scores.shape[1] < 2:
+        raise ShapeError("scores", tuple(scores.shape), expected="at least two latents", remedy="Use a wider SAE.")
+    latents, values = most_negative_latents(scores, count=2)
+    mains = activations[:, list(main_latents)]
+    return GradientScores(
+        top_latent=latents[:, 0],
+        top_score=values[:, 0],
+        top_probe_cos=written_cosines(activations.gather(1, latents[:, :1])[:, 0], probe_cos[latents[:, 0]]),
+        second_latent=latents[:, 1],
+        second_score=values[:, 1],
+        main_activation=mains.sum(dim=1),
+        main_max=mains.abs().amax(dim=1),
+    )
 
 
 def paper_decisions(
@@ -156,7 +204,13 @@ def paper_decisions(
     cos_threshold: Cosine = 0.025,
     silent: Positive = SILENT,
 ) -> Bool[Tensor, " words"]:
-    """Apply the thresholds of the paper's rule to what is known of each word (see `paper_verdicts`).
+    """Judge words by the paper's rule.
+
+    A word counts if every main latent is silent, the latent with the most negative integrated-gradient score has a
+    score of at most 0, that score exceeds the runner-up's in size by at least `delta_threshold`, and its decoder row
+    has a cosine of at least `cos_threshold` with the probe (arXiv 2409.14507, section 5; the published
+    `FeatureAbsorptionCalculator._is_absorption`). A latent that is negative (AbsTopK) writes against its decoder row,
+    so there the cosine's sign is turned, and it is silent at 0, not below it.
 
     Args:
         top_score: Most negative integrated-gradient score at the word, in logits.
@@ -182,77 +236,4 @@ def paper_decisions(
         & (top_score <= 0)
         & (lead >= delta_threshold)
         & (top_probe_cos.double() >= cos_threshold)
-    )
-
-
-def paper_verdicts(
-    scores: Float[Tensor, "words latents"],
-    activations: Float[Tensor, "words latents"],
-    probe_cos: Float[Tensor, " latents"],
-    main_latents: Sequence[int],
-    *,
-    delta_threshold: NotNegative = 1.0,
-    cos_threshold: Cosine = 0.025,
-    silent: Positive = SILENT,
-) -> PaperVerdicts:
-    """Judge words by the paper's rule.
-
-    A word counts when every main latent is silent, the latent with the most negative integrated-gradient
-    score has a score of at most 0, that score exceeds the runner-up's in size by at least `delta_threshold`,
-    and its decoder row has a cosine of at least `cos_threshold` with the probe (arXiv 2409.14507, section 5;
-    the published `FeatureAbsorptionCalculator._is_absorption`). A latent that is negative (AbsTopK) writes against its
-    decoder row, so there the cosine's sign is turned, and it is silent at 0, not below it.
-
-    Args:
-        scores: Integrated-gradient scores at the word.
-        activations: Activations at the word.
-        probe_cos: Cosine of each latent's decoder row with the class's probe.
-        main_latents: The class's main latents.
-        delta_threshold: Least lead of the top score, in logits.
-        cos_threshold: Least cosine of the top latent with the probe.
-        silent: Size of activation below which a main latent counts as silent.
-
-    Returns:
-        One verdict a word.
-
-    Raises:
-        NonFiniteError: A score, activation or cosine is NaN or infinite.
-        ShapeError: A main latent is out of range, or there are fewer than two latents.
-
-    Example:
-        >>> verdicts = paper_verdicts(
-        ...     scores=torch.tensor([[0.0, -3.0, -0.5], [0.0, -3.0, -2.5]]),
-        ...     activations=torch.tensor([[0.0, 2.0, 1.0], [0.0, 2.0, 1.0]]),
-        ...     probe_cos=torch.tensor([0.9, 0.4, 0.1]),
-        ...     main_latents=[0],
-        ... )
-        >>> verdicts.is_absorption, verdicts.top_latent
-        (tensor([ True, False]), tensor([1, 1]))
-    """
-    check_ranges(paper_verdicts, locals())
-    require_finite(scores=scores, activations=activations, probe_cos=probe_cos)
-    require_latents("main_latents", main_latents, scores.shape[1])
-    if scores.shape[1] < 2:
-        raise ShapeError("scores", tuple(scores.shape), expected="at least two latents", remedy="Use a wider SAE.")
-    latents, values = most_negative_latents(scores, count=2)
-    top_cos = written_cosines(activations.gather(1, latents[:, :1])[:, 0], probe_cos[latents[:, 0]])
-    mains = activations[:, list(main_latents)]
-    main_max = mains.abs().amax(dim=1)
-    return PaperVerdicts(
-        is_absorption=paper_decisions(
-            values[:, 0],
-            values[:, 1],
-            top_cos,
-            main_max,
-            delta_threshold=delta_threshold,
-            cos_threshold=cos_threshold,
-            silent=silent,
-        ),
-        top_latent=latents[:, 0],
-        top_score=values[:, 0],
-        second_latent=latents[:, 1],
-        second_score=values[:, 1],
-        top_probe_cos=top_cos,
-        main_activation=mains.sum(dim=1),
-        main_max=main_max,
     )

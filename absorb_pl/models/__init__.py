@@ -9,8 +9,8 @@ from absorb_pl.models.processing import describe_processing, model_processing, p
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 
 __all__ = [
-    "HookedModel",
     "SPELLER",
+    "HookedModel",
     "PromptBatch",
     "check_hook",
     "content_hash",

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from absorb_pl.evaluators import ESTIMATES, agreement_table
+from absorb_pl.evaluators.ablation import ESTIMATES, agreement_table
 
 _TITLES = {"ig_score": "Integrated gradients", "attribution": "Attribution, negated"}
 

@@ -9,10 +9,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from typing_extensions import override
 
-from absorb_pl.evaluators import ABLATION_COLUMNS, SWEEP_COLUMNS, PredictionTableWriter, agreement_table, write_table
+from absorb_pl.evaluators.ablation import agreement_table
+from absorb_pl.evaluators.writers import PredictionTableWriter, write_table
 from absorb_pl.reports.ablation_figures import ablation_figure
 from absorb_pl.reports.figures import save_figures
 from absorb_pl.reports.sweep_figures import spelling_figure
+from absorb_pl.schema import ABLATIONS, SPELLING
 
 
 class PredictionReport(PredictionTableWriter):
@@ -73,7 +75,7 @@ class AblationReport(PredictionReport):
     name = "ablation"
 
     def __init__(self, path: str | Path = "lightning_logs/ablation/ablations.parquet") -> None:
-        super().__init__(path, ("sae", "row", "latent"), ABLATION_COLUMNS)
+        super().__init__(path, ("sae", "row", "latent"), ABLATIONS)
 
     @override
     def tables(self, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -103,7 +105,7 @@ class SpellingReport(PredictionReport):
     name = "spelling"
 
     def __init__(self, path: str | Path = "lightning_logs/spelling/sweep.parquet") -> None:
-        super().__init__(path, ("setting",), SWEEP_COLUMNS)
+        super().__init__(path, ("setting",), SPELLING)
 
     @override
     def tables(self, table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from absorb_pl.data import SUMMARY_SO_FAR, publishing, writing_to
-from absorb_pl.evaluators import write_table
+from absorb_pl.evaluators.writers import write_table
 from absorb_pl.reports.controls import without_controls
 from absorb_pl.reports.figures import draw_figures, save_figures
 from absorb_pl.reports.saebench_results import SaeBenchRun, write_saebench_results

@@ -14,7 +14,7 @@ import pandas as pd
 from absorb_pl import __version__
 from absorb_pl.data import distinct_names, whole_file, writing_to
 from absorb_pl.functional import NEVER_FIRES, SaeBenchAggregate, saebench_aggregate
-from absorb_pl.rules import RateSettings, SaeBench060
+from absorb_pl.rules import RateSettings, SaeBench060Rule
 
 EVAL_TYPE = "absorption_first_letter"
 _MEANS = (
@@ -40,7 +40,7 @@ class SaeBenchRun:
         sae_cfgs: Configuration of each SAE, as SAELens writes it.
     """
 
-    rule: SaeBench060
+    rule: SaeBench060Rule
     rates: RateSettings
     eval_config: Mapping[str, Any]
     facts: Mapping[str, Any]

@@ -2,20 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.errors import RuleError
-from absorb_pl.functional import paper_decisions
+from absorb_pl.functional.absorption import SILENT, paper_decisions
 from absorb_pl.ranges import Cosine, Count, NotNegative, Positive, Range, check_ranges
-from absorb_pl.rules.base import AbsorptionRule, Decisions, Threshold, register_rule
-from absorb_pl.words import PositiveToken
+from absorb_pl.rules.evidence import Gradients
+from absorb_pl.rules.registry import register_rule
+from absorb_pl.rules.rule import AbsorptionRule, Decisions
+from absorb_pl.words.answers import PositiveToken
 
 
 @dataclass(frozen=True)
-class PaperRule:
+class PaperSettings:
     """Settings of the absorption rule `paper` and its variants.
 
     Attributes:
@@ -24,34 +25,33 @@ class PaperRule:
         cos_threshold: Least cosine of the top latent's decoder row with the probe.
         silent: Size of activation below which a main latent counts as silent.
         positive_token: Token of the right answer: `answer` is `" X"`, `published` the bare lower-case letter.
-        top_latents: How many best latents of a word are kept in the table; a lead takes two.
+        top_latents: How many of the best latents per word are kept in the table; a lead takes two.
     """
 
     steps: Count = 6
     delta_threshold: NotNegative = 1.0
     cos_threshold: Cosine = 0.025
-    silent: Positive = 1e-8
+    silent: Positive = SILENT
     positive_token: PositiveToken = "answer"
     top_latents: Annotated[int, Range(2, 2**31 - 1)] = 10
 
     def __post_init__(self) -> None:
-        check_ranges(PaperRule, vars(self))
+        check_ranges(PaperSettings, vars(self))
 
 
 @register_rule
-class Paper(AbsorptionRule):
-    """One latent other than the main ones carries the class causally (see `functional.paper_verdicts`)."""
+class PaperRule(AbsorptionRule):
+    """One latent other than the main ones carries the class causally (see `functional.paper_decisions`)."""
 
     name = "paper"
-    section = "rule"
-    settings_type = PaperRule
-    settings: PaperRule
-    evidence = "gradients"
+    settings_type = PaperSettings
+    settings: PaperSettings
+    evidence = Gradients
     reads = ("top_score", "second_score", "top_probe_cos", "main_max")
-    thresholds: ClassVar[Mapping[str, Threshold]] = {
-        "delta_threshold": Threshold((0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)),
-        "cos_threshold": Threshold((0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)),
-        "silent": Threshold(),
+    thresholds: ClassVar[Mapping[str, tuple[float | int, ...]]] = {
+        "delta_threshold": (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0),
+        "cos_threshold": (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
+        "silent": (),
     }
 
     @override
@@ -66,12 +66,27 @@ class Paper(AbsorptionRule):
             )
         )
 
-    @override
-    def check_stored(self, candidates_silent: float) -> None:
-        if self.settings.silent > candidates_silent:
-            raise RuleError(
-                "silent",
-                self.settings.silent,
-                expected=f"at most {candidates_silent:g}: words on which main latents add up to more are not scored",
-                remedy="Run the study with a larger `splits.silent`.",
-            )
+
+@register_rule
+class PaperPublishedTokenRule(PaperRule):
+    """As `paper`, but the bare lower-case letter is the right answer, as in the released code."""
+
+    name = "paper-published-token"
+    fixed: ClassVar[Mapping[str, Any]] = {"positive_token": "published"}
+
+
+@register_rule
+class PaperPublishedLettersRule(PaperRule):
+    """As `paper`, but classes without candidate words are left out of an SAE's rate, as in the released code."""
+
+    name = "paper-published-letters"
+    letters = "published"
+
+
+@register_rule
+class PaperPublishedRule(PaperRule):
+    """Both, as the released code computes it."""
+
+    name = "paper-published"
+    fixed: ClassVar[Mapping[str, Any]] = {"positive_token": "published"}
+    letters = "published"

@@ -1,4 +1,4 @@
-"""How much rates depend on the thresholds of a rule, from stored scores alone."""
+"""How much rates depend on the thresholds of a rule, from stored evidence alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,18 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from absorb_pl.errors import RuleError
-from absorb_pl.functional import LettersMode
-from absorb_pl.rules.base import AbsorptionRule, stored_scores
+from absorb_pl.functional.rates import LettersMode
+from absorb_pl.rules.evidence import stored_scores
+from absorb_pl.rules.rule import AbsorptionRule
+from absorb_pl.schema import SENSITIVITY, dtypes, empty_table
 
-SENSITIVITY_COLUMNS = {
-    "sae": "str",
-    "rule": "str",
-    "threshold": "str",
-    "value": "float64",
-    "is_default": "bool",
-    "absorption_rate": "float64",
-    "absorption_fraction": "float64",
-}
+_COLUMNS = {name: column for name, column in SENSITIVITY.items() if name != "sae"}
 
 
 def sensitivity_table(
@@ -30,24 +24,24 @@ def sensitivity_table(
     """Rates of one SAE with one threshold at a time at other values.
 
     Args:
-        rule: The rule, with the thresholds that the others stay at.
-        words: Stored scores, one row a candidate word.
+        rule: The rule, with the values that the other thresholds keep.
+        words: Evidence, one row per word.
         letters: From `letters_table` by the same rule.
         mode: What letters without candidates count for.
 
     Returns:
-        One row a threshold and value, with the columns of `SENSITIVITY_COLUMNS` but `sae`; `is_default` marks the
-        rule's own value. Values that the stored scores cannot answer are left out, and so is all where no letter can
-        be evaluated.
+        One row per threshold and value, with the columns of `absorb_pl.schema.SENSITIVITY` except `sae`; `is_default`
+        marks the rule's own value. Values that the evidence cannot answer are left out; the table is empty if no
+        letter can be evaluated.
     """
     weights = _word_weights(words, letters, mode)
     if weights is None:
-        return pd.DataFrame(columns=list(SENSITIVITY_COLUMNS)[1:])
+        return empty_table(_COLUMNS)
     stored = stored_scores(words, rule.reads)
     rows = []
-    for name, threshold in rule.thresholds.items():
+    for name, grid in rule.thresholds.items():
         own = getattr(rule.settings, name)
-        for value in sorted({*threshold.grid, own}) if threshold.grid else ():
+        for value in sorted({*grid, own}) if grid else ():
             try:
                 other = rule.with_thresholds({name: value})
             except RuleError:
@@ -64,11 +58,11 @@ def sensitivity_table(
             if found.fraction is not None:
                 row["absorption_fraction"] = float((found.fraction * weights).sum())
             rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(dtypes(_COLUMNS))
 
 
 def _word_weights(words: pd.DataFrame, letters: pd.DataFrame, mode: LettersMode) -> Float[Tensor, " words"] | None:
-    """What a word adds to the SAE's rate when it counts; None where no letter can be evaluated."""
+    """What a word adds to the SAE's rate if it counts; None if no letter can be evaluated."""
     counted = letters[letters["evaluable"]]
     if mode == "published":
         counted = counted[counted["num_judged"] > 0]

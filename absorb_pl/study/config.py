@@ -3,14 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from absorb_pl.data import StorageDtype, user_path
+from absorb_pl.data.activation_cache import StorageDtype
+from absorb_pl.data.drafts import user_path
 from absorb_pl.errors import AbsorbError
-from absorb_pl.evaluators import SplitSettings
+from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.models.placement import check_dtype
-from absorb_pl.probes import KSparseSettings, LinearProbeSettings
+from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
-from absorb_pl.reports import ColumnChoice
-from absorb_pl.rules import AbsorptionRule, PaperRule, RateSettings, SaeBenchRule, configured_rules
+from absorb_pl.reports.terminal import ColumnChoice
+from absorb_pl.rules import AbsorptionRule, RateSettings, RuleChoice, configured_rules
+from absorb_pl.rules.registry import rules_of
 from absorb_pl.words import TaskConfig
 
 ControlKind = Literal["random", "shuffled_decoder"]
@@ -22,19 +24,28 @@ StageName = Literal["load", "activations", "linear-probes", "k-sparse-probes", "
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Where a study runs; the words of `lightning.Trainer`.
+    """Where a study runs; arguments of `lightning.Trainer` under their own names.
 
     Attributes:
-        accelerator: `cpu`, `gpu`, or `auto` for a CUDA GPU where there is one.
-        devices: Number of devices.
+        accelerator: `cpu`, `gpu`, or `auto` for a CUDA GPU if there is one.
+        devices: Number of devices, or which ones.
         strategy: `auto`, `ddp`, …
-        progress_bar: Whether stages show progress bars.
+        num_nodes: Number of machines.
+        enable_progress_bar: Whether stages show progress bars.
+        deterministic: Whether torch may use only algorithms that give the same result each time.
+        benchmark: Whether cuDNN tries its algorithms for speed first.
     """
 
     accelerator: str = "auto"
-    devices: int = 1
+    devices: int | str | list[int] = 1
     strategy: str = "auto"
-    progress_bar: bool = True
+    num_nodes: Count = 1
+    enable_progress_bar: bool = True
+    deterministic: bool | None = None
+    benchmark: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(TrainerSettings, vars(self))
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class StudyConfig:
         model_dtype: Dtype of the language model.
         sae_dtype: Dtype of the SAEs.
         activation_dtype: Storage dtype of cached activations.
-        prompt_batch_size: Prompts a forward pass.
+        prompt_batch_size: Prompts per forward pass.
         run_batch_size: Most sequences in one run of the suffix engine.
         saes_per_pass: SAEs that go through the stages together and are held in memory at once while words are
             scored; their results are shown when they are through.
@@ -62,10 +73,10 @@ class StudyConfig:
         linear_probe: Training of the linear probes.
         k_sparse: Training of the k-sparse probes.
         splits: How main latents and candidate words are found.
-        rules: Names of the absorption rules: `paper` and its variants `paper-published`, `paper-published-token` and
-            `paper-published-letters`, `saebench-0.6.0`, `saebench-0.3.2`, or registered ones.
-        rule: Settings of the rule `paper` and its variants.
-        saebench: Settings of SAEBench's rules.
+        rules: The absorption rules, perhaps with settings: `paper`, `[paper, saebench-0.6.0]` or
+            `{paper: {delta_threshold: 2.0}, saebench-0.6.0: {}}`. There are `paper`, its variants `paper-published`,
+            `paper-published-token` and `paper-published-letters`, `saebench-0.6.0`, `saebench-0.3.2`, `silent-mains`,
+            and registered ones; `docs/rules.md` lists their settings.
         rates: How rates are summed up.
         trainer: Where the study runs.
         columns: Columns of the printed table: `fit` for those that fit the terminal, or `all`.
@@ -90,9 +101,7 @@ class StudyConfig:
     linear_probe: LinearProbeSettings = field(default_factory=LinearProbeSettings)
     k_sparse: KSparseSettings = field(default_factory=KSparseSettings)
     splits: SplitSettings = field(default_factory=SplitSettings)
-    rules: list[str] = field(default_factory=lambda: ["paper", "saebench-0.6.0", "saebench-0.3.2"])
-    rule: PaperRule = field(default_factory=PaperRule)
-    saebench: SaeBenchRule = field(default_factory=SaeBenchRule)
+    rules: RuleChoice = field(default_factory=lambda: ["paper", "saebench-0.6.0", "saebench-0.3.2"])
     rates: RateSettings = field(default_factory=RateSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     columns: ColumnChoice = "fit"
@@ -110,6 +119,7 @@ class StudyConfig:
                 expected="SAEs of one model, or `models` with the SAEs of several, and not both",
                 remedy="Name SAEs (`absorb-pl list` shows which there are).",
             )
+        object.__setattr__(self, "rules", rules_of(self.rules))
         self._check_until()
         for rule in self.chosen_rules():
             rule.check_stored(self.splits.silent)
@@ -118,13 +128,13 @@ class StudyConfig:
         """The rules with their settings.
 
         Raises:
-            RuleError: A name is unknown or stands twice, or there is none.
+            RuleError: A name is unknown, or a rule has no such setting.
         """
-        return configured_rules(self.rules, {"rule": self.rule, "saebench": self.saebench})
+        return configured_rules(self.rules)
 
     def _check_until(self) -> None:
         needed = {"projections": "projections", "absorption": "gradients"}
-        kinds = {rule.evidence for rule in self.chosen_rules()}
+        kinds = {rule.evidence.name for rule in self.chosen_rules()}
         stages = [stage for stage in get_args(StageName) if needed.get(stage, "") in {"", *kinds}]
         if self.until not in stages:
             raise AbsorbError(

@@ -1,40 +1,26 @@
 """The whole pipeline as one function: from words to a table of how much each SAE splits and absorbs."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
 
-from absorb_pl.data import (
-    PromptDataModule,
-    RunFolder,
-    activation_identities,
-    check_split,
-    check_writable,
-    ensure_activations,
-)
-from absorb_pl.functional import check_ks
+from absorb_pl.data.drafts import check_writable
+from absorb_pl.data.run_folder import RunFolder
 from absorb_pl.interruption import interruptible
-from absorb_pl.models import load_language_model
-from absorb_pl.probes import quiet_lightning
-from absorb_pl.reports import report_part, report_study
-from absorb_pl.rules import check_rules_fit
-from absorb_pl.saes import SaeSource, distinct_saes, expand_sae_names, tell_equal_saes
-from absorb_pl.study.absorption_stage import AbsorptionStage
+from absorb_pl.probes.fitting import quiet_lightning
+from absorb_pl.reports.report import report_part, report_study
 from absorb_pl.study.config import StudyConfig
-from absorb_pl.study.probing_stages import LinearProbeStage, ProbeData, SaeProbingStage
-from absorb_pl.study.projection_stage import ProjectionStage
 from absorb_pl.study.saebench import saebench_run
+from absorb_pl.study.stage import Stage
 from absorb_pl.study.stages import StudyStages
+from absorb_pl.study.subject import load_subject
 from absorb_pl.study.tables import join_tables, study_tables
 from absorb_pl.study.trainers import stage_trainers
-
-_SHARED_SETTINGS = ("linear_probe", "k_sparse", "splits", "rule", "saebench", "rates")
 
 
 @dataclass(frozen=True)
@@ -44,8 +30,8 @@ class StudyResult:
     Attributes:
         run_dir: The run's folder.
         tables: `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates` and `training`, as
-            written to `run_dir/tables`. Empty where the study stopped before the report.
-        stages: What its stages found, up to the last that ran; None where it stopped before the linear probes, and for
+            written to `run_dir/tables`. Empty if the study stopped before the report.
+        stages: What its stages found, up to the last that ran; None if it stopped before the linear probes, and for
             studies of several models.
     """
 
@@ -80,99 +66,42 @@ def study_of_model(config: StudyConfig, processing: Sequence[str] = ()) -> Study
 
 
 def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, writes: bool) -> StudyResult:
-    cache_dir = Path(config.cache_dir)
-    trainers = partial(stage_trainers, config.trainer)
-    trainers("check")([])
+    stage_trainers(config.trainer, "check")([])
     rules = config.chosen_rules()
     if writes:
-        check_writable(cache_dir)
-
+        check_writable(Path(config.cache_dir))
     with run.stage("load") as facts:
-        model = load_language_model(config.model, dtype=config.model_dtype, processing=processing)
-        check_rules_fit(rules, model)
-        names = [
-            name
-            for sae in distinct_saes([name for given in config.saes for name in expand_sae_names([given])])
-            for name in (sae, *(f"{sae}#{kind}" for kind in config.controls))
-        ]
-        saes = {name: SaeSource.check(name, model, config.sae_dtype) for name in names}
-        tell_equal_saes(saes)
+        subject = load_subject(config, processing)
         facts["processing"] = list(processing)
-        facts["folded"] = {name: sae.folded for name, sae in saes.items() if sae.folded}
-        words = PromptDataModule(model, config.task, config.prompt_batch_size)
-        check_split(words.labels, config.test_fraction, config.seed)
-        for sae in saes.values():
-            check_ks([min(config.k_sparse.ks)], sae.d_sae)
-            sae.check_words(words.prompts.word_positions)
-        hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
-        identities = activation_identities(model, words.prompts, hooks, config.activation_dtype)
-    run.claim(
-        _common({**identities[hooks[0]], "task": words.identity}, config),
-        {name: sae.identity for name, sae in saes.items()},
-    )
-    if config.until == "load":
-        return StudyResult(run.path, {})
+        facts["folded"] = {name: sae.folded for name, sae in subject.saes.items() if sae.folded}
+    run.claim(subject.identity(config, rules), {name: sae.identity for name, sae in subject.saes.items()})
 
-    with run.stage("activations"):
-        activations = ensure_activations(words, hooks, cache_dir, config.activation_dtype, trainers("activations"))
-    if config.until == "activations":
-        return StudyResult(run.path, {})
-    data = ProbeData(words, activations, identities, config.test_fraction, config.seed)
-
-    with run.stage("linear probes") as facts:
-        probes = LinearProbeStage(cache_dir, data, config.linear_probe)
-        facts["made"] = probes.run(hooks, trainers("linear probes"))
-
-    of_projections = [rule.name for rule in rules if rule.evidence == "projections"]
-    tokens = {rule.name: rule.settings.positive_token for rule in rules if rule.evidence == "gradients"}
-    probing = SaeProbingStage(cache_dir, data, saes, probes, config.k_sparse, config.splits)
-    projections = ProjectionStage(cache_dir, data, saes, probes, probing, config.saebench.stored_absorbers)
-    absorption = AbsorptionStage(
-        cache_dir,
-        run.path,
-        words,
-        saes,
-        probes,
-        probing,
-        config.rule,
-        sorted(set(tokens.values())),
-        config.run_batch_size,
-        config.saes_per_pass,
-    )
-    scored: dict[str, Callable[[str], pd.DataFrame]] = dict.fromkeys(of_projections, projections.table)
-    scored |= {name: partial(absorption.table, positive_token=token) for name, token in tokens.items()}
-    stages = {"k-sparse probes": probing}
-    stages |= {"projections": projections} if of_projections else {}
-    stages |= {"absorption": absorption} if tokens else {}
-    found = StudyStages(saes, data, probes, probing, projections, absorption)
-    if config.until == "linear-probes":
-        return StudyResult(run.path, {}, found)
-
-    parts = []
-    for start in range(0, len(names), config.saes_per_pass):
-        part = names[start : start + config.saes_per_pass]
-        for name, stage in stages.items():
-            with run.stage(name) as facts:
-                facts["made"] = facts.get("made", 0) + stage.run(part, trainers(name))
-            if config.until == name.replace(" ", "-"):
-                break
-        if config.until != "report":
-            continue
-        with run.stage("tables"):
-            of_part = {name: saes[name] for name in part}
-            parts.append(study_tables(of_part, words, probes, probing, scored, rules, config.rates))
-        if writes and len(part) < len(names):
-            report_part(run.path, join_tables(parts), part)
+    stages = StudyStages.of(config, subject, rules, run.path)
+    for stage in stages.of_hooks(config.until):
+        _run(stage, subject.hooks, run, config)
+    tables = []
+    for names in subject.portions(config.saes_per_pass):
+        for stage in stages.of_saes(config.until):
+            _run(stage, names, run, config)
+        if config.until == "report":
+            with run.stage("tables"):
+                tables.append(study_tables(stages, names, rules, config.rates))
+            if writes and len(names) < len(subject.saes):
+                report_part(run.path, join_tables(tables), names)
 
     if config.until != "report":
-        return StudyResult(run.path, {}, found)
-    tables = join_tables(parts)
+        return StudyResult(run.path, {}, None if config.until in ("load", "activations") else stages)
+    found = join_tables(tables)
     if writes:
         with run.stage("report"):
-            measured = [name for name, sae in saes.items() if not sae.control] or names
-            saebench = saebench_run(config, data, rules, projections if of_projections else None, measured)
-            report_study(run.path, tables, {hook: probes.weights(hook) for hook in hooks}, saebench, config.columns)
-    return StudyResult(run.path, tables, found)
+            probes = {hook: stages.probes.weights(hook) for hook in subject.hooks}
+            report_study(run.path, found, probes, saebench_run(config, stages, rules), config.columns)
+    return StudyResult(run.path, found, stages)
+
+
+def _run(stage: Stage, units: Sequence[str], run: RunFolder, config: StudyConfig) -> None:
+    with run.stage(stage.title) as facts:
+        facts["made"] = facts.get("made", 0) + stage.run(units, stage_trainers(config.trainer, stage.title))
 
 
 def _kept(run: RunFolder, config: StudyConfig) -> str:
@@ -183,16 +112,3 @@ def _kept(run: RunFolder, config: StudyConfig) -> str:
         f"{where}; finished stages: {done}. What they made, and finished SAEs of this stage, is kept in "
         f"{config.cache_dir}. The same command goes on from there."
     )
-
-
-def _common(identity: dict[str, Any], config: StudyConfig) -> dict[str, Any]:
-    """What all rows of a run's tables have in common."""
-    shared = {key: value for key, value in identity.items() if key != "hook_name"}
-    return {
-        **shared,
-        "test_fraction": config.test_fraction,
-        "seed": config.seed,
-        "sae_dtype": config.sae_dtype,
-        "rules": config.rules,
-        **{name: dataclasses.asdict(getattr(config, name)) for name in _SHARED_SETTINGS},
-    }

@@ -1,80 +1,110 @@
-"""The stages that train probes: one linear probe a hook, then everything that is asked of one SAE."""
+"""The stages before any rule: activations, one linear probe per hook, and everything that is asked of one SAE."""
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
-from safetensors.torch import load_file, save_file
+from lightning.pytorch import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.data import ActivationCache, PromptDataModule, stratified_split, write_artifact
-from absorb_pl.data.splits import check_split
+from absorb_pl.data.activation_cache import ActivationCache, StorageDtype
+from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
+from absorb_pl.data.prompt_datamodule import PromptDataModule
+from absorb_pl.data.splits import stratified_split
+from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
-from absorb_pl.probes import MISSING_LOGIT, KSparseProbe, LinearProbe, SaeProbe, fit_probe
-from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
+from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
+from absorb_pl.probes import MISSING_LOGIT, KSparseProbe, KSparseSettings, LinearProbe, LinearProbeSettings
 from absorb_pl.saes.source import SaeSource
-from absorb_pl.study.stage import UnitStage
+from absorb_pl.study.stage import Files, Stage
 
 _FRAMES = ("latents", "k_sparse", "letters", "candidates")
-_PROBE, _CURVE = "probe.safetensors", "training.parquet"
+
+
+class ActivationStage(Stage):
+    """Residual activations at the words; one pass over the prompts serves all hooks that are missing.
+
+    Args:
+        cache_dir: Root of the cache.
+        words: The prompts.
+        identities: What determines the rows of each hook.
+        dtype: Storage dtype.
+    """
+
+    name = "activations"
+    title = "activations"
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        words: PromptDataModule,
+        identities: Mapping[str, dict[str, object]],
+        dtype: StorageDtype,
+    ) -> None:
+        super().__init__(cache_dir)
+        self.words, self.identities = words, identities
+        self.dtype: StorageDtype = dtype
+        self._opened: dict[str, ActivationCache] = {}
+
+    @override
+    def identity(self, unit: str) -> dict[str, Any]:
+        return dict(self.identities[unit])
+
+    @override
+    def make_all(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
+        writer: Callback = ActivationCacheWriter(self.cache_dir, self.dtype)
+        collector = ActivationCollector(self.words.language_model, units)
+        make_trainer([writer]).predict(collector, datamodule=self.words, return_predictions=False)
+
+    def rows(self, hook: str, index: Tensor) -> Tensor:
+        """Rows of a hook, float32, in the order of `index`."""
+        if hook not in self._opened:
+            self._opened[hook] = ActivationCache(self.path(hook))
+        return self._opened[hook].rows(index)
 
 
 @dataclass(frozen=True)
 class ProbeData:
-    """The labelled words behind cached activations, split for training and evaluation.
+    """The labelled activations of a study, split for training and evaluation.
 
     Attributes:
-        words: The prompts.
-        activations: Cached rows of each hook.
-        identities: Identity of the cached rows of each hook.
+        activations: The finished stage of the activations.
         test_fraction: Share of each class's words held out.
         seed: Seed of the split and of training.
-
-    Raises:
-        LabelError: The split leaves no words for training or none for evaluation.
     """
 
-    words: PromptDataModule
-    activations: Mapping[str, ActivationCache]
-    identities: Mapping[str, dict[str, Any]]
+    activations: ActivationStage
     test_fraction: float
     seed: int
 
-    def __post_init__(self) -> None:
-        check_split(self.words.labels, self.test_fraction, self.seed)
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.activations.words.task.classes
 
     def identity(self, hook: str) -> dict[str, Any]:
         """What determines the labelled, split rows of a hook."""
         return {
-            "activations": self.identities[hook],
-            "task": self.words.identity,
+            "activations": self.activations.identity(hook),
+            "task": self.activations.words.identity,
             "test_fraction": self.test_fraction,
             "seed": self.seed,
         }
 
     def split(self, hook: str, part: str) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, one-hot labels and row numbers of `train` or `test`."""
-        parts = stratified_split(self.words.labels, (1 - self.test_fraction, self.test_fraction), self.seed)
+        labels = self.activations.words.labels
+        parts = stratified_split(labels, (1 - self.test_fraction, self.test_fraction), self.seed)
         index = parts[("train", "test").index(part)]
-        y = torch.nn.functional.one_hot(self.words.labels[index], len(self.words.task.classes))
-        return self.activations[hook].rows(index), y, index
-
-    @contextmanager
-    def seeded(self) -> Iterator[None]:
-        """Draw from this seed inside the block, whatever was drawn before, and leave the generators as they were."""
-        with isolate_rng():
-            torch.manual_seed(self.seed)
-            yield
+        y = torch.nn.functional.one_hot(labels[index], len(self.class_names))
+        return self.activations.rows(hook, index), y, index
 
 
-class LinearProbeStage(UnitStage):
+class LinearProbeStage(Stage):
     """Trains the linear probe of each hook.
 
     Args:
@@ -84,6 +114,7 @@ class LinearProbeStage(UnitStage):
     """
 
     name = "linear_probes"
+    title = "linear probes"
 
     def __init__(self, cache_dir: Path, data: ProbeData, settings: LinearProbeSettings) -> None:
         super().__init__(cache_dir)
@@ -94,43 +125,34 @@ class LinearProbeStage(UnitStage):
         return {**self.data.identity(unit), "settings": asdict(self.settings), "format": 1}
 
     @override
-    def make(self, unit: str, device: torch.device) -> None:
+    def make(self, unit: str, device: torch.device) -> Files:
         x, y, _ = self.data.split(unit, "train")
-        probe = LinearProbe(
-            x.shape[1],
-            y.shape[1],
-            lr=self.settings.lr,
-            end_lr=self.settings.end_lr,
-            weight_decay=self.settings.weight_decay,
-            class_names=self.data.words.task.classes,
-            polish=self.settings.polish,
-        )
-        with self.data.seeded():
-            curve = fit_probe(probe, x, y, self.settings.max_epochs, self.settings.batch_size, device)
-        with write_artifact(self.path(unit), self.identity(unit)) as folder:
-            save_file({"weight": probe.weights.detach().cpu(), "bias": probe.biases.detach().cpu()}, folder / _PROBE)
-            curve.to_parquet(folder / _CURVE, index=False)
+        probe, curve = train_linear_probe(x, y, self.settings, self.data.class_names, self.data.seed, device)
+        return {"probe.safetensors": {"weight": probe.weights, "bias": probe.biases}, "training.parquet": curve}
 
     def weights(self, hook: str) -> tuple[Tensor, Tensor]:
         """Weight `[classes, d_model]` and bias `[classes]` of a hook's probe."""
-        tensors = load_file(self.folder(hook) / _PROBE)
+        tensors = self.read(hook, "probe.safetensors")
         return tensors["weight"], tensors["bias"]
 
     def probe(self, hook: str) -> LinearProbe:
         """The probe of a hook."""
-        return LinearProbe.from_weights(*self.weights(hook), self.data.words.task.classes)
+        return LinearProbe.from_weights(*self.weights(hook), self.data.class_names)
 
     def curve(self, hook: str) -> pd.DataFrame:
-        """Training curve of a hook's probe, a row an epoch."""
-        return pd.read_parquet(self.folder(hook) / _CURVE)
+        """Training curve of a hook's probe, one row per epoch."""
+        return self.read(hook, "training.parquet")
+
+    def held_out(self, hook: str) -> EvaluationRows:
+        """The held-out words, with the probe's opinion of them."""
+        return EvaluationRows.of(*self.data.split(hook, "test"), *self.weights(hook), self.data.class_names)
 
 
-class SaeProbingStage(UnitStage):
+class SaeProbingStage(Stage):
     """Trains the k-sparse probes of each SAE and evaluates it on the held-out words.
 
     Args:
         cache_dir: Root of the cache.
-        data: The labelled rows.
         saes: The SAEs by name.
         probes: The finished stage of the linear probes.
         settings: How to train.
@@ -138,18 +160,18 @@ class SaeProbingStage(UnitStage):
     """
 
     name = "sae_probing"
+    title = "k-sparse probes"
 
     def __init__(
         self,
         cache_dir: Path,
-        data: ProbeData,
         saes: Mapping[str, SaeSource],
         probes: LinearProbeStage,
         settings: KSparseSettings,
         splits: SplitSettings,
     ) -> None:
         super().__init__(cache_dir)
-        self.data, self.saes, self.probes, self.settings, self.splits = data, saes, probes, settings, splits
+        self.saes, self.probes, self.settings, self.splits = saes, probes, settings, splits
 
     @override
     def identity(self, unit: str) -> dict[str, Any]:
@@ -165,39 +187,26 @@ class SaeProbingStage(UnitStage):
         }
 
     @override
-    def make(self, unit: str, device: torch.device) -> None:
-        hook, sae = self.saes[unit].hook_name, self.saes[unit].load(device)
-        x, y, _ = self.data.split(hook, "train")
-        ks = tuple(k for k in self.settings.ks if k <= sae.W_dec.shape[0])
-        probe = SaeProbe(
-            sae,
-            y.shape[1],
-            ks=ks,
-            l1_decay=self.settings.l1_decay,
-            lr=self.settings.lr,
-            end_lr=self.settings.end_lr,
-            class_names=self.data.words.task.classes,
-        )
-        with self.data.seeded():
-            curve = fit_probe(probe, x, y, self.settings.max_epochs, self.settings.batch_size, device)
-        found = evaluate_sae(sae, probe, self._evaluation_rows(hook), self.splits)
-        with write_artifact(self.path(unit), self.identity(unit)) as folder:
-            for name in _FRAMES:
-                getattr(found, name).to_parquet(folder / f"{name}.parquet", index=False)
-            (folder / "statistics.json").write_text(json.dumps(found.statistics), encoding="utf-8")
-            tensors = {"latent_ids": probe.latent_ids, "weight": probe.weight, "bias": probe.bias}
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / _PROBE)
-            curve.to_parquet(folder / _CURVE, index=False)
+    def make(self, unit: str, device: torch.device) -> Files:
+        hook, sae, data = self.saes[unit].hook_name, self.saes[unit].load(device), self.probes.data
+        x, y, _ = data.split(hook, "train")
+        probe, curve = train_sae_probe(sae, x, y, self.settings, data.class_names, data.seed, device)
+        found = evaluate_sae(sae, probe, self.probes.held_out(hook), self.splits)
+        return {
+            **{f"{name}.parquet": getattr(found, name) for name in _FRAMES},
+            "statistics.json": found.statistics,
+            "probe.safetensors": {"latent_ids": probe.latent_ids, "weight": probe.weight, "bias": probe.bias},
+            "training.parquet": curve,
+        }
 
     def result(self, unit: str) -> SaeProbing:
         """What was found of an SAE."""
-        folder = self.folder(unit)
-        frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _FRAMES}
-        return SaeProbing(json.loads((folder / "statistics.json").read_text(encoding="utf-8")), **frames)
+        frames = {name: self.read(unit, f"{name}.parquet") for name in _FRAMES}
+        return SaeProbing(self.read(unit, "statistics.json"), **frames)
 
     def probes_of(self, unit: str) -> dict[int, dict[int, KSparseProbe]]:
         """The k-sparse probes of an SAE, by k and by number of the class, without classes that no training word has."""
-        tensors = load_file(self.folder(unit) / _PROBE)
+        tensors = self.read(unit, "probe.safetensors")
         ids, weight, bias = (tensors[name] for name in ("latent_ids", "weight", "bias"))
         ks = [k for k in sorted(set(self.settings.ks)) if k <= self.saes[unit].d_sae]
         return {
@@ -210,10 +219,5 @@ class SaeProbingStage(UnitStage):
         }
 
     def curve(self, unit: str) -> pd.DataFrame:
-        """Training curve of an SAE's ranking probe, a row an epoch."""
-        return pd.read_parquet(self.folder(unit) / _CURVE)
-
-    def _evaluation_rows(self, hook: str) -> EvaluationRows:
-        x, y, index = self.data.split(hook, "test")
-        weight, bias = self.probes.weights(hook)
-        return EvaluationRows(x, y.bool(), index, weight, x @ weight.T + bias, self.data.words.task.classes)
+        """Training curve of an SAE's ranking probe, one row per epoch."""
+        return self.read(unit, "training.parquet")

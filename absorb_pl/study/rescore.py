@@ -7,32 +7,24 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from absorb_pl.data import check_published, publishing, user_path
+from absorb_pl.data.drafts import user_path
+from absorb_pl.data.publication import check_published, publishing
 from absorb_pl.errors import CacheCorruptedError, RuleError
-from absorb_pl.evaluators import write_table
+from absorb_pl.evaluators.writers import write_table
 from absorb_pl.ranges import check_ranges
 from absorb_pl.reports.controls import without_controls
 from absorb_pl.reports.figures import absorption_figure, save_figures
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.tensorboard import log_study
 from absorb_pl.reports.terminal import ColumnChoice, print_places, print_summary
-from absorb_pl.rules import (
-    FRACTION_COLUMNS,
-    NO_WORDS,
-    AbsorptionRule,
-    RateSettings,
-    children_table,
-    configured_rules,
-    order_columns,
-    rule_named,
-)
-from absorb_pl.study.tables import judged
+from absorb_pl.rules import AbsorptionRule, RateSettings, configured_rules, judge, rule_named
+from absorb_pl.rules.children import children_table
+from absorb_pl.rules.rates import NO_WORDS
+from absorb_pl.schema import FOUND_BY_RULE, ordered_words, stacked
 
 _NEEDED = ("summary", "letters", "words", "latents")
 _CHILDREN = "children"
 _FOUND_OF_CHILDREN = ["num_candidates", "num_absorbed", "absorption_rate"]
-_FOUND = ("rule", "num_judged", "num_absorbed", "sum_fraction", "absorption_rate", "ci_low", "ci_high", "evaluable")
-_FOUND_OF_LETTERS = [*_FOUND, "reason", *FRACTION_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -85,12 +77,8 @@ def rescore_run(
     asked = _rule(config, rule).with_thresholds(changed)
     asked.check_stored(config["splits"]["silent"])
     rates = RateSettings(**config["rates"])
-    found = _judge(
-        asked,
-        {name: table[table["rule"] == rule] for name, table in tables.items() if "rule" in table},
-        tables["latents"],
-        rates,
-    )
+    of_rule = {name: table[table["rule"] == rule] for name, table in tables.items() if "rule" in table}
+    found = _judge(asked, of_rule, tables["latents"], rates)
     name = "-".join([rule, *(f"{key}={value:g}" for key, value in sorted(changed.items()))])
     folder = run_dir / "rescored" / name
     drawn = without_controls(found)
@@ -118,11 +106,17 @@ def _read(run_dir: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
         )
     check_published(run_dir, "tables")
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(config.get("rules"), dict):
+        raise CacheCorruptedError(
+            "run_dir",
+            str(run_dir),
+            expected="the run folder of a study by this version, with the settings of its `rules`",
+            remedy="Run `absorb-pl study` again; finished stages are not made again.",
+        )
     return config, {name: pd.read_parquet(file) for name, file in files.items() if file.is_file()}
 
 
 def _rule(config: dict[str, Any], name: str) -> AbsorptionRule:
-    (rule,) = configured_rules([name], config)
     if name not in config["rules"]:
         raise RuleError(
             "rule",
@@ -130,32 +124,32 @@ def _rule(config: dict[str, Any], name: str) -> AbsorptionRule:
             expected=f"a rule of the study: {', '.join(config['rules'])}",
             remedy="Run the study again with it among its `rules`, in another folder.",
         )
+    (rule,) = configured_rules({name: config["rules"][name]})
     return rule
 
 
 def _judge(
     rule: AbsorptionRule, tables: dict[str, pd.DataFrame], latents: pd.DataFrame, rates: RateSettings
 ) -> dict[str, pd.DataFrame]:
-    parts: dict[str, list[pd.DataFrame]] = {"letters": [], "words": [], "sensitivity": []}
-    summary = []
+    parts: dict[str, list[pd.DataFrame]] = {"summary": [], "letters": [], "words": [], "sensitivity": []}
     for row in tables["summary"].to_dict("records"):
         of_sae = {name: frame[frame["sae"] == row["sae"]] for name, frame in {**tables, "latents": latents}.items()}
-        every, hook = of_sae["letters"], row["hook_name"]
-        letters = every[every["reason"] != NO_WORDS].drop(columns=["sae", "hook_name", *_FOUND_OF_LETTERS])
-        classes = tuple(every["label"])
-        found, figures = judged(rule, str(row["sae"]), of_sae["words"], letters, of_sae["latents"], rates, classes)
-        found["letters"].insert(1, "hook_name", hook)
-        for name, frame in found.items():
+        every = of_sae["letters"]
+        letters = every[every["reason"] != NO_WORDS].drop(columns=["sae", "hook_name", *FOUND_BY_RULE])
+        found = judge(rule, of_sae["words"], letters, of_sae["latents"], rates, tuple(every["label"]))
+        parts["summary"].append(pd.DataFrame([{**row, **found.figures}]))
+        parts["words"].append(found.words)
+        for name, frame in (("letters", found.letters), ("sensitivity", found.sensitivity)):
+            frame.insert(0, "sae", str(row["sae"]))
             parts[name].append(frame)
-        summary.append({**row, **figures})
+        found.letters.insert(1, "hook_name", row["hook_name"])
         if _CHILDREN in of_sae:
             before = of_sae[_CHILDREN]
             held_out = before.drop(columns=["sae", "rule", *_FOUND_OF_CHILDREN])
-            rates_of = children_table(found["words"], found["letters"], held_out)
+            rates_of = children_table(found.words, found.letters, held_out)
             parts.setdefault(_CHILDREN, []).append(before.assign(**rates_of[_FOUND_OF_CHILDREN]))
-    joined = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
-    joined["words"] = order_columns(joined["words"])
-    return {"summary": pd.DataFrame(summary), **joined}
+    joined = {name: stacked(frames) for name, frames in parts.items()}
+    return {**joined, "words": ordered_words(joined["words"])}
 
 
 def _described(rule: AbsorptionRule) -> str:

@@ -2,37 +2,28 @@
 
 from collections.abc import Sequence
 
-from absorb_pl.reports import SaeBenchRun
-from absorb_pl.rules import AbsorptionRule, SaeBench060
+from absorb_pl.reports.saebench_results import SaeBenchRun
+from absorb_pl.rules import AbsorptionRule, SaeBench060Rule
 from absorb_pl.study.config import StudyConfig
-from absorb_pl.study.probing_stages import ProbeData
-from absorb_pl.study.projection_stage import ProjectionStage
+from absorb_pl.study.stages import StudyStages
 
 
-def saebench_run(
-    config: StudyConfig,
-    data: ProbeData,
-    rules: Sequence[AbsorptionRule],
-    projections: ProjectionStage | None,
-    names: Sequence[str],
-) -> SaeBenchRun | None:
+def saebench_run(config: StudyConfig, stages: StudyStages, rules: Sequence[AbsorptionRule]) -> SaeBenchRun | None:
     """What the files in SAEBench's format say of the run.
 
     Args:
         config: The settings.
-        data: The labelled rows.
+        stages: The finished stages.
         rules: The rules asked for.
-        projections: The finished stage behind SAEBench's rules, if there is one.
-        names: The SAEs to write files of.
 
     Returns:
-        What they have in common; None where there are no such files.
+        What they have in common; None if there are no such files.
     """
-    words = data.words
-    rule = next((rule for rule in rules if isinstance(rule, SaeBench060) and rule.name == SaeBench060.name), None)
+    words, projections = stages.subject.words, stages.projections
+    rule = next((rule for rule in rules if isinstance(rule, SaeBench060Rule)), None)
     if rule is None or projections is None or words.task.name != "first_letter":
         return None
-    held_out = len(data.split(next(iter(data.activations)), "test")[2])
+    held_out = len(stages.probes.held_out(stages.subject.hooks[0]).index)
     positions = (words.prompts.word_positions - words.prompts.lengths).unique().tolist()
     return SaeBenchRun(
         rule=rule,
@@ -50,7 +41,7 @@ def saebench_run(
             "k_sparse_probe_batch_size": config.k_sparse.batch_size,
             "k_sparse_probe_num_epochs": config.k_sparse.max_epochs,
             "min_GT_probe_f1": config.rates.min_probe_f1,
-            "min_feats_for_eval": config.saebench.min_letters,
+            "min_feats_for_eval": rule.settings.min_letters,
             "eval_k_sparse_probe_batch_size": held_out,
         },
         facts={
@@ -62,5 +53,5 @@ def saebench_run(
             "max_icl_examples": words.task.max_icl_examples,
             "seeds": {"split_and_probes": config.seed, "prompts": config.task.seed, "bootstrap": config.rates.seed},
         },
-        sae_cfgs={name: projections.sae_cfg(name) for name in names},
+        sae_cfgs={name: projections.sae_cfg(name) for name in stages.subject.measured},
     )

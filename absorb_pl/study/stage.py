@@ -1,30 +1,43 @@
-"""Stages of a pipeline: named units of work, each kept as an artifact."""
+"""Stages of a study: named units of work, each kept as an artifact."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pandas as pd
 import torch
 from lightning.pytorch import LightningModule
+from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
-from absorb_pl.data import Share, TrainerFactory
-from absorb_pl.data.artifacts import artifact_path, open_artifact
+from absorb_pl.data.artifacts import artifact_path, open_artifact, write_artifact
+from absorb_pl.data.shares import Share
+from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import CacheCorruptedError
+
+Files = Mapping[str, Any]
+"""What an artifact holds by the names of its files: tables (`.parquet`), tensors by name (`.safetensors`), plain values
+(`.json`)."""
 
 
 class Stage(ABC):
-    """A stage whose units leave one artifact each under the cache.
+    """A kind of work, done once per unit (a hook, or an SAE) and kept under the cache.
+
+    A subclass says what determines a unit's artifact and makes it: unit by unit (`make`), each in one process alone, so
+    that the result is the same however many processes there are, or all together (`make_all`).
 
     Args:
         cache_dir: Root of the cache.
 
     Attributes:
         name: Folder of the stage under the cache.
+        title: What manifests and progress bars call it.
     """
 
-    name: str
+    name: ClassVar[str]
+    title: ClassVar[str]
 
     def __init__(self, cache_dir: Path) -> None:
         self.cache_dir = cache_dir
@@ -33,7 +46,21 @@ class Stage(ABC):
     def identity(self, unit: str) -> dict[str, Any]:
         """Everything that determines the artifact of a unit, plain types only."""
 
-    @abstractmethod
+    def make(self, unit: str, device: torch.device) -> Files:
+        """Do the unit's work on `device`; returns what to keep. A stage that overrides `make_all` has none."""
+        raise NotImplementedError
+
+    def make_all(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
+        """Make units and keep them; by default one by one, spread over the devices of a Trainer.
+
+        Args:
+            units: Names of the units.
+            make_trainer: Makes a Trainer with `inference_mode=False` from its callbacks.
+        """
+        trainer = make_trainer([])
+        trainer.predict(_UnitLoop(self), Share(units, "", trainer).loader(), return_predictions=False)
+        trainer.strategy.barrier()
+
     def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
         """Make what is missing; returns how many units that were.
 
@@ -41,6 +68,10 @@ class Stage(ABC):
             units: Names of the units.
             make_trainer: Makes a Trainer with `inference_mode=False` from its callbacks.
         """
+        missing = self.missing(units)
+        if missing:
+            self.make_all(missing, make_trainer)
+        return len(missing)
 
     def path(self, unit: str) -> Path:
         """Where the artifact of a unit lives."""
@@ -55,44 +86,34 @@ class Stage(ABC):
         """
         return [unit for unit in units if open_artifact(self.path(unit), self.identity(unit)) is None]
 
-    def folder(self, unit: str) -> Path:
-        """Folder of a unit's artifact, once the stage has run.
+    def keep(self, unit: str, files: Files) -> None:
+        """Write the artifact of a unit, whole or not at all.
 
         Raises:
-            CacheCorruptedError: There is none.
+            OutputFolderError: The cache cannot be written.
+        """
+        with write_artifact(self.path(unit), self.identity(unit)) as folder:
+            for name, content in files.items():
+                _write(folder / name, content)
+
+    def read(self, unit: str, file: str) -> Any:
+        """What a file of a unit's artifact holds.
+
+        Raises:
+            CacheCorruptedError: The stage has not made the unit.
         """
         path = self.path(unit)
         if not path.is_dir():
             raise CacheCorruptedError(
                 str(path), "missing", expected="a finished artifact", remedy=f"Run the stage {self.name} first."
             )
-        return path
-
-
-class UnitStage(Stage):
-    """A stage whose units are independent, and spread over the devices of a Trainer.
-
-    A unit is done by one process alone, so its result is the same however many processes there are.
-    """
-
-    @abstractmethod
-    def make(self, unit: str, device: torch.device) -> None:
-        """Do the unit's work on `device` and write its artifact to `path(unit)`."""
-
-    @override
-    def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
-        missing = self.missing(units)
-        if missing:
-            trainer = make_trainer([])
-            trainer.predict(_UnitLoop(self), Share(missing, "", trainer).loader(), return_predictions=False)
-            trainer.strategy.barrier()
-        return len(missing)
+        return _read(path / file)
 
 
 class _UnitLoop(LightningModule):
-    """Makes one unit a predict step, with gradients allowed."""
+    """Makes one unit per predict step, with gradients allowed."""
 
-    def __init__(self, stage: UnitStage) -> None:
+    def __init__(self, stage: Stage) -> None:
         super().__init__()
         self.stage = stage
 
@@ -100,4 +121,19 @@ class _UnitLoop(LightningModule):
     def predict_step(self, unit: str, batch_idx: int) -> None:
         if unit:
             with torch.enable_grad():
-                self.stage.make(unit, self.device)
+                self.stage.keep(unit, self.stage.make(unit, self.device))
+
+
+def _write(file: Path, content: Any) -> None:
+    if file.suffix == ".parquet":
+        content.to_parquet(file, index=False)
+    elif file.suffix == ".safetensors":
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}, file)
+    else:
+        file.write_text(json.dumps(content, default=str), encoding="utf-8")
+
+
+def _read(file: Path) -> Any:
+    if file.suffix == ".parquet":
+        return pd.read_parquet(file)
+    return load_file(file) if file.suffix == ".safetensors" else json.loads(file.read_text(encoding="utf-8"))

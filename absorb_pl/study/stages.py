@@ -1,12 +1,18 @@
-"""The stages of a study, to read what they found."""
+"""The stages of a study, in their order."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
 
-from absorb_pl.saes import SaeSource
-from absorb_pl.study.absorption_stage import AbsorptionStage
-from absorb_pl.study.probing_stages import LinearProbeStage, ProbeData, SaeProbingStage
-from absorb_pl.study.projection_stage import ProjectionStage
+import pandas as pd
+
+from absorb_pl.rules import AbsorptionRule, Evidence, Gradients, Projections
+from absorb_pl.study.config import StageName, StudyConfig
+from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
+from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, ProbeData, SaeProbingStage
+from absorb_pl.study.stage import Stage
+from absorb_pl.study.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -14,17 +20,60 @@ class StudyStages:
     """The stages of a study of one model; those that have run give what they found.
 
     Attributes:
-        saes: The SAEs by name, controls among them.
-        data: The words, their prompts, labels and activations, and the split.
-        probes: The linear probes: `weights(hook)`, `curve(hook)`.
+        subject: The model, the SAEs by name, and the prompts.
+        activations: Activations: `rows(hook, index)`.
+        probes: The linear probes: `weights(hook)`, `curve(hook)`, `held_out(hook)`.
         probing: The k-sparse probes, main latents and candidate words: `result(sae)`, `probes_of(sae)`, `curve(sae)`.
-        projections: Scores of SAEBench's rules: `table(sae)`.
-        absorption: Scores of the paper's rules: `table(sae, positive_token)`.
+        projections: Evidence of SAEBench's rules: `table(sae)`; None if no rule needs it.
+        gradients: Evidence of the paper's rules: `table(sae, evidence)`; None if no rule needs it.
     """
 
-    saes: Mapping[str, SaeSource]
-    data: ProbeData
+    subject: Subject
+    activations: ActivationStage
     probes: LinearProbeStage
     probing: SaeProbingStage
-    projections: ProjectionStage
-    absorption: AbsorptionStage
+    projections: ProjectionStage | None
+    gradients: GradientStage | None
+
+    @classmethod
+    def of(cls, config: StudyConfig, subject: Subject, rules: Sequence[AbsorptionRule], run_dir: Path) -> "StudyStages":
+        """The stages that a study needs; none has run yet."""
+        cache_dir, words, needs = Path(config.cache_dir), subject.words, {rule.needs for rule in rules}
+        activations = ActivationStage(cache_dir, words, subject.identities, config.activation_dtype)
+        data = ProbeData(activations, config.test_fraction, config.seed)
+        probes = LinearProbeStage(cache_dir, data, config.linear_probe)
+        probing = SaeProbingStage(cache_dir, subject.saes, probes, config.k_sparse, config.splits)
+        projected = [each for each in needs if isinstance(each, Projections)]
+        scored = [each for each in needs if isinstance(each, Gradients)]
+        return cls(
+            subject,
+            activations,
+            probes,
+            probing,
+            ProjectionStage(cache_dir, words, probing, projected) if projected else None,
+            GradientStage(cache_dir, run_dir, words, probing, scored, config.run_batch_size, config.saes_per_pass)
+            if scored
+            else None,
+        )
+
+    def of_hooks(self, until: StageName) -> list[Stage]:
+        """The stages that run once per hook, up to one."""
+        return _up_to(until, [self.activations, self.probes])
+
+    def of_saes(self, until: StageName) -> list[Stage]:
+        """The stages that run once per SAE, up to one."""
+        return _up_to(until, [self.probing, self.projections, self.gradients])
+
+    def evidence(self, sae: str, needs: Evidence) -> pd.DataFrame:
+        """What has been gathered on an SAE's words."""
+        if isinstance(needs, Gradients):
+            assert self.gradients is not None
+            return self.gradients.table(sae, needs)
+        assert self.projections is not None
+        return self.projections.table(sae)
+
+
+def _up_to(until: StageName, stages: Sequence[Stage | None]) -> list[Stage]:
+    order = get_args(StageName)
+    last = order.index(until)
+    return [stage for stage in stages if stage is not None and order.index(stage.title.replace(" ", "-")) <= last]

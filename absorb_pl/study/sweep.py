@@ -9,7 +9,7 @@ import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
 
 from absorb_pl.data import distinct_names, publishing
-from absorb_pl.evaluators import write_table
+from absorb_pl.evaluators.writers import write_table
 from absorb_pl.reports import print_summary
 from absorb_pl.saes import expand_sae_names, load_sae, sae_processing
 from absorb_pl.study.config import StudyConfig
@@ -34,9 +34,8 @@ def run_study(config: StudyConfig) -> StudyResult:
         AbsorbError: One of the named errors of `absorb_pl.errors`; nothing half-written is left behind.
 
     Example:
-        >>> def example():
-        ...     result = run_study(StudyConfig(saes=["my_sae"], model="speller", run_dir="lightning_logs/my_sae"))
-        ...     return result.tables["summary"][["sae", "rule", "absorption_rate", "ci_low", "ci_high"]]
+        >>> result = run_study(StudyConfig(saes=["speller/l1-standard-w512-dense"]))  # doctest: +SKIP
+        >>> result.tables["summary"][["sae", "rule", "absorption_rate", "ci_low", "ci_high"]]  # doctest: +SKIP
     """
     parts = {
         "+".join([model, *processing]): (model, processing, group)

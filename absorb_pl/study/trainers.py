@@ -32,27 +32,24 @@ def stage_trainers(settings: TrainerSettings, stage: str) -> TrainerFactory:
         stage: What the progress bar says.
 
     Returns:
-        A function from callbacks to a Trainer; it raises `TrainerError` where there are no such devices.
+        A function from callbacks to a Trainer; it raises `TrainerError` if there are no such devices.
     """
-    accelerator = settings.accelerator
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"  # Apple's GPUs have no float64
+    arguments = dataclasses.asdict(settings)
+    if settings.accelerator == "auto":
+        arguments["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"  # Apple's GPUs have no float64
 
     def make(callbacks: list[Callback]) -> Trainer:
+        bar = [_StageBar(stage)] if settings.enable_progress_bar else []
         with named_trainer_errors(dataclasses.asdict(settings)):
-            return stoppable(trainer(callbacks))
-
-    def trainer(callbacks: list[Callback]) -> Trainer:
-        return Trainer(
-            accelerator=accelerator,
-            devices=settings.devices,
-            strategy=settings.strategy,
-            callbacks=[*callbacks, _StageBar(stage)] if settings.progress_bar else callbacks,
-            enable_progress_bar=settings.progress_bar,
-            inference_mode=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-        )
+            return stoppable(
+                Trainer(
+                    **arguments,
+                    callbacks=[*callbacks, *bar],
+                    inference_mode=False,
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_model_summary=False,
+                )
+            )
 
     return make

@@ -1,4 +1,4 @@
-"""From verdicts a word to rates a letter and a row an SAE, each with its interval."""
+"""From verdicts on words to rates per letter and per SAE, each with its interval."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from absorb_pl.functional import LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
+from absorb_pl.functional.rates import LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
 from absorb_pl.ranges import Fraction, InnerFraction, Resamples, Seed, check_ranges
 
 NO_WORDS = "no held-out words"

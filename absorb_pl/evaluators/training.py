@@ -1,0 +1,86 @@
+"""Training the probes of an evaluation on tensors, each from a seed of its own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Num
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from absorb_pl.probes import KSparseSettings, LinearProbe, LinearProbeSettings, OneVsRestModule, SaeProbe, fit_probe
+
+
+def train_linear_probe(
+    x: Float[Tensor, "rows d_model"],
+    y: Num[Tensor, "rows classes"],
+    settings: LinearProbeSettings,
+    class_names: Sequence[str],
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> tuple[LinearProbe, pd.DataFrame]:
+    """Train the linear probe of a hook.
+
+    Args:
+        x: Activations of the training words.
+        y: One-hot labels.
+        settings: How to train.
+        class_names: Names of the classes.
+        seed: Seed of the order of batches.
+        device: Where to train.
+
+    Returns:
+        The probe and its training curve, one row per epoch.
+    """
+    probe = LinearProbe(
+        x.shape[1],
+        y.shape[1],
+        lr=settings.lr,
+        end_lr=settings.end_lr,
+        weight_decay=settings.weight_decay,
+        class_names=class_names,
+        polish=settings.polish,
+    )
+    return probe, _fitted(probe, x, y, settings, seed, device)
+
+
+def train_sae_probe(
+    sae: Any,
+    x: Float[Tensor, "rows d_model"],
+    y: Num[Tensor, "rows classes"],
+    settings: KSparseSettings,
+    class_names: Sequence[str],
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> tuple[SaeProbe, pd.DataFrame]:
+    """Train the k-sparse probes of an SAE.
+
+    Args:
+        sae: The SAE; ks above its width are left out.
+        x: Activations of the training words.
+        y: One-hot labels.
+        settings: How to train.
+        class_names: Names of the classes.
+        seed: Seed of the order of batches.
+        device: Where to train.
+
+    Returns:
+        The probes and the training curve of the ranking probe, one row per epoch.
+    """
+    probe = SaeProbe(
+        sae,
+        y.shape[1],
+        ks=tuple(k for k in settings.ks if k <= sae.W_dec.shape[0]),
+        l1_decay=settings.l1_decay,
+        lr=settings.lr,
+        end_lr=settings.end_lr,
+        class_names=class_names,
+    )
+    return probe, _fitted(probe, x, y, settings, seed, device)
+
+
+def _fitted(probe: OneVsRestModule, x: Tensor, y: Tensor, settings: Any, seed: int, device: Any) -> pd.DataFrame:
+    with isolate_rng():
+        torch.manual_seed(seed)
+        return fit_probe(probe, x, y, settings.max_epochs, settings.batch_size, device)

@@ -1,0 +1,70 @@
+"""From evidence to all that a rule says of one SAE: verdicts, rates with their intervals, and how they depend on it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from absorb_pl.rules.rates import RateSettings, letters_table, summary_row
+from absorb_pl.rules.rule import AbsorptionRule
+from absorb_pl.rules.sensitivity import sensitivity_table
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a rule says of one SAE.
+
+    Attributes:
+        words: Verdicts, one row per word, with the evidence they rest on.
+        letters: Rates, one row per class.
+        sensitivity: Rates at other values of one threshold at a time.
+        figures: The SAE's row of the summary.
+    """
+
+    words: pd.DataFrame
+    letters: pd.DataFrame
+    sensitivity: pd.DataFrame
+    figures: Mapping[str, Any]
+
+
+def judge(
+    rule: AbsorptionRule,
+    evidence: pd.DataFrame,
+    letters: pd.DataFrame,
+    latents: pd.DataFrame,
+    rates: RateSettings | None = None,
+    class_names: Sequence[str] = (),
+) -> Judgement:
+    """Apply a rule to the evidence on one SAE.
+
+    Args:
+        rule: The rule.
+        evidence: One row per word, as `rule.needs` asks for.
+        letters: From `evaluate_sae`.
+        latents: From `latent_table`.
+        rates: How rates are summed up.
+        class_names: All classes of the task; those missing from `letters` get a row that says why.
+
+    Example:
+        >>> from absorb_pl.rules import rule_named
+        >>> evidence = pd.DataFrame({"row": [0, 1], "label": "a", "main_max": [0.0, 2.0]})
+        >>> letters = pd.DataFrame({
+        ...     "label": ["a"], "main_latents": [[3]], "num_splits": 0, "num_probe_true_positives": 2, "num_words": 2,
+        ...     "probe_f1": 1.0, "probe_precision": 1.0, "probe_recall": 1.0, "main_latent_recall": 0.5})
+        >>> latents = pd.DataFrame({"rank": [0], "f1": 0.5, "precision": 0.5, "recall": 0.5})
+        >>> found = judge(rule_named("silent-mains")(), evidence, letters, latents)
+        >>> found.words["is_absorption"].tolist(), found.figures["absorption_rate"]
+        ([True, False], 0.5)
+    """
+    rates = replace(rates or RateSettings(), letters=rule.letters or (rates or RateSettings()).letters)
+    words = rule.judge(evidence)
+    letters = rule.count_candidates(letters)
+    figures = {
+        "rule": rule.name,
+        "positive_token": getattr(rule.settings, "positive_token", None),
+        "letters": rates.letters,
+        **summary_row(letters, words, latents, rates),
+    }
+    by_class = letters_table(letters, words, rule.name, rates, class_names)
+    return Judgement(words, by_class, sensitivity_table(rule, evidence, by_class, rates.letters), figures)

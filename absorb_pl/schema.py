@@ -1,0 +1,335 @@
+"""The columns of every table: name, type, unit and meaning, each in one place.
+
+`docs/tables.md` is made from this file by `scripts/document_tables.py`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        dtype: Type of its values; `object` for lists.
+        meaning: What it holds.
+        unit: Unit of its values; empty if they have none.
+    """
+
+    dtype: str
+    meaning: str
+    unit: str = ""
+
+
+Columns = Mapping[str, Column]
+
+_SAE = {"sae": Column("str", "Name of the SAE.")}
+_HOOK = {"hook_name": Column("str", "TransformerLens hook that the SAE reads.")}
+_RULE = {"rule": Column("str", "Name of the absorption rule.")}
+_LABEL = {"label": Column("str", "Class, such as the first letter.")}
+_WORD = {
+    "row": Column("int64", "Number of the word in the task."),
+    "word": Column("str", "The word."),
+    **_LABEL,
+    "prompt": Column("str", "The prompt, up to the answer."),
+}
+_TOP = {
+    "top_latent": Column("int64", "Latent that comes first by the score the rule ranks by."),
+    "top_score": Column(
+        "float64",
+        "Its score: integrated gradients for the paper's rules, projection on the probe for SAEBench's.",
+        "logits; activation",
+    ),
+    "top_probe_cos": Column(
+        "float64",
+        "Cosine of what it writes with the probe: of its decoder row, with the sign turned if it is negative.",
+    ),
+    "second_latent": Column("int64", "Latent that comes second."),
+    "second_score": Column("float64", "Its score.", "logits; activation"),
+    "main_activation": Column("float64", "Summed activation of the class's main latents.", "activation"),
+    "main_max": Column("float64", "Largest size of one main latent's activation.", "activation"),
+}
+_CAUSAL = {
+    "positive_token": Column("str", "Token of the right answer: `answer` (` X`) or `published` (the bare letter)."),
+    "engine": Column("str", "`suffix` if only the tokens from the word on were run, `whole` if whole prompts were."),
+}
+_RANKED = {
+    "main_latents": Column("object", "The class's main latents."),
+    "main_scores": Column("object", "Their integrated-gradient scores.", "logits"),
+    "latents": Column("object", "Latents with the most negative scores, most negative first."),
+    "scores": Column("object", "Their scores.", "logits"),
+    "activations": Column("object", "Their activations.", "activation"),
+    "probe_cos": Column("object", "Cosines of their decoder rows with the probe."),
+}
+_PROJECTED = {
+    "probe_projection": Column("float64", "Projection of the activation on the probe.", "activation"),
+    "main_projection": Column("float64", "What the main latents contribute to it.", "activation"),
+    "all_projection": Column("float64", "What all latents contribute to it.", "activation"),
+    "absorber_latents": Column("object", "Latents other than the main ones that contribute most to it."),
+    "absorber_projections": Column("object", "Their contributions.", "activation"),
+    "absorber_probe_cos": Column("object", "Cosines of what they write with the probe."),
+}
+
+GRADIENTS: Columns = {**_SAE, **_WORD, **_CAUSAL, **_TOP, **_RANKED}
+"""Evidence of the paper's rules: integrated gradients at the candidate words."""
+
+PROJECTIONS: Columns = {"row": _WORD["row"], **_LABEL, **_TOP, **_PROJECTED}
+"""Evidence of SAEBench's rules: projections at the words on which the probe sees the class."""
+
+WORDS: Columns = {
+    **_SAE,
+    **_RULE,
+    "row": _WORD["row"],
+    "word": _WORD["word"],
+    **_LABEL,
+    "child": Column("str", "Finer label of the word, for tasks that have such labels."),
+    "prompt": _WORD["prompt"],
+    "is_absorption": Column("bool", "Whether the rule says that the feature was absorbed at this word."),
+    "absorption_fraction": Column("float64", "Share of the feature that was absorbed, for rules that say so."),
+    **_CAUSAL,
+    **_TOP,
+    **_RANKED,
+    **_PROJECTED,
+}
+"""Verdicts with the evidence they rest on; what a rule does not use is missing."""
+
+_INTERVAL = {
+    "absorption_rate": Column("float64", "Absorbed words ÷ words on which the probe sees the class."),
+    "ci_low": Column("float64", "Lower end of its interval."),
+    "ci_high": Column("float64", "Upper end of its interval."),
+    "evaluable": Column("bool", "Whether there is a rate."),
+    "reason": Column("str", "Why not."),
+    "absorption_fraction": Column("float64", "Mean absorbed share of the feature per such word."),
+    "fraction_ci_low": Column("float64", "Lower end of its interval."),
+    "fraction_ci_high": Column("float64", "Upper end of its interval."),
+}
+FOUND_BY_RULE: Columns = {
+    **_RULE,
+    "num_judged": Column("int64", "Words that were judged.", "words"),
+    "num_absorbed": Column("int64", "Judged words that count.", "words"),
+    "sum_fraction": Column("float64", "Summed absorbed share of judged words.", "words"),
+    **_INTERVAL,
+}
+"""What a rule adds to the table of letters."""
+
+LETTERS: Columns = {
+    **_SAE,
+    **_HOOK,
+    **_LABEL,
+    "main_latents": Column("object", "The class's main latents, best first."),
+    "num_splits": Column("int64", "Main latents beyond the first.", "latents"),
+    "num_words": Column("int64", "Held-out words of the class.", "words"),
+    "num_probe_true_positives": Column("int64", "Those on which the linear probe sees the class.", "words"),
+    "num_candidates": Column("int64", "Those that the rule could judge.", "words"),
+    "sample_portion": Column("float64", "Share of the candidates that were judged."),
+    "probe_f1": Column("float64", "F1 of the linear probe."),
+    "probe_precision": Column("float64", "Its precision."),
+    "probe_recall": Column("float64", "Its recall."),
+    "main_latent_recall": Column("float64", "Share of the class's words on which a main latent fires."),
+    "sae_fires": Column("bool", "Whether any latent of the SAE fires on any held-out word."),
+    **FOUND_BY_RULE,
+}
+"""One row per SAE, rule and class."""
+
+SUMMARY: Columns = {
+    **_SAE,
+    "model": Column("str", "Name of the language model."),
+    **_HOOK,
+    "layer": Column("int64", "Number of the block in the hook's name; -1 if there is none."),
+    "architecture": Column("str", "Architecture of the SAE."),
+    "control": Column("str", "Which control of an SAE it is; empty for an SAE itself."),
+    "folded": Column("str", "Where norms of decoder rows went: `weights`, `latents`, or empty if they were 1."),
+    "processing": Column("str", "How the model's weights and prompts were processed for the SAE."),
+    "d_sae": Column("int64", "Width of the SAE.", "latents"),
+    "l0": Column("float64", "Latents that fire per held-out word.", "latents"),
+    "explained_variance": Column("float64", "Share of the activations' variance that the SAE reconstructs."),
+    "dead_fraction": Column("float64", "Share of latents that fire on no held-out word."),
+    "shared_context": Column("bool", "Whether all words have the same in-context examples."),
+    **_RULE,
+    "positive_token": Column("str", "Token of the right answer, for rules on gradients."),
+    "letters": Column("str", "Whether classes without candidate words count as 0 or are left out."),
+    **{
+        f"{of}_{name}": Column("float64", f"Mean {name} of {who} over classes.")
+        for of, who in (("probe", "the linear probe"), ("top_latent", "the latent nearest to the probe"))
+        for name in ("f1", "precision", "recall")
+    },
+    "main_latent_recall": Column("float64", "Mean over classes of the share of words on which a main latent fires."),
+    "num_splits": Column("float64", "Mean over classes of main latents beyond the first.", "latents"),
+    **_INTERVAL,
+    "num_words": Column("int64", "Words that the rate is over.", "words"),
+}
+"""One row per SAE and rule."""
+
+SENSITIVITY: Columns = {
+    **_SAE,
+    **_RULE,
+    "threshold": Column("str", "Setting of the rule that is varied."),
+    "value": Column("float64", "Its value."),
+    "is_default": Column("bool", "Whether that is the value that the rule's own rates use."),
+    "absorption_rate": Column("float64", "Rate at this value."),
+    "absorption_fraction": Column("float64", "Fraction at this value, for rules that have one."),
+}
+"""One row per SAE, rule, threshold and value."""
+
+_SCORES = {
+    name: Column("float64", f"{title} of it as a classifier of the class.")
+    for name, title in (("f1", "F1"), ("precision", "Precision"), ("recall", "Recall"), ("auroc", "AUROC"))
+}
+LATENTS: Columns = {
+    **_SAE,
+    **_HOOK,
+    **_LABEL,
+    "rank": Column("int64", "0 for the latent nearest to the probe."),
+    "latent": Column("int64", "The latent."),
+    "cos_encoder": Column("float64", "Cosine of its encoder direction with the probe."),
+    "cos_decoder": Column("float64", "Cosine of its decoder row with the probe."),
+    **_SCORES,
+    **{f"probe_{name}": Column("float64", f"The same of the linear probe ({name}).") for name in _SCORES},
+}
+"""One row per SAE, class and rank: the latents nearest to the class's probe by encoder cosine."""
+
+K_SPARSE: Columns = {
+    **_SAE,
+    **_HOOK,
+    **_LABEL,
+    "k": Column("int64", "Number of latents of the k-sparse probe.", "latents"),
+    **_SCORES,
+    "best_f1": Column("float64", "F1 at the best threshold."),
+    "best_f1_threshold": Column("float64", "That threshold.", "logits"),
+    "latents": Column("object", "Its latents, best first."),
+}
+"""One row per SAE, class and k."""
+
+CANDIDATES: Columns = {
+    **_SAE,
+    **_HOOK,
+    "row": _WORD["row"],
+    **_LABEL,
+    "probe_logit": Column("float64", "Logit of the linear probe.", "logits"),
+    "k_sparse_logit": Column("float64", "Logit of the k-sparse probe on the main latents.", "logits"),
+    "word": _WORD["word"],
+    "prompt": _WORD["prompt"],
+}
+"""One row per SAE and candidate word that was kept."""
+
+TRAINING: Columns = {
+    "probe": Column("str", "`linear_probe` or `k_sparse_probe`."),
+    "name": Column("str", "Hook of a linear probe, SAE of k-sparse probes."),
+    "epoch": Column("int64", "Epoch, from 0.", "epochs"),
+    "train/loss": Column("float64", "Mean loss of the epoch."),
+    "train/f1": Column("float64", "Macro F1 on the training words, for linear probes."),
+}
+"""One row per epoch of each probe."""
+
+CHILDREN: Columns = {
+    **_SAE,
+    **_RULE,
+    **_LABEL,
+    "child": Column("str", "Finer label."),
+    "num_words": Column("int64", "Held-out words of the finer label.", "words"),
+    "num_probe_true_positives": Column("int64", "Those on which the linear probe sees the class.", "words"),
+    "num_candidates": Column("int64", "Those that were judged.", "words"),
+    "num_absorbed": Column("int64", "Those that count.", "words"),
+    "absorption_rate": Column("float64", "Rate of the finer label; missing if the probe sees none of its words."),
+}
+"""One row per SAE, rule, class and finer label, for tasks that have such labels."""
+
+ABLATIONS: Columns = {
+    **_SAE,
+    "row": _WORD["row"],
+    "word": _WORD["word"],
+    **_LABEL,
+    "latent": Column("int64", "A latent that fires at the word."),
+    "activation": Column("float64", "Its activation.", "activation"),
+    "ig_score": Column("float64", "Its integrated-gradient score; negative if it helps the metric.", "logits"),
+    "attribution": Column("float64", "Gradient × activation; positive if it helps the metric.", "logits"),
+    "ablation_effect": Column("float64", "Metric without the latent − metric; negative if it helps.", "logits"),
+    "probe_cos": Column("float64", "Cosine of its decoder row with the class's probe; missing without probes."),
+    "engine": _CAUSAL["engine"],
+}
+"""One row per SAE, word and latent that fires: what removing the latent does, beside its cheap estimates."""
+
+SPELLING: Columns = {
+    "setting": Column("int64", "Number of the setting in the sweep."),
+    "word_length": Column("int64", "Length of the words asked about.", "characters"),
+    "num_icl_examples": Column("int64", "In-context examples per prompt.", "examples"),
+    "casing": Column("str", "Case of the answers: `upper` or `lower`."),
+    "separator": Column("str", "What stands between two letters of a spelling."),
+    "accuracy": Column("float64", "Share of right answers."),
+    "answer_log_prob": Column("float64", "Mean log-probability of the right answers.", "nats"),
+    "num_words": Column("int64", "Words asked about.", "words"),
+}
+"""One row per setting of a spelling sweep."""
+
+TABLES: Mapping[str, Columns] = {
+    "summary": SUMMARY,
+    "letters": LETTERS,
+    "words": WORDS,
+    "sensitivity": SENSITIVITY,
+    "latents": LATENTS,
+    "k_sparse": K_SPARSE,
+    "candidates": CANDIDATES,
+    "training": TRAINING,
+    "children": CHILDREN,
+    "ablations": ABLATIONS,
+    "spelling": SPELLING,
+}
+"""The tables by name, as their files are called."""
+
+
+def dtypes(columns: Columns) -> dict[str, str]:
+    """Types of columns, as pandas takes them.
+
+    Args:
+        columns: Columns of a table.
+
+    Example:
+        >>> dtypes({"k": Column("int64", "Number of latents.")})
+        {'k': 'int64'}
+    """
+    return {name: column.dtype for name, column in columns.items()}
+
+
+def empty_table(columns: Columns) -> pd.DataFrame:
+    """A table without rows.
+
+    Args:
+        columns: Its columns.
+
+    Example:
+        >>> list(empty_table(SENSITIVITY))[:3]
+        ['sae', 'rule', 'threshold']
+    """
+    return pd.DataFrame({name: pd.Series(dtype=column.dtype) for name, column in columns.items()})
+
+
+def stacked(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Tables below each other; empty ones say nothing about the columns' types.
+
+    Args:
+        tables: At least one table.
+
+    Example:
+        >>> stacked([pd.DataFrame({"a": [1]}), pd.DataFrame({"a": []})])["a"].tolist()
+        [1]
+    """
+    tables = list(tables)
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+
+def ordered_words(words: pd.DataFrame) -> pd.DataFrame:
+    """Words judged by one or several rules, with all columns of `WORDS` in their order; `child` only if they have it.
+
+    A missing list is None, whether or not other words have one.
+
+    Args:
+        words: Verdicts.
+    """
+    words = words.reindex(columns=[name for name in WORDS if name != "child" or name in words])
+    lists = [name for name, column in WORDS.items() if column.dtype == "object"]
+    of_lists = words[lists].astype(object)
+    words[lists] = of_lists.where(of_lists.notna(), None)
+    return words

@@ -1,0 +1,183 @@
+"""The stages that gather evidence: projections from cached activations, and gradients from the model."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from typing_extensions import override
+
+from absorb_pl.data.prompt_datamodule import PromptDataModule
+from absorb_pl.data.trainers import TrainerFactory
+from absorb_pl.errors import CacheCorruptedError
+from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
+from absorb_pl.evaluators.projections import gather_projections
+from absorb_pl.evaluators.writers import PredictionTableWriter
+from absorb_pl.rules import Gradients, Projections
+from absorb_pl.study.probing_stages import SaeProbingStage
+from absorb_pl.study.stage import Files, Stage
+
+
+class ProjectionStage(Stage):
+    """Projects the held-out words on which the linear probe sees the class on the probe, from cached activations.
+
+    Args:
+        cache_dir: Root of the cache.
+        words: The prompts.
+        probing: The finished stage that found main latents.
+        evidence: What is to be kept of each word, for several rules.
+    """
+
+    name = "projections"
+    title = "projections"
+
+    def __init__(
+        self, cache_dir: Path, words: PromptDataModule, probing: SaeProbingStage, evidence: Iterable[Projections]
+    ) -> None:
+        super().__init__(cache_dir)
+        self.words, self.probing = words, probing
+        self.evidence = list(evidence)
+
+    @override
+    def identity(self, unit: str) -> dict[str, Any]:
+        most = max(each.stored_absorbers for each in self.evidence)
+        return {"probing": self.probing.identity(unit), "stored_absorbers": most, "format": 2}
+
+    @override
+    def make(self, unit: str, device: torch.device) -> Files:
+        source = self.probing.saes[unit]
+        sae, rows = source.load(device), self.probing.probes.held_out(source.hook_name)
+        most = Projections(max(each.stored_absorbers for each in self.evidence))
+        found = gather_projections(sae, rows, self.probing.result(unit).letters, most)
+        texts = [self.words.texts[row] for row in found["row"]]
+        cfg = getattr(sae, "cfg", None)
+        return {
+            "words.parquet": found.assign(word=[text.word for text in texts], prompt=[text.base for text in texts]),
+            "sae_cfg.json": cfg.to_dict() if cfg is not None and hasattr(cfg, "to_dict") else None,
+        }
+
+    def table(self, unit: str) -> pd.DataFrame:
+        """Projections of an SAE's words."""
+        return self.read(unit, "words.parquet").assign(sae=unit)
+
+    def sae_cfg(self, unit: str) -> dict[str, Any] | None:
+        """Configuration of an SAE, as SAELens writes it; None for one without."""
+        return self.read(unit, "sae_cfg.json")
+
+
+class GradientStage(Stage):
+    """Scores the candidate words of each SAE by integrated gradients.
+
+    SAEs are taken a few at a time. Each pass over their words shares one prefix cache, also between positive tokens. A
+    unit is an SAE with one way of scoring (see `units`).
+
+    Args:
+        cache_dir: Root of the cache.
+        run_dir: The run's folder, where a pass under way keeps its table.
+        words: The prompts.
+        probing: The finished stage that found main latents and candidates.
+        evidence: How to score, for several rules.
+        batch_size: Most sequences in one run of the model.
+        saes_per_pass: SAEs held in memory at once.
+    """
+
+    name = "absorption"
+    title = "absorption"
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        run_dir: Path,
+        words: PromptDataModule,
+        probing: SaeProbingStage,
+        evidence: Iterable[Gradients],
+        batch_size: int,
+        saes_per_pass: int,
+    ) -> None:
+        super().__init__(cache_dir)
+        self.run_dir, self.words, self.probing = run_dir, words, probing
+        self.batch_size, self.saes_per_pass = batch_size, saes_per_pass
+        self._units = {
+            _unit(sae, each): (sae, each)
+            for sae in probing.saes
+            for each in sorted(dict.fromkeys(evidence), key=lambda each: each.positive_token)
+        }
+
+    @override
+    def identity(self, unit: str) -> dict[str, Any]:
+        sae, evidence = self._units[unit]
+        return {"probing": self.probing.identity(sae), **asdict(evidence), "format": 4}
+
+    @override
+    def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
+        """Make what is missing of SAEs; returns how many units that were."""
+        return super().run([unit for unit, (sae, _) in self._units.items() if sae in units], make_trainer)
+
+    @override
+    def make_all(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
+        for evidence, saes in self._passes(units).items():
+            for start in range(0, len(saes), self.saes_per_pass):
+                self._run_pass(saes[start : start + self.saes_per_pass], evidence, make_trainer)
+
+    def table(self, unit: str, evidence: Gradients) -> pd.DataFrame:
+        """Scores of an SAE's candidate words."""
+        return self.read(_unit(unit, evidence), "words.parquet").assign(sae=unit)
+
+    def _passes(self, units: Sequence[str]) -> dict[tuple[Gradients, ...], list[str]]:
+        """SAEs by what is to be scored of them in one pass, in which only the positive token may differ."""
+        wanted: dict[tuple[str, int, int], list[Gradients]] = {}
+        for unit in units:
+            sae, evidence = self._units[unit]
+            wanted.setdefault((sae, evidence.steps, evidence.top_latents), []).append(evidence)
+        passes: dict[tuple[Gradients, ...], list[str]] = {}
+        for (sae, *_), evidence in wanted.items():
+            passes.setdefault(tuple(evidence), []).append(sae)
+        return passes
+
+    def _run_pass(self, saes: Sequence[str], evidence: Sequence[Gradients], make_trainer: TrainerFactory) -> None:
+        probing = self.probing
+        found = {sae: probing.result(sae) for sae in saes}
+        candidates = pd.concat([result.candidates.assign(sae=sae) for sae, result in found.items()])
+        hooks = {probing.saes[sae].hook_name for sae in saes}
+        inputs = AbsorptionInputs(
+            letters=pd.concat([result.letters.assign(sae=sae) for sae, result in found.items()]),
+            candidates=candidates,
+            probe_weights={hook: probing.probes.weights(hook)[0] for hook in hooks},
+        )
+        writer = PredictionTableWriter(self.run_dir / ".words.parquet", ("sae", "positive_token", "row"))
+        trainer = make_trainer([writer])
+        evaluator = AbsorptionEvaluator(
+            self.words.language_model,
+            {sae: probing.saes[sae].load(torch.device("cpu")) for sae in saes},
+            inputs,
+            evidence,
+            self.batch_size,
+        )
+        trainer.predict(evaluator, datamodule=self.words.only(sorted(set(candidates["row"]))), return_predictions=False)
+        if trainer.is_global_zero:
+            table = pd.read_parquet(writer.path)
+            for sae in saes:
+                for each in evidence:
+                    words = table[(table["sae"] == sae) & (table["positive_token"] == each.positive_token)]
+                    check_complete(sae, words, found[sae].candidates)
+                    self.keep(_unit(sae, each), {"words.parquet": words})
+            writer.path.unlink()
+        trainer.strategy.barrier()
+
+
+def check_complete(sae: str, words: pd.DataFrame, candidates: pd.DataFrame) -> None:
+    """Raise unless every candidate word of an SAE was scored once."""
+    if sorted(words["row"]) != sorted(candidates["row"]):
+        raise CacheCorruptedError(
+            sae,
+            f"{len(words)} scored words",
+            expected=f"scores of each of its {len(candidates)} candidate words",
+            remedy="Run again; give studies that run at the same time run folders of their own.",
+        )
+
+
+def _unit(sae: str, evidence: Gradients) -> str:
+    unusual = [value for value, usual in zip(astuple(evidence), astuple(Gradients()), strict=True) if value != usual]
+    return "@".join([sae, *map(str, unusual)])
