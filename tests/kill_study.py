@@ -8,9 +8,10 @@ from typing import Any
 
 from absorb_pl.cli import main
 from absorb_pl.data import collector, publication
-from absorb_pl.evaluators import writers
+from absorb_pl.evaluators import training, writers
 from absorb_pl.reports import report
-from absorb_pl.study import absorption_stage, probing_stages, projection_stage
+from absorb_pl.study import evidence_stages, probing_stages
+from absorb_pl.study import stage as stage_module
 
 
 def kill_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,11 +32,11 @@ def kill_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any
 DEATHS = {
     "activations": (collector, "write_rows", 4),
     "activations_unnamed": (collector, "finish_artifact", 2),
-    "linear_probes": (probing_stages, "fit_probe", 2),
+    "linear_probes": (training, "fit_probe", 2),
     "sae_probing": (probing_stages, "evaluate_sae", 2),
-    "sae_probing_half_written": (probing_stages, "save_file", 2),
-    "projections": (projection_stage, "write_artifact", 2),
-    "absorption": (absorption_stage, "write_artifact", 2),
+    "sae_probing_half_written": (stage_module, "save_file", 2),
+    "projections": (evidence_stages.ProjectionStage, "make", 2),
+    "absorption": (evidence_stages.GradientStage, "keep", 2),
     "absorption_words": (writers, "write_table", 1),
     "report": (report, "write_table", 4),
     "report_figures": (report, "save_figures", 1),

@@ -84,10 +84,7 @@ def test_configurations_are_printed_whole(command, file, capsys):
     printed = printed_config(capsys, command, f"--config={CONF}/{file}.yaml", "--seed_everything=7")
     given = yaml.safe_load(Path(f"{CONF}/{file}.yaml").read_text())
     assert printed["model"]["class_path"] == given["model"]["class_path"]
-    assert (
-        printed["model"]["init_args"].items()
-        >= {key: value for key, value in given["model"]["init_args"].items() if key != "rule"}.items()
-    )
+    assert printed["model"]["init_args"].items() >= given["model"]["init_args"].items()
     assert printed["data"]["init_args"]["task"]["max_icl_examples"] == given["data"]["init_args"].get("task", {}).get(
         "max_icl_examples"
     )
@@ -95,8 +92,8 @@ def test_configurations_are_printed_whole(command, file, capsys):
 
 
 def test_the_study_prints_its_settings_with_overrides(capsys):
-    printed = printed_config(capsys, "study", f"--config={CONF}/study.yaml", "--rule.steps=9", "--task.seed=3")
-    assert (printed["rule"]["steps"], printed["rule"]["delta_threshold"]) == (9, 0.0004)
+    printed = printed_config(capsys, "study", f"--config={CONF}/study.yaml", "--rules.paper.steps=9", "--task.seed=3")
+    assert (printed["rules"]["paper"]["steps"], printed["rules"]["paper"]["delta_threshold"]) == (9, 0.0004)
     assert printed["task"] | {"seed": 3, "max_icl_examples": 5} == printed["task"]
     assert printed["saes"] == ["tests/golden/gpt2-micro/sae_*"]
 
@@ -198,13 +195,14 @@ def test_evaluators_run_as_callbacks_of_test(tmp_path, capsys):
             f"--config={CONF}/fit_linear.yaml",
             *places,
             f"--ckpt_path={checkpoint}",
-            "--trainer.callbacks+=absorb_pl.evaluators.LatentEvaluation",
+            "--trainer.callbacks+=absorb_pl.evaluators.Evaluate",
             f"--trainer.callbacks.sae={MODEL}/sae_standard_A",
+            "--trainer.callbacks.rules=saebench-0.6.0",
         ]
     )
     (file,) = (tmp_path / "run").rglob("latents.parquet")
     table = pd.read_parquet(file)
-    shown = figures_of(tmp_path, capsys)["test/latents/top_recall"]
+    shown = figures_of(tmp_path, capsys)["test/sae/top_latent_recall"]
     assert shown == pytest.approx(table[table["rank"] == 0]["recall"].mean(), abs=1e-5)
 
 
@@ -245,8 +243,9 @@ def test_predict_judges_the_candidates_of_a_study(study, tmp_path):
             f"--trainer.default_root_dir={tmp_path}",
             f"--model.init_args.inputs={folder}",
             f"--data.init_args.rows={folder}/tables/candidates.parquet",
-            "--trainer.callbacks=absorb_pl.evaluators.PredictionTableWriter",
+            "--trainer.callbacks=absorb_pl.evaluators.VerdictWriter",
             f"--trainer.callbacks.path={tmp_path / 'words.parquet'}",
+            "--trainer.callbacks.rules={paper: {delta_threshold: 0.0004}}",
         ]
     )
     words = study[1].tables["words"]

@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from absorb_pl.data import ActivationCacheWriter
 from absorb_pl.errors import AbsorbError, CacheCorruptedError, ManifestMismatchError, OutputFolderError
-from absorb_pl.evaluators import PredictionTableWriter, write_table
+from absorb_pl.evaluators import PredictionTableWriter
+from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional import NEVER_FIRES
 from absorb_pl.models import load_language_model, model_identity
 from absorb_pl.models.placement import own_memory
 from absorb_pl.reports import figures, report, result_file, saebench_results, tensorboard
 from absorb_pl.reports.controls import without_controls
 from absorb_pl.saes import SaeSource, load_sae, sae_identity, tell_equal_saes
-from absorb_pl.study import StudyConfig, StudyResult, probing_stages, rescore_run, run_study, sweep
+from absorb_pl.study import StudyConfig, StudyResult, rescore_run, run_study, stage, sweep
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
 
@@ -190,7 +191,7 @@ def no_space_for_tensors(*_, **__):
 
 
 FULL = {
-    "probes of a stage": (probing_stages, "save_file", no_space_for_tensors, "cache/linear_probes"),
+    "probes of a stage": (stage, "save_file", no_space_for_tensors, "cache/linear_probes"),
     "probes": (report, "save_file", no_space_for_tensors, "run/probes"),
     "events": (tensorboard.FileWriter, "add_summary", no_space, "run"),
     "a table": (report, "write_table", no_space, "run"),

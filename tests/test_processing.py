@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from absorb_pl.data import ActivationDataModule, PromptDataModule, read_residuals
 from absorb_pl.engine.bare import bare_model
 from absorb_pl.errors import ModelProcessingError
-from absorb_pl.evaluators import AblationEvaluator, FeatureAbsorptionCalculator, LatentEvaluation
+from absorb_pl.evaluators import AblationEvaluator, Evaluate, FeatureAbsorptionCalculator
 from absorb_pl.models import load_language_model, model_identity
 from absorb_pl.probes import LinearProbe, SaeProbe
 from absorb_pl.saes import SaeSource, check_processing, load_sae, sae_processing
@@ -213,7 +213,7 @@ def meet(way, sae, model, data, path):
     if way == "fit":
         quiet(path).fit(SaeProbe(sae, 26, ks=[1]), datamodule=data)
     elif way == "test":
-        quiet(path, callbacks=[LatentEvaluation(sae)]).test(LinearProbe(48, 26), datamodule=data, verbose=False)
+        quiet(path, callbacks=[Evaluate(sae)]).test(LinearProbe(48, 26), datamodule=data, verbose=False)
     elif way == "predict":
         quiet(path).predict(AblationEvaluator(model, [sae]), datamodule=data.prompt_data)
     elif way == "without a Trainer":

@@ -19,7 +19,7 @@ from absorb_pl.evaluators import writers
 from absorb_pl.interruption import interruptible, uninterrupted
 from absorb_pl.probes import LinearProbe, fitting, train_multi_probe
 from absorb_pl.reports import report
-from absorb_pl.study import projection_stage, rescore, run_study
+from absorb_pl.study import evidence_stages, rescore, run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
 
@@ -31,7 +31,7 @@ SENT_AT = {
     "activations": (collector, "write_rows", 3, 0),
     "linear_probes": (fitting._Curve, "on_train_epoch_end", 4, 2 + 1),
     "sae_probing": (fitting._Curve, "on_train_epoch_end", 5, 2 + 2 + 1),
-    "projections": (projection_stage, "score_projections", 2, 2 + 2 + 3 + 1),
+    "projections": (evidence_stages, "gather_projections", 2, 2 + 2 + 3 + 1),
     "absorption": (writers.PredictionTableWriter, "write_on_batch_end", 1, 2 + 2 + 3 + 3),
     "report": (report, "save_figures", 1, 2 + 2 + 3 + 3 + 3),
 }

@@ -16,7 +16,7 @@ from typing_extensions import override
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
-from absorb_pl.evaluators.evaluation import evaluate_rules, sae_tables
+from absorb_pl.evaluators.evaluation import evaluate_rules, sae_tables, with_texts
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings
 from absorb_pl.evaluators.training import train_sae_probe
 from absorb_pl.evaluators.writers import write_table
@@ -31,6 +31,7 @@ from absorb_pl.saes import (
     to_unit_norms,
     trained_positions,
 )
+from absorb_pl.schema import ordered_words
 
 Findings = tuple[Mapping[str, pd.DataFrame], Mapping[str, float]]
 """Tables by name and figures by name."""
@@ -206,4 +207,9 @@ class Evaluate(SaeEvaluation):
                 for name in ("absorption_rate", "ci_low", "ci_high", "absorption_fraction", "num_words")
                 if pd.notna(value := judgement.figures[name])
             }
-        return sae_tables(self.sae_name, found, judgements, found.statistics, data.hook_name), figures
+        tables = sae_tables(self.sae_name, found, judgements, found.statistics, data.hook_name)
+        for name in tables.keys() & {"words", "candidates"}:
+            tables[name] = with_texts(tables[name], data.prompt_data.texts)
+        if "words" in tables:
+            tables["words"] = ordered_words(tables["words"])
+        return tables, figures

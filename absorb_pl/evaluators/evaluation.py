@@ -19,7 +19,8 @@ from absorb_pl.ranges import InnerFraction, Seed, check_ranges
 from absorb_pl.rules import AbsorptionRule, Gradients, Judgement, RateSettings, RuleChoice, configured_rules, judge
 from absorb_pl.rules.registry import rules_without_model
 from absorb_pl.saes import load_sae, require_rows, require_width, to_unit_norms
-from absorb_pl.schema import stacked
+from absorb_pl.schema import ordered_words, stacked
+from absorb_pl.words import SpellingPrompt
 
 GatherGradients = Callable[[SaeProbing, Gradients], pd.DataFrame]
 """Gives the gradients at an SAE's candidate words."""
@@ -98,6 +99,17 @@ def sae_tables(
         "sensitivity": stacked(named(judgement.sensitivity, sae=sae) for judgement in judgements),
         **tables,
     }
+
+
+def with_texts(table: pd.DataFrame, texts: Sequence[SpellingPrompt]) -> pd.DataFrame:
+    """A table with the word and the prompt of each row.
+
+    Args:
+        table: One row per word; `row` is its number in the task.
+        texts: The prompt of each word of the task.
+    """
+    prompts = [texts[row] for row in table["row"]]
+    return table.assign(word=[prompt.word for prompt in prompts], prompt=[prompt.base for prompt in prompts])
 
 
 def evaluate_activations(
@@ -184,7 +196,7 @@ def evaluate_activations(
     if words is not None:
         for name in ("words", "candidates"):
             tables[name]["word"] = [words[row] for row in tables[name]["row"]]
-    return tables
+    return {**tables, "words": ordered_words(tables["words"])}
 
 
 def _needs_model(rule: AbsorptionRule) -> RuleError:

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from absorb_pl.errors import RuleError
 from absorb_pl.evaluators import FeatureAbsorptionCalculator, SplitSettings
 from absorb_pl.evaluators.calculator import MetricFn
 from absorb_pl.experiments.absorption_frames import COLUMNS, AbsorptionFrameStage, frame_row
@@ -27,7 +26,7 @@ from absorb_pl.experiments.runs import Results, run_experiment
 from absorb_pl.functional import LetterOutcome, letter_metric, sae_rate
 from absorb_pl.probes import LinearProbe
 from absorb_pl.ranges import Count, Fraction, check_ranges
-from absorb_pl.rules import Gradients, configured_rules
+from absorb_pl.rules import configured_rules
 from absorb_pl.words import LETTERS
 
 FEATURE_ABSORPTION_EXPERIMENT_NAME = "feature_absorption"
@@ -186,8 +185,6 @@ def run_feature_absortion_experiments(
     splits = replace(settings.pop("splits", SplitSettings()), f1_jump=feature_split_f1_jump_threshold)
     settings = {"rules": rule_name, **settings, "splits": splits}
     (rule,) = configured_rules(settings["rules"])
-    if rule.evidence is not Gradients:
-        raise RuleError("rule_name", rule.name, expected="one of the paper's rules", remedy="`paper`, for example.")
     make_stage = partial(AbsorptionFrameStage, rule=rule)
     return run_experiment(make_stage, "absorption", saes, experiment_dir, settings)
 

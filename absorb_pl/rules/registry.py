@@ -1,7 +1,6 @@
 """The rules that can be asked for by name, and how a configuration asks for them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
 from absorb_pl.errors import NotCausalError, RuleError
@@ -81,7 +80,12 @@ def rules_of(choice: RuleChoice) -> dict[str, dict[str, Any]]:
                 expected="settings by their names, such as {delta_threshold: 1.0}",
                 remedy="Leave it empty for the published settings.",
             )
-    return {name: dict(given) for name, given in found.items()}
+    settings = {name: dict(given) for name, given in found.items() if name in _RULES or "." not in "".join(given)}
+    for name in found.keys() - settings.keys():
+        for rest, value in found[name].items():
+            rule, _, setting = f"{name}.{rest}".rpartition(".")  # as in `--rules.saebench-0.6.0.min_letters=3`
+            settings.setdefault(rule, {})[setting] = value
+    return settings
 
 
 def configured_rules(choice: RuleChoice) -> list[AbsorptionRule]:
@@ -101,7 +105,7 @@ def configured_rules(choice: RuleChoice) -> list[AbsorptionRule]:
     rules = []
     for name, given in rules_of(choice).items():
         kind = rule_named(name)
-        known = [field.name for field in fields(kind.settings_type) if field.name not in kind.fixed]
+        known = list(kind().own_settings())
         for setting, value in given.items():
             if setting not in known:
                 raise RuleError(

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -96,6 +96,10 @@ class AbsorptionRule(ABC):
     def needs(self) -> Evidence:
         """The evidence that must be gathered for the rule with its settings."""
         return self.evidence(**{field.name: getattr(self.settings, field.name) for field in fields(self.evidence)})
+
+    def own_settings(self) -> dict[str, Any]:
+        """All settings that the configuration may choose, by name."""
+        return {name: value for name, value in asdict(self.settings).items() if name not in self.fixed}
 
     def judge(self, evidence: pd.DataFrame) -> pd.DataFrame:
         """The verdicts on words.

@@ -77,6 +77,19 @@ class SaeBenchRule(AbsorptionRule):
 
 
 @register_rule
+class SaeBench032Rule(SaeBenchRule):
+    """SAEBench 0.3.2: the fraction counts all latents."""
+
+    name = "saebench-0.3.2"
+    reads = (*_FULL, "main_projection", "all_projection")
+
+    @override
+    def decide(self, stored: Mapping[str, Tensor]) -> Decisions:
+        fraction = fraction_by_all(stored["all_projection"], stored["probe_projection"], stored["main_projection"])
+        return Decisions(self.full(stored), fraction)
+
+
+@register_rule
 class SaeBench060Rule(SaeBenchRule):
     """SAEBench 0.6.0: the fraction counts the few latents that project most on the probe."""
 
@@ -99,17 +112,4 @@ class SaeBench060Rule(SaeBenchRule):
             proportion_threshold=self.settings.proportion_threshold,
             max_absorbers=self.settings.max_absorbers,
         )
-        return Decisions(self.full(stored), fraction)
-
-
-@register_rule
-class SaeBench032Rule(SaeBenchRule):
-    """SAEBench 0.3.2: the fraction counts all latents."""
-
-    name = "saebench-0.3.2"
-    reads = (*_FULL, "main_projection", "all_projection")
-
-    @override
-    def decide(self, stored: Mapping[str, Tensor]) -> Decisions:
-        fraction = fraction_by_all(stored["all_projection"], stored["probe_projection"], stored["main_projection"])
         return Decisions(self.full(stored), fraction)

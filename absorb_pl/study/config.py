@@ -12,7 +12,6 @@ from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports.terminal import ColumnChoice
 from absorb_pl.rules import AbsorptionRule, RateSettings, RuleChoice, configured_rules
-from absorb_pl.rules.registry import rules_of
 from absorb_pl.words import TaskConfig
 
 ControlKind = Literal["random", "shuffled_decoder"]
@@ -119,7 +118,7 @@ class StudyConfig:
                 expected="SAEs of one model, or `models` with the SAEs of several, and not both",
                 remedy="Name SAEs (`absorb-pl list` shows which there are).",
             )
-        object.__setattr__(self, "rules", rules_of(self.rules))
+        object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in configured_rules(self.rules)})
         self._check_until()
         for rule in self.chosen_rules():
             rule.check_stored(self.splits.silent)

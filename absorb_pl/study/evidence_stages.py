@@ -13,6 +13,7 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import CacheCorruptedError
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
+from absorb_pl.evaluators.evaluation import with_texts
 from absorb_pl.evaluators.projections import gather_projections
 from absorb_pl.evaluators.writers import PredictionTableWriter
 from absorb_pl.rules import Gradients, Projections
@@ -51,10 +52,9 @@ class ProjectionStage(Stage):
         sae, rows = source.load(device), self.probing.probes.held_out(source.hook_name)
         most = Projections(max(each.stored_absorbers for each in self.evidence))
         found = gather_projections(sae, rows, self.probing.result(unit).letters, most)
-        texts = [self.words.texts[row] for row in found["row"]]
         cfg = getattr(sae, "cfg", None)
         return {
-            "words.parquet": found.assign(word=[text.word for text in texts], prompt=[text.base for text in texts]),
+            "words.parquet": with_texts(found, self.words.texts),
             "sae_cfg.json": cfg.to_dict() if cfg is not None and hasattr(cfg, "to_dict") else None,
         }
 

@@ -74,7 +74,7 @@ def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, wr
         subject = load_subject(config, processing)
         facts["processing"] = list(processing)
         facts["folded"] = {name: sae.folded for name, sae in subject.saes.items() if sae.folded}
-    run.claim(subject.identity(config, rules), {name: sae.identity for name, sae in subject.saes.items()})
+    run.claim(subject.identity(config), {name: sae.identity for name, sae in subject.saes.items()})
 
     stages = StudyStages.of(config, subject, rules, run.path)
     for stage in stages.of_hooks(config.until):

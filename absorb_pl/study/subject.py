@@ -10,7 +10,6 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import check_split
 from absorb_pl.functional.k_sparse import check_ks
 from absorb_pl.models.language_model import load_language_model
-from absorb_pl.rules import AbsorptionRule
 from absorb_pl.rules.registry import check_rules_fit
 from absorb_pl.saes.names import expand_sae_names
 from absorb_pl.saes.source import SaeSource, distinct_saes, tell_equal_saes
@@ -50,7 +49,7 @@ class Subject:
         names = list(self.saes)
         return (names[start : start + size] for start in range(0, len(names), size))
 
-    def identity(self, config: StudyConfig, rules: Sequence[AbsorptionRule]) -> dict[str, Any]:
+    def identity(self, config: StudyConfig) -> dict[str, Any]:
         """What all rows of a study's tables have in common."""
         shared = {key: value for key, value in self.identities[self.hooks[0]].items() if key != "hook_name"}
         return {
@@ -59,7 +58,7 @@ class Subject:
             "test_fraction": config.test_fraction,
             "seed": config.seed,
             "sae_dtype": config.sae_dtype,
-            "rules": {rule.name: dataclasses.asdict(rule.settings) for rule in rules},
+            "rules": config.rules,
             **{name: dataclasses.asdict(getattr(config, name)) for name in _SHARED_SETTINGS},
         }
 

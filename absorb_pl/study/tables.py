@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from absorb_pl.evaluators.evaluation import sae_tables
+from absorb_pl.evaluators.evaluation import sae_tables, with_texts
 from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.models.processing import describe_processing, model_processing
 from absorb_pl.rules import AbsorptionRule, RateSettings, judge
@@ -56,10 +56,7 @@ def study_tables(
             "shared_context": words.config.shared_context,
         }
         tables = sae_tables(name, found, judgements, about, sae.hook_name)
-        texts = [words.texts[row] for row in tables["candidates"]["row"]]
-        tables["candidates"] = tables["candidates"].assign(
-            word=[text.word for text in texts], prompt=[text.base for text in texts]
-        )
+        tables["candidates"] = with_texts(tables["candidates"], words.texts)
         if task.children:
             held_out = held_out_children(stages.probes.held_out(sae.hook_name), task)
             of_rules = [

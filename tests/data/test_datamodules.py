@@ -10,7 +10,7 @@ from absorb_pl.data import ActivationDataModule, PromptDataModule, activation_id
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import RowsError
 from absorb_pl.probes import LinearProbeSettings
-from absorb_pl.study import LinearProbeStage, ProbeData
+from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, ProbeData
 from absorb_pl.words import TableSettings, TaskConfig
 
 HOOK = "blocks.1.hook_resid_post"
@@ -159,7 +159,8 @@ def test_what_is_made_of_labels_is_cached_under_the_task_s_identity(gpt2, tmp_pa
         )
         data = PromptDataModule(gpt2, TaskConfig("table", table=table, template="{word}:", max_icl_examples=0))
         identities = activation_identities(gpt2, data.prompts, [HOOK], "float32")
-        rows = ProbeData(data, {}, identities, test_fraction=0.2, seed=42)
+        activations = ActivationStage(tmp_path, data, identities, "float32")
+        rows = ProbeData(activations, test_fraction=0.2, seed=42)
         paths.append((identities[HOOK], LinearProbeStage(tmp_path, rows, LinearProbeSettings()).path(HOOK)))
     assert paths[0][0] == paths[1][0]
     assert paths[0][1] != paths[1][1]

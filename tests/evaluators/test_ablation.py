@@ -17,7 +17,6 @@ from absorb_pl.attribution import (
 )
 from absorb_pl.data import ActivationDataModule, PromptDataModule
 from absorb_pl.evaluators import (
-    ABLATION_COLUMNS,
     AblationEvaluation,
     AblationEvaluator,
     AblationSettings,
@@ -27,6 +26,7 @@ from absorb_pl.evaluators import (
 from absorb_pl.functional import letter_metric
 from absorb_pl.models import load_language_model
 from absorb_pl.probes import LinearProbe
+from absorb_pl.schema import ABLATIONS
 from absorb_pl.words import SpellingPrompt, TaskConfig, answer_token_ids
 
 SAES = ("standard_A", "jumprelu_A", "topk_B")
@@ -58,9 +58,7 @@ def micro(golden):
 def predict(micro, tmp_path, names=SAES, rows=ROWS, probes=None, data_batch=4, **options):
     data = PromptDataModule(micro.model, TASK, batch_size=data_batch, rows=rows)
     evaluator = AblationEvaluator(micro.model, {name: micro.saes[name] for name in names}, probes, **options)
-    writer = PredictionTableWriter(
-        tmp_path / "ablations.parquet", sort_by=("sae", "row", "latent"), columns=ABLATION_COLUMNS
-    )
+    writer = PredictionTableWriter(tmp_path / "ablations.parquet", sort_by=("sae", "row", "latent"), columns=ABLATIONS)
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
@@ -178,7 +176,7 @@ def test_attribution_asks_how_important_and_ablation_what_is_lost(table):
 def test_no_words_give_an_empty_table(micro, tmp_path):
     found = predict(micro, tmp_path, ["standard_A"], rows=[])
     assert len(found) == 0
-    assert list(found.columns) == list(ABLATION_COLUMNS)
+    assert list(found.columns) == list(ABLATIONS)
     assert len(agreement_table(found)) == 0
 
 

@@ -15,14 +15,16 @@ from absorb_pl.evaluators import (
     AbsorptionInputs,
     FeatureAbsorptionCalculator,
     PredictionTableWriter,
-    write_table,
+    VerdictWriter,
 )
+from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional import letter_metric
-from absorb_pl.rules import PaperRule, RateSettings, letters_table, summary_row
+from absorb_pl.rules import RateSettings, letters_table, summary_row
 from absorb_pl.saes import load_sae
+from absorb_pl.schema import Column
 from absorb_pl.words import LETTERS, TaskConfig, answer_token_ids
 
-RULE = PaperRule(delta_threshold=0.0004)
+THRESHOLD = 0.0004
 HOOKS = {"standard_A": "blocks.1.hook_resid_post", "topk_B": "blocks.3.hook_resid_pre"}
 MAINS = {"standard_A": {"a": [87, 81], "o": [30]}, "topk_B": {"a": [5], "o": [7, 9]}}
 
@@ -74,7 +76,7 @@ def predict(evaluator, words, path, **settings):
         enable_progress_bar=False,
         enable_model_summary=False,
         inference_mode=False,
-        callbacks=[PredictionTableWriter(path)],
+        callbacks=[VerdictWriter(path, {"paper": {"delta_threshold": THRESHOLD}})],
         **settings,
     )
     trainer.predict(evaluator, datamodule=words, return_predictions=False)
@@ -83,7 +85,7 @@ def predict(evaluator, words, path, **settings):
 
 @pytest.fixture(scope="module")
 def table(gpt2, saes, inputs, words, tmp_path_factory):
-    evaluator = AbsorptionEvaluator(gpt2, saes, inputs, RULE, batch_size=17)
+    evaluator = AbsorptionEvaluator(gpt2, saes, inputs, batch_size=17)
     rows = sorted(set(inputs.candidates["row"]))
     return predict(evaluator, words.only(rows), tmp_path_factory.mktemp("words") / "words.parquet")
 
@@ -98,7 +100,7 @@ def test_verdicts_are_those_of_the_calculator(gpt2, saes, words, probe, table, s
         max_icl_examples=3,
         base_template=task.template,
         answer_formatter=task.answer_formatter,
-        ablation_delta_threshold=RULE.delta_threshold,
+        ablation_delta_threshold=THRESHOLD,
     )
     for label in "ao":
         number = torch.tensor([LETTERS.index(label)])
@@ -145,7 +147,7 @@ def test_tables_hold_each_word_once_in_order(table):
 
 
 def test_words_that_are_no_candidates_are_not_judged(gpt2, saes, inputs, words, table, tmp_path):
-    evaluator = AbsorptionEvaluator(gpt2, {"topk_B": saes["topk_B"]}, inputs, RULE)
+    evaluator = AbsorptionEvaluator(gpt2, {"topk_B": saes["topk_B"]}, inputs)
     found = predict(evaluator, words, tmp_path / "words.parquet")
     expected = table[table["sae"] == "topk_B"].reset_index(drop=True)
     assert found["row"].tolist() == expected["row"].tolist()
@@ -302,7 +304,9 @@ def test_a_shard_that_is_gone_is_missed(tmp_path):
 
 
 def test_without_predictions_there_is_an_empty_table(tmp_path):
-    writer = PredictionTableWriter(tmp_path / "words.parquet", columns={"sae": "str", "row": "int64"})
+    writer = PredictionTableWriter(
+        tmp_path / "words.parquet", columns={"sae": Column("str", ""), "row": Column("int64", "")}
+    )
     rank = as_rank(0, Together())
     writer.on_predict_start(rank, MODULE)
     writer.on_predict_end(rank, MODULE)
@@ -330,7 +334,7 @@ def test_a_failed_write_ends_the_pass(gpt2, saes, inputs, words, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
-    evaluator = AbsorptionEvaluator(gpt2, saes, inputs, RULE)
+    evaluator = AbsorptionEvaluator(gpt2, saes, inputs)
     with pytest.raises(OutputFolderError, match="No space left on device"):
         predict(evaluator, words, tmp_path / "words.parquet")
     assert list(tmp_path.iterdir()) == []

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from absorb_pl.data import PromptDataModule, read_residuals
-from absorb_pl.evaluators import AbsorptionEvaluator, AbsorptionInputs, score_projections
-from absorb_pl.rules import PaperRule, judge_words, rule_named
+from absorb_pl.evaluators import AbsorptionEvaluator, AbsorptionInputs
+from absorb_pl.evaluators.projections import score_projections
+from absorb_pl.rules import PaperRule, PaperSettings, rule_named
 from absorb_pl.saes import encode_rows, to_unit_norms
 from absorb_pl.words import TaskConfig
 
@@ -101,9 +102,9 @@ class Words:
             candidates=pd.DataFrame({"sae": "sae", "row": rows, "label": self.labels}),
             probe_weights={HOOK: self.probe},
         )
-        rule = PaperRule(steps=2, delta_threshold=1e-4, cos_threshold=0.0)
-        evaluator = AbsorptionEvaluator(self.model, {"sae": sae}, inputs, rule, batch_size)
-        return evaluator.tabulate_words(self.data, rows).sort_values("row", ignore_index=True)
+        rule = PaperRule(PaperSettings(steps=2, delta_threshold=1e-4, cos_threshold=0.0))
+        evaluator = AbsorptionEvaluator(self.model, {"sae": sae}, inputs, rule.needs, batch_size)
+        return rule.judge(evaluator.tabulate_words(self.data, rows).sort_values("row", ignore_index=True))
 
     def projections(self, sae, mains, **how):
         rows, classes = list(range(len(self.labels))), self.data.task.classes
@@ -151,7 +152,7 @@ def test_what_leaves_every_verdict_as_it_is(words, measured, architecture, chang
     for column in ("top_score", "main_projection", "all_projection"):
         assert after[column].tolist() == pytest.approx(projections[column].tolist(), rel=1e-3, abs=1e-4 * scale)
     for name in ("saebench-0.6.0", "saebench-0.3.2"):
-        one, two = (judge_words(rule_named(name)(), table) for table in (projections, after))
+        one, two = (rule_named(name)().judge(table) for table in (projections, after))
         assert two["is_absorption"].tolist() == one["is_absorption"].tolist()
         assert two["absorption_fraction"].tolist() == pytest.approx(one["absorption_fraction"].tolist(), abs=1e-4)
 
@@ -159,7 +160,7 @@ def test_what_leaves_every_verdict_as_it_is(words, measured, architecture, chang
 def test_there_are_verdicts_of_both_kinds(measured):
     """Else the tests above would compare constants."""
     tables = [measured(name) for name in ARCHITECTURES]
-    judged = pd.concat([judge_words(rule_named("saebench-0.6.0")(), table[3]) for table in tables])
+    judged = pd.concat([rule_named("saebench-0.6.0")().judge(table[3]) for table in tables])
     shares = {
         "by gradients": pd.concat([table[2] for table in tables])["is_absorption"],
         "by projection": judged["is_absorption"],
@@ -201,6 +202,6 @@ def test_a_strongly_negative_main_latent_is_not_silent(words, measured):
         ("paper", words.gradients(sae, every)),
         ("saebench-0.6.0", words.projections(sae, every)),
     ):
-        judged = judge_words(rule_named(rule)(), table)
+        judged = rule_named(rule)().judge(table)
         assert judged.loc[firsts, "main_max"].tolist() == pytest.approx((-least[firsts]).tolist(), rel=1e-4)
         assert not judged.loc[firsts, "is_absorption"].any()

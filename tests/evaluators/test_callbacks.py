@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.errors import AbsorbError, HookMismatchError, SaeWidthError, ShapeError
-from absorb_pl.evaluators import AbsorptionEvaluation, KSparseEvaluation, LatentEvaluation
+from absorb_pl.evaluators import AblationEvaluation, Evaluate
 from absorb_pl.probes import LinearProbe, SaeProbe
 
 HOOK = "blocks.3.hook_resid_pre"
@@ -31,12 +31,8 @@ def tested(study, gpt2, golden, tmp_path_factory):
     with torch.no_grad():
         probe.weights.copy_(state["weight"])
         probe.biases.copy_(state["bias"])
-    sae, epochs = str(golden / "gpt2-micro" / "sae_topk_B"), config.k_sparse.max_epochs
-    callbacks = {
-        "latents": LatentEvaluation(sae),
-        "k_sparse": KSparseEvaluation(sae, max_epochs=epochs),
-        "absorption": AbsorptionEvaluation(sae, rule=config.rule, rates=config.rates, max_epochs=epochs),
-    }
+    sae = str(golden / "gpt2-micro" / "sae_topk_B")
+    callback = Evaluate(sae, rules=config.rules, rates=config.rates, k_sparse=config.k_sparse)
     torch.manual_seed(1234)
     trainer = Trainer(
         accelerator="cpu",
@@ -45,59 +41,54 @@ def tested(study, gpt2, golden, tmp_path_factory):
         logger=CSVLogger(folder),
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=list(callbacks.values()),
+        callbacks=[callback],
     )
     figures = trainer.test(probe, datamodule=data, verbose=False)[0]
-    return callbacks, figures, trainer
+    return callback, figures, trainer
 
 
 def of_study(study, name):
     table = study[1].tables[name]
-    rows = table[(table["sae"] == SAE) & (table["rule"] == "paper" if "rule" in table else True)]
-    return rows.reset_index(drop=True)
+    return table[table["sae"] == SAE].reset_index(drop=True)
 
 
-@pytest.mark.parametrize(
-    ("callback", "table"),
-    [
-        ("latents", "latents"),
-        ("k_sparse", "k_sparse"),
-        ("absorption", "k_sparse"),
-        ("absorption", "latents"),
-        ("absorption", "letters"),
-        ("absorption", "words"),
-    ],
-)
-def test_tables_are_those_of_the_study(study, tested, callback, table):
-    found, expected = tested[0][callback].tables[table], of_study(study, table)
-    if "rule" in expected:  # other rules' columns are missing from all rows of this one
-        expected = expected.drop(columns=[name for name in expected if expected[name].isna().all()])
-        found = found.dropna(axis="columns", how="all")
+@pytest.mark.parametrize("table", ["k_sparse", "latents", "letters", "words", "sensitivity"])
+def test_tables_are_those_of_the_study(study, tested, table):
+    found, expected = tested[0].tables[table], of_study(study, table)
     columns = [name for name in found.columns if name not in ("sae", "hook_name")]
     assert len(expected) > 0
     assert set(expected.columns) - set(columns) <= {"sae", "hook_name"}
+    order = ["rule", "row"] if table == "words" else []
     plain = [
-        frame[columns].map(lambda value: list(value) if hasattr(value, "tolist") else value)
-        for frame in (found.sort_values("row", ignore_index=True) if "row" in found else found, expected)
+        (frame.sort_values(order, ignore_index=True) if order else frame)[columns].map(
+            lambda value: list(value) if hasattr(value, "tolist") else value
+        )
+        for frame in (found, expected)
     ]
     pd.testing.assert_frame_equal(*plain, check_dtype=False, rtol=1e-6, atol=1e-7)
 
 
 def test_logged_figures_are_those_of_the_summary(study, tested):
-    figures, summary = tested[1], of_study(study, "summary").iloc[0]
-    for name in ("absorption_rate", "ci_low", "ci_high", "num_words"):
-        assert figures[f"test/absorption/{name}"] == pytest.approx(float(summary[name]), rel=1e-5)
+    figures, summary = tested[1], of_study(study, "summary")
+    assert len(summary) == 3
+    for row in summary.to_dict("records"):
+        for name in ("absorption_rate", "ci_low", "ci_high", "num_words"):
+            assert figures[f"test/{row['rule']}/{name}"] == pytest.approx(float(row[name]), rel=1e-5)
+        if row["rule"] != "paper":
+            name = f"test/{row['rule']}/absorption_fraction"
+            assert figures[name] == pytest.approx(row["absorption_fraction"], rel=1e-5)
+    first = summary.iloc[0]
     for name in ("num_splits", "l0", "explained_variance", "dead_fraction"):
-        assert figures[f"test/k_sparse/{name}"] == pytest.approx(float(summary[name]), rel=1e-5)
+        assert figures[f"test/sae/{name}"] == pytest.approx(float(first[name]), rel=1e-5)
     for name in ("f1", "precision", "recall"):
-        assert figures[f"test/latents/top_{name}"] == pytest.approx(float(summary[f"top_latent_{name}"]), rel=1e-5)
+        assert figures[f"test/sae/top_latent_{name}"] == pytest.approx(float(first[f"top_latent_{name}"]), rel=1e-5)
 
 
 def test_tables_are_written_beside_the_log(tested):
-    callbacks, _, trainer = tested
-    folder = trainer.log_dir + "/tables"
-    for name in ("latents", "letters", "words", "k_sparse"):
-        assert len(pd.read_parquet(f"{folder}/{name}.parquet")) == len(callbacks["absorption"].tables[name])
+    callback, _, trainer = tested
+    assert {"summary", "latents", "letters", "words", "k_sparse"} <= set(callback.tables)
+    for name, table in callback.tables.items():
+        assert len(pd.read_parquet(f"{trainer.log_dir}/tables/{name}.parquet")) == len(table)
 
 
 def test_other_modules_are_refused(study, gpt2, golden, tmp_path):
@@ -110,10 +101,10 @@ def test_other_modules_are_refused(study, gpt2, golden, tmp_path):
         devices=1,
         logger=False,
         enable_progress_bar=False,
-        callbacks=[LatentEvaluation(sae)],
+        callbacks=[Evaluate(sae)],
         default_root_dir=tmp_path,
     )
-    with pytest.raises(AbsorbError, match=r"LatentEvaluation with SaeProbe.*expected a LinearProbe") as raised:
+    with pytest.raises(AbsorbError, match=r"Evaluate with SaeProbe.*expected a LinearProbe") as raised:
         trainer.test(probe, datamodule=data, verbose=False)
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
@@ -137,7 +128,7 @@ def rows(study, gpt2):
     return ActivationDataModule(gpt2, HOOK, study[0].task, study[0].cache_dir)
 
 
-@pytest.mark.parametrize("evaluation", [LatentEvaluation, KSparseEvaluation, AbsorptionEvaluation])
+@pytest.mark.parametrize("evaluation", [Evaluate, AblationEvaluation])
 def test_an_sae_of_another_hook_is_not_evaluated(golden, tmp_path, rows, evaluation):
     trainer = quiet(tmp_path, evaluation(str(golden / "gpt2-micro" / "sae_standard_A")))
     with pytest.raises(HookMismatchError, match=rf"`hook_name` was '{HOOK}', expected 'blocks\.1\.hook_resid_post'"):

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from absorb_pl.data import ActivationCollector, ActivationDataModule, PromptDataModule
-from absorb_pl.evaluators import AblationEvaluator, AbsorptionEvaluation, KSparseEvaluation, LatentEvaluation
-from absorb_pl.evaluators.ablation import AblationEvaluation
+from absorb_pl.evaluators import AblationEvaluation, AblationEvaluator, Evaluate
 from absorb_pl.probes import SaeProbe
 from absorb_pl.saes import load_sae
 from absorb_pl.words import TaskConfig
@@ -16,7 +15,7 @@ def names(golden):
     return str(golden / "gpt2-micro"), str(golden / "gpt2-micro" / "sae_topk_B")
 
 
-@pytest.mark.parametrize("kind", [AbsorptionEvaluation, AblationEvaluation, KSparseEvaluation, LatentEvaluation])
+@pytest.mark.parametrize("kind", [Evaluate, AblationEvaluation])
 def test_callbacks_load_an_sae_in_the_dtype_asked_for(names, kind):
     assert kind(names[1]).sae.W_dec.dtype == torch.float32
     assert kind(names[1], sae_dtype="bfloat16").sae.W_dec.dtype == torch.bfloat16

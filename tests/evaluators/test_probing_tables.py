@@ -14,8 +14,8 @@ from absorb_pl.evaluators import (
     evaluate_sae,
     k_sparse_table,
     latent_table,
-    main_latents_by_label,
 )
+from absorb_pl.evaluators.k_sparse_table import main_latents_by_label
 from absorb_pl.functional import DEFAULT_KS, SaeStatistics, k_sparse_logits
 from absorb_pl.probes import SaeProbe
 from absorb_pl.saes import load_sae

@@ -9,13 +9,13 @@ from lightning.pytorch import Trainer
 
 from absorb_pl.errors import PromptError
 from absorb_pl.evaluators import (
-    SWEEP_COLUMNS,
     PredictionTableWriter,
     SpellingSetting,
     SpellingSweep,
     SpellingSweepData,
 )
 from absorb_pl.models import load_language_model
+from absorb_pl.schema import SPELLING
 from absorb_pl.words import create_icl_prompt, spelling_formatter
 
 GRID = SpellingSweepData([4, 7, 30], [0, 2], ["upper", "lower"], ["-", " "])
@@ -31,7 +31,7 @@ def sweep(model, **options):
 
 
 def predict(module, data, tmp_path):
-    writer = PredictionTableWriter(tmp_path / "sweep.parquet", sort_by=["setting"], columns=SWEEP_COLUMNS)
+    writer = PredictionTableWriter(tmp_path / "sweep.parquet", sort_by=["setting"], columns=SPELLING)
     trainer = Trainer(
         accelerator="cpu", logger=False, callbacks=[writer], enable_progress_bar=False, enable_model_summary=False
     )
@@ -48,7 +48,7 @@ def test_every_combination_is_a_row(table):
     assert len(table) == len(GRID.settings) == 3 * 2 * 2 * 2
     assert table["setting"].tolist() == list(range(24))
     assert not table.duplicated(["word_length", "num_icl_examples", "casing", "separator"]).any()
-    assert list(table.columns) == list(SWEEP_COLUMNS)
+    assert list(table.columns) == list(SPELLING)
 
 
 def test_figures_are_those_of_single_unpadded_runs(model, table):

@@ -33,4 +33,4 @@ def test_the_page_runs_in_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
     main(shlex.split(block("bash"))[1:])
     assert "Stopped after the stage k-sparse-probes" in capsys.readouterr().out
     # the experiments left the same probes in the same cache
-    assert Path("lightning_logs/stopped/manifest.json").read_text(encoding="utf-8").count('"made": 0') == 2
+    assert Path("lightning_logs/stopped/manifest.json").read_text(encoding="utf-8").count('"made": 0') == 3

@@ -56,14 +56,17 @@ def folder(settings):
 
 
 @pytest.fixture(scope="module")
-def ran(settings, folder):
+def ran(study, settings, folder):
     """Results of the three experiments by name."""
+    rules = {"paper": study[0].rules["paper"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(Path(__file__).parents[2])
         return {
             "latents": run_latent_evaluation_experiments(SAES, folder / "latents", **settings),
             "k_sparse": run_k_sparse_probing_experiments(SAES, folder / "k_sparse", **settings),
-            "absorption": run_feature_absortion_experiments(SAES, folder / "absorption", rule_name="paper", **settings),
+            "absorption": run_feature_absortion_experiments(
+                SAES, folder / "absorption", rules={"paper": study[0].rules["paper"]}, **settings
+            ),
         }
 
 
@@ -168,7 +171,7 @@ def test_nothing_is_made_twice(ran, settings, folder, monkeypatch):
         raise AssertionError("made again")
 
     monkeypatch.setattr(FrameStage, "make", fail)
-    monkeypatch.setattr("absorb_pl.study.probing_stages.fit_probe", fail)
+    monkeypatch.setattr("absorb_pl.evaluators.training.fit_probe", fail)
     again = run_k_sparse_probing_experiments(SAES, folder / "k_sparse", **settings)
     for name, (frame, info) in by_name(ran["k_sparse"]).items():
         found, same = by_name(again)[name]

@@ -12,9 +12,9 @@ import torch
 
 from absorb_pl.data import ActivationCollector, PromptBatches, PromptDataModule
 from absorb_pl.engine import apply_saes_and_run
-from absorb_pl.evaluators import score_projections
+from absorb_pl.evaluators.projections import score_projections
 from absorb_pl.models import load_language_model
-from absorb_pl.rules import judge_words, rule_named
+from absorb_pl.rules import rule_named
 from absorb_pl.saes import check_sae_fits, decode_rows, encode_rows, load_sae
 from absorb_pl.words import TaskConfig
 
@@ -130,7 +130,7 @@ def check_verdicts(sae, x, latents, near):
         in_mains = sum(contributions[latent] for latent in mains[labels[row]])
         assert table["main_projection"] == pytest.approx(in_mains, abs=4 * near * size)
     for name in ("saebench-0.6.0", "saebench-0.3.2"):
-        judged = judge_words(rule_named(name)(), found)
+        judged = rule_named(name)().judge(found)
         assert judged["absorption_fraction"].between(0, 1).all()
         silent = (latents[:, [3]] == 0).all(dim=1), (latents[:, [5, 11]] == 0).all(dim=1)
         absorbed = judged["is_absorption"].to_numpy()

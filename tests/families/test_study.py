@@ -11,7 +11,8 @@ from absorb_pl.evaluators import AblationEvaluator, FeatureAbsorptionCalculator,
 from absorb_pl.experiments import run_k_sparse_probing_experiments, run_latent_evaluation_experiments
 from absorb_pl.models import load_language_model
 from absorb_pl.reports import report
-from absorb_pl.rules import check_rules_fit, configured_rules, known_rules
+from absorb_pl.rules import configured_rules, known_rules
+from absorb_pl.rules.registry import check_rules_fit
 from absorb_pl.study import rescore_run, run_study
 from absorb_pl.words import TableSettings, TaskConfig
 
@@ -117,11 +118,11 @@ def test_children_are_rescored_with_their_classes(finished):
 
 
 def test_rules_that_read_answers_are_refused_with_those_that_do_not(bert, gpt2):
-    projecting = configured_rules(["saebench-0.6.0", "saebench-0.3.2"], {})
+    projecting = configured_rules(["saebench-0.6.0", "saebench-0.3.2"])
     check_rules_fit(projecting, bert)
-    check_rules_fit(configured_rules(list(known_rules()), {}), gpt2)
+    check_rules_fit(configured_rules(list(known_rules())), gpt2)
     with pytest.raises(NotCausalError, match=r"was 'paper'.*saebench-0\.3\.2, saebench-0\.6\.0"):
-        check_rules_fit([*projecting, *configured_rules(["paper"], {})], bert)
+        check_rules_fit([*projecting, *configured_rules("paper")], bert)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from absorb_pl.functional import (
     binary_metrics,
     cosine_similarity_matrix,
     fold_decoder_norms,
+    gradient_scores,
     latent_scores,
     main_latents,
     most_negative_latents,
-    paper_verdicts,
+    paper_decisions,
     probe_projection,
     saebench_verdicts,
     top_latents_by_encoder,
@@ -157,15 +158,16 @@ def test_paper_verdicts(case):
             scores[0, latent["feature_id"]] = latent["ablation_score"]
             activations[0, latent["feature_id"]] = latent["activation"]
         cos = cosines[LETTERS.index(row["letter"])]
-        found = paper_verdicts(
-            scores,
-            activations,
-            cos,
-            golden["main_latents"][row["letter"]],
+        found = gradient_scores(scores, activations, cos, golden["main_latents"][row["letter"]])
+        is_absorption = paper_decisions(
+            found.top_score,
+            found.second_score,
+            found.top_probe_cos,
+            found.main_max,
             delta_threshold=golden["ablation_delta_threshold"],
             cos_threshold=golden["probe_cos_sim_threshold"],
         )
-        assert found.is_absorption.tolist() == [row["is_absorption"]]
+        assert is_absorption.tolist() == [row["is_absorption"]]
         top = [latent for latent in row["top"] if latent["ablation_score"] < 0]
         ids, values = most_negative_latents(scores, len(top))
         assert ids[0].tolist() == [latent["feature_id"] for latent in top]

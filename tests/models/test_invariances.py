@@ -12,7 +12,8 @@ from absorb_pl.functional import (
     SaeStatistics,
     cosine_similarity_matrix,
     fold_decoder_norms,
-    paper_verdicts,
+    gradient_scores,
+    paper_decisions,
     probe_projection,
     saebench_verdicts,
 )
@@ -91,7 +92,15 @@ def statistics(sae: SAE[Any]) -> SaeStatistics:
 
 def verdicts(sae: SAE[Any], mains: list[int]) -> dict[str, torch.Tensor]:
     found, acts = figures(sae), encode_rows(sae, X)
-    paper = paper_verdicts(found["scores"], acts, found["cosines"], mains, delta_threshold=0.2, cos_threshold=0.0)
+    paper = gradient_scores(found["scores"], acts, found["cosines"], mains)
+    absorbed = paper_decisions(
+        paper.top_score,
+        paper.second_score,
+        paper.top_probe_cos,
+        paper.main_max,
+        delta_threshold=0.2,
+        cos_threshold=0.0,
+    )
     bench = {
         version: saebench_verdicts(
             found["contributions"], probe_projection(X, PROBE), found["cosines"], mains, version=version
@@ -99,7 +108,7 @@ def verdicts(sae: SAE[Any], mains: list[int]) -> dict[str, torch.Tensor]:
         for version in ("0.6.0", "0.3.2")
     }
     return {
-        "paper": paper.is_absorption,
+        "paper": absorbed,
         "top": paper.top_latent,
         "full": bench["0.6.0"].is_full_absorption,
         **{f"fraction {version}": verdict.absorption_fraction for version, verdict in bench.items()},

@@ -1,6 +1,7 @@
 """Every rule through its class: the published figures, its registry, and what must not change a verdict."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,19 +10,19 @@ from safetensors.torch import load_file
 
 from absorb_pl.data import read_residuals
 from absorb_pl.errors import RuleError
-from absorb_pl.evaluators import AbsorptionEvaluator, AbsorptionInputs, absorption, score_projections
+from absorb_pl.evaluators import AbsorptionEvaluator, AbsorptionInputs, absorption
+from absorb_pl.evaluators.projections import score_projections
 from absorb_pl.models import load_language_model
 from absorb_pl.rules import (
-    WORD_COLUMNS,
     PaperRule,
-    SaeBenchRule,
+    PaperSettings,
+    SaeBenchSettings,
     configured_rules,
-    judge_words,
     known_rules,
-    order_columns,
     rule_named,
 )
 from absorb_pl.saes import load_sae
+from absorb_pl.schema import WORDS, ordered_words
 from absorb_pl.words import (
     LETTERS,
     SpellingPrompt,
@@ -87,8 +88,8 @@ class Case:
             },
         )
 
-    def gradients(self, sae, mains, rows, thresholds, parts=1, **settings):
-        """Scores and verdicts of the evaluator, the words in several batches."""
+    def gradients(self, sae, mains, rows, thresholds, parts=1, tokens=(), **settings):
+        """Scores of the evaluator and verdicts on them, the words in several batches."""
         task, texts, batch = self.batch(rows)
         labels = [row["letter"] for row in rows]
         inputs = AbsorptionInputs(
@@ -96,13 +97,16 @@ class Case:
             candidates=pd.DataFrame({"sae": "sae", "row": range(len(rows)), "label": labels}),
             probe_weights={HOOK: self.probe},
         )
-        evaluator = AbsorptionEvaluator(self.model, {"sae": sae}, inputs, PaperRule(**thresholds), **settings)
+        rule = PaperRule(PaperSettings(**thresholds))
+        asked = [replace(rule.needs, positive_token=token) for token in tokens or [rule.settings.positive_token]]
+        evaluator = AbsorptionEvaluator(self.model, {"sae": sae}, inputs, asked, **settings)
         evaluator.prepare(task, texts)
         tables = [
             evaluator.tabulate({name: values[here] for name, values in batch.items()})
             for here in torch.arange(len(rows)).tensor_split(parts)
         ]
-        return pd.concat(tables, ignore_index=True).sort_values(["positive_token", "row"], ignore_index=True)
+        evidence = pd.concat(tables, ignore_index=True)
+        return rule.judge(evidence.sort_values(["positive_token", "row"], ignore_index=True))
 
     def residuals(self, rows):
         _, _, batch = self.batch(rows)
@@ -136,7 +140,7 @@ def thresholds_of(recorded):
 def test_the_paper_rule_gives_the_recorded_verdicts(case):
     rows, thresholds = case.paper["results"], thresholds_of(case.paper)
     found = case.gradients(case.sae, case.mains, rows, thresholds, parts=3)
-    judged = judge_words(rule_named("paper")(PaperRule(**thresholds)), found)
+    judged = PaperRule(PaperSettings(**thresholds)).judge(found)
     recorded = [row["is_absorption"] for row in rows]
     assert judged["is_absorption"].tolist() == found["is_absorption"].tolist() == recorded
     assert found["top_latent"].tolist() == [row["top"][0]["feature_id"] for row in rows]
@@ -149,7 +153,7 @@ def test_the_rules_of_saebench_give_the_recorded_verdicts(case, recorded_to, ver
     recorded = json.loads((case.folder / f"expected_absorption_saebench_{version}_{case.name}.json").read_text())
     rows = recorded if isinstance(recorded, list) else recorded["results"]
     found = case.projections(case.sae, case.mains, case.residuals(rows), [row["letter"] for row in rows])
-    judged = judge_words(rule_named(f"saebench-{version}")(), found)
+    judged = rule_named(f"saebench-{version}")().judge(found)
     assert judged["rule"].unique().tolist() == [f"saebench-{version}"]
     assert judged["is_absorption"].tolist() == [row["is_full_absorption"] for row in rows]
     assert judged["top_latent"].tolist() == [row["top"][0] for row in rows]
@@ -208,7 +212,7 @@ def test_what_leaves_every_verdict_as_it_is(case, change):
     before = case.projections(case.sae, case.mains, x, labels)
     after = case.projections(other, mains, x, labels, chunk_values=2 * len(other.W_dec))
     for name in ("saebench-0.6.0", "saebench-0.3.2"):
-        one, two = (judge_words(rule_named(name)(), words) for words in (before, after))
+        one, two = (rule_named(name)().judge(words) for words in (before, after))
         assert two["is_absorption"].tolist() == one["is_absorption"].tolist()
         assert two["absorption_fraction"].tolist() == pytest.approx(one["absorption_fraction"].tolist(), abs=1e-4)
 
@@ -222,7 +226,7 @@ def test_both_positive_tokens_are_scored_from_one_prefix(cases, monkeypatch):
     }
     calls, compute = [], absorption.compute_prefix
     monkeypatch.setattr(absorption, "compute_prefix", lambda *args, **how: calls.append(1) or compute(*args, **how))
-    both = case.gradients(case.sae, case.mains, rows, thresholds, positive_tokens=["answer", "published"])
+    both = case.gradients(case.sae, case.mains, rows, thresholds, tokens=["answer", "published"])
     assert len(calls) == 1
     for token, alone in apart.items():
         found = both[both["positive_token"] == token].reset_index(drop=True)
@@ -236,18 +240,16 @@ def test_stored_absorbers_answer_other_thresholds(cases):
     x, labels = case.residuals(rows), [row["letter"] for row in rows]
     stored = case.projections(case.sae, case.mains, x, labels, stored_absorbers=6)
     for most, cos in ((6, 0.0), (4, 0.3), (1, 0.05), (2, -1.0)):
-        settings = SaeBenchRule(max_absorbers=most, fraction_cos_threshold=cos, stored_absorbers=most)
+        settings = SaeBenchSettings(max_absorbers=most, fraction_cos_threshold=cos, stored_absorbers=most)
         fresh = case.projections(case.sae, case.mains, x, labels, stored_absorbers=most)
-        one, two = (judge_words(rule_named("saebench-0.6.0")(settings), words) for words in (stored, fresh))
+        one, two = (rule_named("saebench-0.6.0")(settings).judge(words) for words in (stored, fresh))
         assert one["absorption_fraction"].tolist() == two["absorption_fraction"].tolist()
     assert stored["absorber_latents"].map(len).max() < case.sae.W_dec.shape[0] / 2
 
 
 def test_rules_are_asked_for_by_name():
     assert {"paper", "paper-published", "saebench-0.6.0", "saebench-0.3.2"} <= set(known_rules())
-    rules = configured_rules(
-        ["paper-published", "saebench-0.6.0"], {"rule": PaperRule(steps=9), "saebench": {"max_absorbers": 2}}
-    )
+    rules = configured_rules({"paper-published": {"steps": 9}, "saebench-0.6.0": {"max_absorbers": 2}})
     assert (rules[0].settings.steps, rules[0].settings.positive_token, rules[0].letters) == (
         9,
         "published",
@@ -256,13 +258,13 @@ def test_rules_are_asked_for_by_name():
     assert rules[1].settings.max_absorbers == 2
     for names in (["nonsense"], ["paper", "paper"], []):
         with pytest.raises(RuleError, match=r"saebench-0\.6\.0"):
-            configured_rules(names, {})
+            configured_rules(names)
 
 
 def test_thresholds_that_a_rule_lacks_or_cannot_answer_are_named():
     with pytest.raises(RuleError, match="`max_absorbers` was 2, expected a threshold of the rule paper"):
         rule_named("paper")().with_thresholds({"max_absorbers": 2})
-    with pytest.raises(RuleError, match=r"at most 5.*saebench\.stored_absorbers"):
+    with pytest.raises(RuleError, match=r"at most 5.*`stored_absorbers`"):
         rule_named("saebench-0.6.0")().with_thresholds({"max_absorbers": 6})
     with pytest.raises(RuleError, match=r"splits\.silent"):
         rule_named("paper")().with_thresholds({"silent": 0.5}).check_stored(1e-8)
@@ -272,7 +274,28 @@ def test_a_missing_list_is_none_whatever_stands_beside_it(tmp_path):
     alone = pd.DataFrame({"sae": ["a"], "row": [3]})
     beside = pd.concat([alone, pd.DataFrame({"sae": ["b"], "row": [4], "main_latents": [[1, 2]]})], ignore_index=True)
     for table in (alone, beside):
-        order_columns(table).to_parquet(tmp_path / "words.parquet")
+        ordered_words(table).to_parquet(tmp_path / "words.parquet")
         found = pd.read_parquet(tmp_path / "words.parquet").loc[0]
-        assert tuple(found.index) == tuple(name for name in WORD_COLUMNS if name != "child")
+        assert tuple(found.index) == tuple(name for name in WORDS if name != "child")
         assert (found["main_latents"], found["scores"]) == (None, None)
+
+
+def test_settings_that_a_rule_lacks_are_named():
+    with pytest.raises(RuleError, match=r"`rules\.paper\.max_absorbers` was 2, expected a setting of this rule: steps"):
+        configured_rules({"paper": {"max_absorbers": 2}})
+    with pytest.raises(RuleError, match=r"`rules\.paper-published\.positive_token` was 'answer'"):
+        configured_rules({"paper-published": {"positive_token": "answer"}})
+    with pytest.raises(RuleError, match=r"`rules\.paper` was 2\.0, expected settings by their names"):
+        configured_rules({"paper": 2.0})
+
+
+def test_silent_mains_bound_the_full_absorption_of_saebench(case):
+    rows = case.paper["results"]
+    labels = [row["letter"] for row in rows]
+    found = case.projections(case.sae, case.mains, case.residuals(rows), labels)
+    firing = {**case.mains, labels[0]: [int(found["top_latent"][0])]}
+    found = case.projections(case.sae, firing, case.residuals(rows), labels)
+    bound, full = (rule_named(name)().judge(found)["is_absorption"] for name in ("silent-mains", "saebench-0.6.0"))
+    assert bound[full].all()
+    assert full.sum() < bound.sum() < len(bound)
+    assert bound.tolist() == (found["main_max"] < 1e-8).tolist()

@@ -111,7 +111,7 @@ def test_the_run_folder_is_complete(study):
         assert len(content) > 10_000
     resolved = yaml.safe_load((folder / "config.yaml").read_text())
     assert (resolved["seed"], resolved["task"]["max_icl_examples"]) == (config.seed, 5)
-    assert resolved["rule"]["steps"] == 6
+    assert resolved["rules"]["paper"]["steps"] == 6
     assert not list(folder.rglob("*.part"))
 
 
@@ -320,7 +320,7 @@ def test_a_rerun_makes_nothing_and_new_saes_only_themselves(study, study_config,
 @pytest.mark.usefixtures("_without_figures")
 def test_other_thresholds_reuse_what_they_do_not_touch(study, study_config, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
-    result = run_study(study_config(tmp_path, "--rule.delta_threshold=0.1", f"--saes=[{SAES[2]}]"))
+    result = run_study(study_config(tmp_path, "--rules.paper.delta_threshold=0.1", f"--saes=[{SAES[2]}]"))
     assert made(result.run_dir) == (0, 0, 0, 0)
     assert not result.tables["words"].query("rule == 'paper'")["is_absorption"].any()
 

@@ -1,6 +1,7 @@
 """Rescored runs beside fresh studies with the same thresholds, and thresholds that cannot be answered."""
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -66,12 +67,11 @@ def fresh(study, study_config, tmp_path_factory, request):
     """A study with other thresholds, on the stages of the first."""
     folder = tmp_path_factory.mktemp("fresh")
     shutil.copytree(study[0].cache_dir, folder / "cache")
-    sections = {"rule": CHANGED["paper"], "saebench": CHANGED["saebench-0.6.0"]}
-    words = [f"--{section}.{name}={value}" for section, changed in sections.items() for name, value in changed.items()]
+    rules = {**study[0].rules, **{name: {**study[0].rules[name], **changed} for name, changed in CHANGED.items()}}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(request.config.rootpath)
         patch.setattr(report, "draw_figures", lambda _: {})
-        return run_study(study_config(folder, *words)).run_dir
+        return run_study(study_config(folder, f"--rules={json.dumps(rules)}")).run_dir
 
 
 @pytest.mark.parametrize("rule", CHANGED)
@@ -99,7 +99,7 @@ def test_the_command_writes_beside_the_run(run_dir, capsys):
     ("rule", "thresholds", "message"),
     [
         ("paper", {"silent": 0.1}, r"at most 1e-08.*splits\.silent"),
-        ("saebench-0.6.0", {"max_absorbers": 9}, r"at most 5.*saebench\.stored_absorbers"),
+        ("saebench-0.6.0", {"max_absorbers": 9}, r"at most 5.*`stored_absorbers`"),
         ("saebench-0.3.2", {"delta_threshold": 1.0}, "expected a threshold of the rule saebench-0.3.2"),
         ("paper-published", {}, "expected a rule of the study: paper, saebench-0.6.0, saebench-0.3.2.*Run the study"),
         ("other", {}, "expected one of paper,"),

@@ -24,12 +24,13 @@ RULES = ["paper", "saebench-0.6.0"]
 
 @pytest.fixture(scope="module")
 def sweep(study_config, _one_thread, _without_figures, tmp_path_factory):
+    config = study_config(tmp_path_factory.mktemp("sweep"))
     config = replace(
-        study_config(tmp_path_factory.mktemp("sweep")),
+        config,
         saes=[],
         models={GPT2: [SAE], GEMMA2: [OTHER]},
         controls=["random", "shuffled_decoder"],
-        rules=RULES,
+        rules={name: config.rules[name] for name in RULES},
         saes_per_pass=2,
     )
     printed = StringIO()

@@ -31,7 +31,7 @@ def stages_of(run_dir):
 @pytest.mark.usefixtures("_without_figures")
 def test_a_study_stopped_after_every_stage_ends_as_one_in_one_go(study, study_config, tmp_path):
     sae = "tests/golden/gpt2-micro/sae_topk_B"
-    config = study_config(tmp_path, f"--saes=[{sae}]", "--rules=[paper,saebench-0.6.0]")
+    config = study_config(tmp_path, f"--saes=[{sae}]", "--rules={paper: {delta_threshold: 0.0004}, saebench-0.6.0: {}}")
     for until, folders in LEFT.items():
         result = run_study(replace(config, until=until))
         cache = Path(config.cache_dir)
@@ -39,7 +39,7 @@ def test_a_study_stopped_after_every_stage_ends_as_one_in_one_go(study, study_co
         assert (result.tables, (result.run_dir / "tables").exists()) == ({}, False)
         assert [name.replace(" ", "-") for name in stages_of(result.run_dir)] == list(LEFT)[: len(folders) + 1]
         assert (result.stages is None) == (until in ("load", "activations"))
-    assert list(result.stages.saes) == [sae]
+    assert list(result.stages.subject.saes) == [sae]
     whole = run_study(config)
     assert [stage.get("made", 0) for stage in stages_of(whole.run_dir).values()] == [0] * 8
     for name in ("summary", "k_sparse", "candidates"):
@@ -53,7 +53,7 @@ def test_stages_give_what_they_found(study):
     hook = "blocks.3.hook_resid_pre"
     stages = run_study(replace(config, until="linear-probes", run_dir=f"{config.run_dir}-until")).stages
     weight, bias = stages.probes.weights(hook)
-    x, y, _ = stages.data.split(hook, "test")
+    x, y, _ = stages.probes.data.split(hook, "test")
     found = ((x @ weight.T + bias) > 0) & y.bool()
     letters = result.tables["letters"].query("hook_name == @hook and rule == 'paper'")
     assert found.sum() == letters["num_probe_true_positives"].sum() > 0

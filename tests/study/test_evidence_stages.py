@@ -1,29 +1,29 @@
-"""A pass that lost verdicts is noticed, and candidates of another task are refused."""
+"""A pass that lost words is noticed, and candidates of another task are refused."""
 
 import pandas as pd
 import pytest
 
 from absorb_pl.errors import CacheCorruptedError, ManifestMismatchError
 from absorb_pl.evaluators.absorption import check_words
-from absorb_pl.study.absorption_stage import check_complete
+from absorb_pl.study.evidence_stages import check_complete
 from absorb_pl.words import SpellingPrompt
 
 CANDIDATES = pd.DataFrame({"row": [4, 2, 9]})
 
 
-def verdicts(*rows: int) -> pd.DataFrame:
-    return pd.DataFrame({"sae": ["other", *["mine"] * len(rows)], "row": [7, *rows]})
+def scores(*rows: int) -> pd.DataFrame:
+    return pd.DataFrame({"sae": "mine", "row": list(rows)})
 
 
-def test_every_candidate_judged_once_is_complete():
-    check_complete("mine", verdicts(9, 2, 4), CANDIDATES)
-    check_complete("none", verdicts(9), CANDIDATES[:0])
+def test_every_candidate_scored_once_is_complete():
+    check_complete("mine", scores(9, 2, 4), CANDIDATES)
+    check_complete("none", scores(), CANDIDATES[:0])
 
 
 @pytest.mark.parametrize("rows", [(9, 2), (9, 2, 4, 4), (9, 2, 5)])
-def test_lost_repeated_or_strange_verdicts_are_refused(rows):
-    with pytest.raises(CacheCorruptedError, match=r"`mine`.*judged words.*each of its 3 candidate"):
-        check_complete("mine", verdicts(*rows), CANDIDATES)
+def test_lost_repeated_or_strange_words_are_refused(rows):
+    with pytest.raises(CacheCorruptedError, match=r"`mine`.*scored words.*each of its 3 candidate"):
+        check_complete("mine", scores(*rows), CANDIDATES)
 
 
 @pytest.mark.parametrize(("row", "prompt"), [(1, " cat:"), (5, " dog:")])
