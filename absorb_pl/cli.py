@@ -1,16 +1,21 @@
 """The command line: `absorb-pl study | rescore | list | fit | validate | test | predict`."""
 
 import errno
+import inspect
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, cast
 
 from absorb_pl import __version__
-from absorb_pl.commands import LIST, OWN_PARSERS, RESCORE, STUDY
+from absorb_pl.commands import COMMANDS as OWN_COMMANDS
+from absorb_pl.commands import LIST, RESCORE, STUDY, with_rule_settings
 from absorb_pl.errors import AbsorbError, ConfigFileError, OutputFolderError
 from absorb_pl.interruption import exit_code, interruptible
 
@@ -60,10 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
         try:
             _check_config_files(words)
             with interruptible():
-                if command in OWN_PARSERS:
-                    OWN_PARSERS[command](words[1:])
-                else:
-                    _run_trainer(None if args is None else words)
+                _run(command, words)
         except KeyboardInterrupt:
             raise SystemExit(exit_code(signal.SIGINT)) from None
         except (OSError, ValueError) as error:
@@ -105,31 +107,86 @@ def _named_error(error: BaseException | None) -> AbsorbError | None:
     return error
 
 
-def _run_trainer(words: list[str] | None) -> None:
+def _run(command: str, words: list[str]) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from absorb_pl.data import check_trainer_numbers, checkpoint_file, named_trainer_errors, stoppable
+    from absorb_pl.data.activation_datamodule import ActivationDataModule
+    from absorb_pl.data.prompt_datamodule import PromptDataModule
+    from absorb_pl.data.stopping import stoppable
+    from absorb_pl.data.trainers import check_trainer_numbers, checkpoint_file, named_trainer_errors
 
-    for room in ("data", "evaluators", "probes"):  # their classes are known by short names once imported
-        import_module(f"absorb_pl.{room}")
+    own = OWN_COMMANDS.get(command)
+    if own is None:
+        for room in ("data", "evaluators", "probes", "reports"):  # their classes are known by short names once imported
+            import_module(f"absorb_pl.{room}")
 
     class CommandLine(LightningCLI):
+        """One parser for all commands; only that of the command at hand is made."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {name: skip for name, skip in LightningCLI.subcommands().items() if name == command}
+
+        def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+            super()._add_subcommands(parser, **kwargs)
+            if own is not None:
+                self._subcommand_parsers[command] = self.init_parser(description=COMMANDS[command])
+                own.add_arguments(self._subcommand_parsers[command])
+                cast(Any, parser)._subcommands_action.add_subcommand(command, self._subcommand_parsers[command])
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            for argument, of_data in (("input_dim", "width"), ("num_outputs", "num_classes"), ("class_names",) * 2):
+                parser.link_arguments(
+                    "data",
+                    f"model.init_args.{argument}",
+                    compute_fn=partial(_said_by, of_data),
+                    apply_on="instantiate",
+                )
+
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-            super().parse_arguments(parser, args)
-            settings = self.config[self.config.subcommand]
+            self.config = parser.parse_args(with_rule_settings(args) if command == "study" else args)
+            if own is not None:
+                return
+            settings = self.config[command]
             if settings.ckpt_path is not None:
                 settings.ckpt_path = checkpoint_file(str(settings.ckpt_path))
             if not 0 <= int(settings.seed_everything) < 2**32:
                 raise AbsorbError(
                     "seed_everything", settings.seed_everything, expected="0 to 2³² - 1", remedy="Choose another seed."
                 )
+            kind = cast(type, locate(settings.data.class_path)) if settings.data else object
+            links = cast(Any, self._parser(command))._links_group._group_actions
+            links[:] = [link for link in links if issubclass(kind, ActivationDataModule) and _is_open(link, settings)]
+            if issubclass(kind, PromptDataModule):
+                _check_one_model(settings)
+                self._parser(command).link_arguments(
+                    "data",
+                    "model.init_args.model",
+                    compute_fn=attrgetter("language_model"),
+                    apply_on="instantiate",
+                )
+
+        def _set_seed(self) -> None:
+            if own is None:
+                super()._set_seed()
+
+        def instantiate_classes(self) -> None:
+            if own is None:
+                super().instantiate_classes()
 
         def instantiate_trainer(self, **settings: Any) -> Trainer:
-            asked = self.config[str(self.subcommand)].trainer
+            asked = self.config[command].trainer
             check_trainer_numbers(**asked.as_dict())
             with named_trainer_errors({name: asked[name] for name in ("accelerator", "devices", "strategy")}):
                 return stoppable(super().instantiate_trainer(**settings))
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            if own is None:
+                super()._run_subcommand(subcommand)
+            else:
+                settings = self.parser.instantiate_classes(self.config)[command]
+                own.run({name: value for name, value in vars(settings).items() if name != "config"})
 
     CommandLine(
         LightningModule,
@@ -141,6 +198,31 @@ def _run_trainer(words: list[str] | None) -> None:
         save_config_kwargs={"overwrite": True},  # without a logger all runs share a folder
         args=words,
     )
+
+
+def _is_open(link: Any, settings: Any) -> bool:
+    """Whether an argument that the data can say is one of the module's, and was not given."""
+    argument = link.target[0].rpartition(".")[2]
+    parameters = inspect.signature(cast(type, locate(settings.model.class_path)).__init__).parameters
+    needed = ["num_outputs", argument] if argument == "class_names" else [argument]
+    given = settings.model.init_args
+    return all(name in parameters and given.get(name) in (None, parameters[name].default) for name in needed)
+
+
+def _check_one_model(settings: Any) -> None:
+    """Refuse another language model for the module than for its data, which is given to both."""
+    of_module, of_data = settings.model.init_args.get("model"), settings.data.init_args.get("model")
+    if of_module not in (None, "speller", of_data):  # the speller is the default
+        raise AbsorbError(
+            "model.init_args.model",
+            of_module,
+            expected=f"{of_data}, the model of the data, which the module is given too",
+            remedy="Name the model under `data` alone.",
+        )
+
+
+def _said_by(attribute: str, data: Any) -> Any:
+    return getattr(data, attribute, None)
 
 
 if __name__ == "__main__":

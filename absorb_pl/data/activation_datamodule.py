@@ -25,6 +25,7 @@ from absorb_pl.data.stopping import stoppable
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import SplitError
 from absorb_pl.ranges import Count, InnerFraction, Range, Seed, check_ranges
+from absorb_pl.saes.properties import shape_at
 from absorb_pl.words import TaskConfig
 
 
@@ -141,6 +142,16 @@ class ActivationDataModule(LightningDataModule):
     def cache(self) -> ActivationCache:
         """The cached rows; built first where they are missing."""
         return self._cache if self._cache is not None else self._open_cache()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def width(self) -> int:
+        """Length of a row: the width of the hook."""
+        return shape_at(self.prompt_data.language_model, self.hook_name).numel()
 
     def _open_cache(self) -> ActivationCache:
         trainers = self._one_device_trainer

@@ -242,7 +242,7 @@ def check_sae_fits(model: Any, sae: Any, hook_name: str | None = None) -> None:
     """
     hook_name = hook_name or sae_hook_name(sae)
     check_hook(model, hook_name)
-    shape = _shape_at(model, hook_name)
+    shape = shape_at(model, hook_name)
     width, expected = shape.numel(), sae.W_dec.shape[1]
     if width != expected:
         raise SaeWidthError(
@@ -261,7 +261,8 @@ def check_sae_fits(model: Any, sae: Any, hook_name: str | None = None) -> None:
         )
 
 
-def _shape_at(model: Any, hook_name: str) -> torch.Size:
+def shape_at(model: Any, hook_name: str) -> torch.Size:
+    """Shape of one token's activation at a hook, found by running the model on one token."""
     shapes: list[torch.Size] = []
 
     def record(activation: Tensor, **_: Any) -> None:

@@ -64,9 +64,7 @@ def ran(study, settings, folder):
         return {
             "latents": run_latent_evaluation_experiments(SAES, folder / "latents", **settings),
             "k_sparse": run_k_sparse_probing_experiments(SAES, folder / "k_sparse", **settings),
-            "absorption": run_feature_absortion_experiments(
-                SAES, folder / "absorption", rules={"paper": study[0].rules["paper"]}, **settings
-            ),
+            "absorption": run_feature_absortion_experiments(SAES, folder / "absorption", rules=rules, **settings),
         }
 
 
