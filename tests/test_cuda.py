@@ -99,14 +99,14 @@ def test_ablations_at_words(both: Any, engine: Any) -> None:
     both(lambda model, sae, prompts: word_ablations(model, sae, prompts, margin, hook_name=HOOK, engine=engine).scores)
 
 
-def test_polished_probes_reach_the_same_optimum() -> None:
+def test_solved_probes_reach_the_same_optimum() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 4, (400,), generator=generator)
     y = torch.nn.functional.one_hot(labels, 4).float()
     x = y @ torch.randn(4, 12, generator=generator) + 2 * torch.randn(400, 12, generator=generator)
 
     def loss(device: str) -> float:
-        probe = train_multi_probe(x, y, weight_decay=1e-3, polish=True, show_progress=False, device=device)
+        probe = train_multi_probe(x, y, weight_decay=1e-3, solver="lbfgs", show_progress=False, device=device)
         logits = x.double() @ probe.weights.detach().cpu().double().T + probe.biases.detach().cpu().double()
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, y.double()).item()
 

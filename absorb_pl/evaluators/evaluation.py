@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from absorb_pl.data.splits import check_split, stratified_split
@@ -18,7 +18,7 @@ from absorb_pl.probes import KSparseSettings, LinearProbeSettings, SaeProbe
 from absorb_pl.ranges import InnerFraction, Seed, check_ranges
 from absorb_pl.rules import AbsorptionRule, Gradients, Judgement, RateSettings, RuleChoice, configured_rules, judge
 from absorb_pl.rules.registry import rules_without_model
-from absorb_pl.saes import load_sae, require_rows, require_width, to_unit_norms
+from absorb_pl.saes import AdaptedSae, load_sae, require_rows, require_width, to_unit_norms
 from absorb_pl.schema import ordered_words, stacked
 from absorb_pl.words import SpellingPrompt
 
@@ -158,7 +158,7 @@ def evaluate_activations(
 
     Example:
         >>> class Identity:
-        ...     W_dec, hook_name = torch.eye(4), "blocks.0.hook_resid_pre"
+        ...     W_dec = torch.eye(4)
         ...     def encode(self, x):
         ...         return x.relu()
         ...     def decode(self, latents):
@@ -181,7 +181,9 @@ def evaluate_activations(
             expected=f"one label per row of activations ({len(activations)}) and per word, of two classes or more",
             remedy="Pass activations, labels and words of the same texts.",
         )
-    sae = to_unit_norms(load_sae(sae) if isinstance(sae, str) else sae, in_place=isinstance(sae, str)).to(device)
+    named = isinstance(sae, str)
+    module = load_sae(sae) if named else sae if isinstance(sae, nn.Module) else AdaptedSae(sae, "activations")
+    sae = to_unit_norms(module, in_place=named).to(device)
     require_rows(sae)
     require_width(sae, activations.shape[1])
     numbers = torch.tensor([names.index(str(label)) for label in labels])

@@ -40,9 +40,9 @@ def train_linear_probe(
         end_lr=settings.end_lr,
         weight_decay=settings.weight_decay,
         class_names=class_names,
-        polish=settings.polish,
+        solver=settings.solver,
     )
-    return probe, _fitted(probe, x, y, settings, seed, device)
+    return probe, _fitted(probe, x, y, settings.max_epochs or 1, settings.batch_size or len(x), seed, device)
 
 
 def train_sae_probe(
@@ -77,10 +77,12 @@ def train_sae_probe(
         end_lr=settings.end_lr,
         class_names=class_names,
     )
-    return probe, _fitted(probe, x, y, settings, seed, device)
+    return probe, _fitted(probe, x, y, settings.max_epochs, settings.batch_size, seed, device)
 
 
-def _fitted(probe: OneVsRestModule, x: Tensor, y: Tensor, settings: Any, seed: int, device: Any) -> pd.DataFrame:
+def _fitted(
+    probe: OneVsRestModule, x: Tensor, y: Tensor, max_epochs: int, batch_size: int, seed: int, device: Any
+) -> pd.DataFrame:
     with isolate_rng():
         torch.manual_seed(seed)
-        return fit_probe(probe, x, y, settings.max_epochs, settings.batch_size, device)
+        return fit_probe(probe, x, y, max_epochs, batch_size, device)

@@ -35,7 +35,8 @@ class OneVsRestModule(LightningModule):
         pos_weight: Weight of positive rows of each class.
         min_steps_per_epoch: Optimiser steps that an epoch should have at least; `fit_probe` cuts smaller batches
             where the rows are too few.
-        rows_per_step: Rows an optimiser step, where a batch is a whole epoch; None where a batch is a step.
+        steps: Whether an optimiser steps through the batches.
+        rows_per_step: Rows per optimiser step, where a batch is a whole epoch; None where a batch is a step.
 
     Args:
         input_dim: Width of the layer's input.
@@ -51,6 +52,7 @@ class OneVsRestModule(LightningModule):
     pos_weight: Tensor
     class_mask: Tensor
     min_steps_per_epoch: int = 1
+    steps: bool = True
     rows_per_step: int | None = None
 
     def __init__(
@@ -218,14 +220,7 @@ class OneVsRestModule(LightningModule):
     def _loss(self, batch: Batch, stage: str) -> Tensor:
         x, y = batch["x"], batch["y"]
         if stage != "train" or self.current_epoch == self._first_epoch:  # later epochs bring the same rows again
-            require_finite(x=x)
-        if y.shape[1:] != self.class_mask.shape:
-            raise ShapeError(
-                "y",
-                tuple(y.shape),
-                expected=f"{len(self.class_mask)} columns",
-                remedy="Set `num_outputs` to the task's number of classes.",
-            )
+            self._check_rows(x, y)
         logits = self.training_logits(batch) if stage == "train" else self.logits(x)
         loss = probe_loss(logits, y, self.pos_weight, self.class_mask)
         if self.l1_decay:
@@ -233,6 +228,16 @@ class OneVsRestModule(LightningModule):
         if f"{stage}_metrics" in self.metrics:
             self.metric(stage).update(logits[:, None], y.bool(), batch["index"])
         return loss
+
+    def _check_rows(self, x: Tensor, y: Tensor) -> None:
+        require_finite(x=x)
+        if y.shape[1:] != self.class_mask.shape:
+            raise ShapeError(
+                "y",
+                tuple(y.shape),
+                expected=f"{len(self.class_mask)} columns",
+                remedy="Set `num_outputs` to the task's number of classes.",
+            )
 
     def _log_loss(self, loss: Tensor, stage: str, rows: int) -> None:
         self.log(f"{stage}/loss", loss, batch_size=rows, on_step=False, on_epoch=True, sync_dist=True)
@@ -290,8 +295,8 @@ class OneVsRestModule(LightningModule):
             metric.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Lower the learning rate where the Trainer does not, and finish after the last epoch."""
-        if not self.automatic_optimization:
+        """Lower the learning rate if the Trainer does not, and finish after the last epoch."""
+        if self.steps and not self.automatic_optimization:
             schedule: Any = self.lr_schedulers()
             schedule.step()
         if self.trainer.current_epoch + 1 == self.trainer.max_epochs:

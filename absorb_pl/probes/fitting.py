@@ -94,8 +94,8 @@ def fit_probe(
                 enable_progress_bar=show_progress,
             )
         )
-        whole = size < len(x) and x.numel() <= WHOLE_EPOCH_VALUES
-        probe.automatic_optimization = not whole
+        whole = probe.steps and size < len(x) and x.numel() <= WHOLE_EPOCH_VALUES
+        probe.automatic_optimization = probe.steps and not whole
         with _steps_of(probe, size if whole else None):
             trainer.fit(probe, rows.loader(len(x) if whole else size, shuffle=len(x) > size))
     probe.to(target).eval()

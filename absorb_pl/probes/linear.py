@@ -1,6 +1,7 @@
 """The linear probe: one-vs-rest logistic regressions on the residual stream."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -13,16 +14,20 @@ from absorb_pl.probes.base import Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 
+Solver = Literal["lbfgs", "adam"]
+_RECIPE = {"lr": 1e-2, "end_lr": 1e-5, "l1_decay": 0.0, "optimizer": "Adam"}
+
 
 class LinearProbe(OneVsRestModule):
-    """One-vs-rest logistic regressions with balanced classes, as the paper trains them.
+    """One-vs-rest logistic regressions with balanced classes.
 
-    Source: arXiv 2409.14507, section 3, and the published `train_multi_probe`: class-weighted binary
-        cross-entropy,
-    Adam with weight decay, learning rate decaying from 1e-2 to 1e-5 (50 epochs, batches of 4096). That recipe
-    has one step an epoch on a few thousand words and ends far from the optimum of its own objective; with
-    `polish` (the default) the last epoch is followed by `minimise_probe_loss`, which finds that optimum
-    whatever the batches were. `polish=False` is the published recipe alone.
+    The objective is that of the paper: class-weighted binary cross-entropy with weight decay. The solver `lbfgs` (the
+    default) finds its optimum on all training rows, whatever the batches are (see
+    `absorb_pl.functional.minimise_probe_loss`); one epoch is enough and a fit stops after it. The solver `adam` is the
+    published recipe: Adam, learning rate decaying from 1e-2 to 1e-5 (50 epochs, batches of 4096). On a few thousand
+    words it has one step per epoch and ends far from the optimum.
+
+    Source: arXiv 2409.14507, section 3, and the published `train_multi_probe`.
 
     Batches are dicts with `x` `[rows, input_dim]`, `y` `[rows, num_outputs]` (0 or 1) and `index` `[rows]`.
     Classes without positive words are left out of the loss and named in `missing_classes`; after the fit
@@ -31,17 +36,17 @@ class LinearProbe(OneVsRestModule):
     Args:
         input_dim: Width of the activations, `d_model`.
         num_outputs: Number of classes.
-        lr: Learning rate of the first epoch.
-        end_lr: Learning rate after the last epoch.
+        lr: Learning rate of the first epoch (adam; 1e-2 if not given).
+        end_lr: Learning rate after the last epoch (adam; 1e-5 if not given).
         weight_decay: Weight decay.
-        l1_decay: Factor of the mean over classes of `Σ|w|` in the loss; needs `polish=False`.
-        optimizer: Optimiser; AdamW needs `polish=False`.
+        l1_decay: Factor of the mean over classes of `Σ|w|` in the loss (adam; 0 if not given).
+        optimizer: Optimiser (adam; Adam if not given).
         pos_weight: Weight of positive rows of each class; counted from the training labels if not given.
         class_names: Names of the classes.
-        polish: Finish at the optimum of the regularised objective.
+        solver: How to train.
 
     Raises:
-        AbsorbError: `polish` is asked for with an L1 penalty or AdamW, which have another objective.
+        AbsorbError: A setting is given that the solver does not use.
         ShapeError: `class_names` or `pos_weight` do not fit `num_outputs`.
 
     Example:
@@ -54,28 +59,26 @@ class LinearProbe(OneVsRestModule):
         self,
         input_dim: Count,
         num_outputs: Count = 1,
-        lr: Positive = 1e-2,
-        end_lr: Positive = 1e-5,
+        lr: Positive | None = None,
+        end_lr: Positive | None = None,
         weight_decay: NotNegative = 1e-4,
-        l1_decay: NotNegative = 0.0,
-        optimizer: OptimizerName = "Adam",
+        l1_decay: NotNegative | None = None,
+        optimizer: OptimizerName | None = None,
         pos_weight: Sequence[float | int] | None = None,
         class_names: Sequence[str] | None = None,
-        polish: bool = True,
+        solver: Solver = "lbfgs",
     ) -> None:
         check_ranges(LinearProbe.__init__, locals())
-        super().__init__(input_dim, num_outputs, lr, end_lr, weight_decay, l1_decay, optimizer, class_names)
-        if polish and (l1_decay or optimizer == "AdamW"):
-            raise AbsorbError(
-                "polish",
-                polish,
-                expected=f"False with l1_decay={l1_decay} and optimizer={optimizer}",
-                remedy="Pass polish=False: only cross-entropy with L2 weight decay can be polished.",
-            )
+        recipe = {"lr": lr, "end_lr": end_lr, "l1_decay": l1_decay, "optimizer": optimizer}
+        check_recipe(solver, recipe)
+        settled: Any = {name: _RECIPE[name] if value is None else value for name, value in recipe.items()}
+        super().__init__(input_dim, num_outputs, weight_decay=weight_decay, class_names=class_names, **settled)
         class_names = None if class_names is None else list(class_names)
         pos_weight = None if pos_weight is None else [float(weight) for weight in pos_weight]
-        self.save_hyperparameters()
-        self.polish = polish
+        self.save_hyperparameters(ignore=["recipe", "settled"])
+        self.solver: Solver = solver
+        self.steps = solver == "adam"
+        self.automatic_optimization = self.steps
         if pos_weight is not None:
             self._set_pos_weight(torch.tensor(pos_weight))
         self.metrics["train_metrics"] = MetricCollection([ProbeMetrics(names=["f1"])], prefix="train/")
@@ -145,12 +148,34 @@ class LinearProbe(OneVsRestModule):
         """Logits of a batch with its row numbers."""
         return {"index": batch["index"], "logits": self(batch["x"])}
 
-    def finish(self) -> None:
-        """Replace the weights by the optimum of the regularised objective on all training rows."""
-        if not self.polish:
-            return
-        device = self.device if self.device.type in ("cpu", "cuda") else torch.device("cpu")
+    def training_step(self, batch: Batch) -> Tensor | None:
+        """A step of the optimiser; with the solver `lbfgs` nothing until the last batch, then the optimum."""
+        if self.steps:
+            return super().training_step(batch)
+        if self.trainer.is_last_batch:
+            cast(Any, self.optimizers()).step()
+            self._finish_once()
+            x, y = self.all_training_rows()
+            rows = {"x": x.to(self.fc.weight), "y": y.to(self.fc.weight), "index": torch.arange(len(x))}
+            self._log_loss(self.training_loss(rows), "train", len(x))
+            self._log_metrics("train")
+        return None
+
+    def on_train_epoch_end(self) -> None:
+        """Lower the learning rate, or stop: the optimum stays what it is."""
+        super().on_train_epoch_end()
+        if not self.steps:
+            self.trainer.should_stop = True
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser of the recipe, or one whose only step goes to the optimum."""
+        return super().configure_optimizers() if self.steps else _OneStep(self.fc.parameters(), self._solve)
+
+    @torch.no_grad()
+    def _solve(self) -> None:
         x, y = self.all_training_rows()
+        self._check_rows(x, y)
+        device = self.device if self.device.type in ("cpu", "cuda") else torch.device("cpu")
         kept = self.class_mask.to(device)
         weight, bias = minimise_probe_loss(
             x.to(device, self.fc.weight.dtype),
@@ -158,6 +183,45 @@ class LinearProbe(OneVsRestModule):
             self.pos_weight.to(device)[kept],
             weight_decay=self.weight_decay,
         )
-        with torch.no_grad():
-            self.fc.weight[self.class_mask] = weight.to(self.fc.weight)
-            self.fc.bias[self.class_mask] = bias.to(self.fc.bias)
+        self.fc.weight[self.class_mask] = weight.to(self.fc.weight)
+        self.fc.bias[self.class_mask] = bias.to(self.fc.bias)
+
+
+class _OneStep(torch.optim.Optimizer):
+    """An optimiser whose step calls a solver: a Trainer counts its steps, and saves checkpoints after them."""
+
+    def __init__(self, parameters: Iterable[Tensor], solve: Callable[[], None]) -> None:
+        super().__init__(parameters, {})
+        self._solve = solve
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Go to the optimum."""
+        self._solve()
+        return None if closure is None else closure()
+
+
+def check_recipe(solver: Solver, recipe: Mapping[str, Any]) -> None:
+    """Refuse settings of the published recipe that the solver does not use.
+
+    Args:
+        solver: The solver.
+        recipe: Settings by name; None if they were not given.
+
+    Raises:
+        AbsorbError: One was given for the solver `lbfgs`.
+
+    Example:
+        >>> check_recipe("lbfgs", {"lr": 0.1})
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.AbsorbError: `lr` was 0.1, expected no value with solver='lbfgs', ... Pass solver='adam'...
+    """
+    given = {name: value for name, value in recipe.items() if value is not None}
+    if solver == "lbfgs" and given:
+        name, value = next(iter(given.items()))
+        raise AbsorbError(
+            name,
+            value,
+            expected="no value with solver='lbfgs', which finds the optimum by itself",
+            remedy="Pass solver='adam' for the published recipe, or drop it.",
+        )

@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 from absorb_pl.data import writing_to
 from absorb_pl.errors import CacheCorruptedError, LabelError
 from absorb_pl.functional import binary_metrics
-from absorb_pl.probes.linear import LinearProbe
+from absorb_pl.probes.linear import LinearProbe, Solver
 from absorb_pl.probes.training import train_multi_probe
 from absorb_pl.ranges import Count, CountOrZero, Finite, NotNegative, Positive, check_ranges
 from absorb_pl.words import LETTERS
@@ -56,7 +56,7 @@ def train_linear_probe_for_task(
     weight_decay: NotNegative = 1e-4,
     *,
     show_progress: bool = True,
-    polish: bool = False,
+    solver: Solver = "adam",
 ) -> tuple[LinearProbe, dict[str, Tensor]]:
     """Train a linear probe on saved activations (`sae_spelling.probing`).
 
@@ -72,7 +72,7 @@ def train_linear_probe_for_task(
         lr: Learning rate of the first epoch.
         weight_decay: Weight decay.
         show_progress: Show a progress bar.
-        polish: Finish at the optimum of the regularised objective, as studies do (see `LinearProbe`).
+        solver: `lbfgs` finds the optimum of the regularised objective, as studies do (see `LinearProbe`).
 
     Returns:
         The probe, and `X_train, X_test, y_train, y_test` on `device`.
@@ -103,7 +103,7 @@ def train_linear_probe_for_task(
         weight_decay=weight_decay,
         show_progress=show_progress,
         device=device,
-        polish=polish,
+        solver=solver,
     )
     return probe, data
 

@@ -14,7 +14,7 @@ from absorb_pl.probes.base import Batch, OptimizerName
 from absorb_pl.probes.fitting import fit_probe
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.latents import sae_device
-from absorb_pl.probes.linear import LinearProbe
+from absorb_pl.probes.linear import LinearProbe, Solver
 from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 from absorb_pl.saes import encode_rows
@@ -85,7 +85,7 @@ def train_multi_probe(
     device: torch.device | str = DEFAULT_DEVICE,
     *,
     l1_decay: NotNegative = 0.0,
-    polish: bool = False,
+    solver: Solver = "adam",
 ) -> LinearProbe:
     """Train one-vs-rest logistic regression probes.
 
@@ -106,14 +106,15 @@ def train_multi_probe(
         verbose: Show Lightning's messages.
         device: Where to train.
         l1_decay: Factor of the mean over classes of `Σ|w|` in the loss.
-        polish: Finish at the optimum of the regularised objective, as `LinearProbe` does by default; without, the
-            probe is what the optimiser leaves after the last epoch. Only cross-entropy with L2 weight decay has an
-            optimum that can be polished: with an extra loss, `l1_decay` or AdamW this has no effect.
+        solver: `adam` is the published recipe. `lbfgs` finds the optimum of cross-entropy with weight decay, as
+            `LinearProbe` does by default; it reads none of the recipe's settings, and takes no extra loss, `l1_decay`
+            or AdamW.
 
     Returns:
         The trained probe, in evaluation mode.
 
     Raises:
+        AbsorbError: The solver `lbfgs` is asked for with an extra loss, `l1_decay` or AdamW.
         LabelError: No class has both positive and negative rows.
         NonFiniteError: `x_train` holds NaN or infinite values.
         ShapeError: `num_probes` is not the number of label columns.
@@ -132,16 +133,20 @@ def train_multi_probe(
             expected=f"the {y_train.shape[1]} columns of y_train",
             remedy="Leave it out.",
         )
-    plain = extra_loss_fn is None and not l1_decay and optimizer != "AdamW"
+    if solver == "lbfgs" and (extra_loss_fn is not None or l1_decay or optimizer == "AdamW"):
+        raise AbsorbError(
+            "solver",
+            solver,
+            expected="'adam' with an extra loss, `l1_decay` or AdamW, which have another objective",
+            remedy="Leave it out.",
+        )
+    recipe: Any = {"lr": lr, "end_lr": end_lr, "l1_decay": l1_decay, "optimizer": optimizer}
     probe = _ProbeWithExtraLoss(
         x_train.shape[1],
         y_train.shape[1],
-        lr=lr,
-        end_lr=end_lr,
         weight_decay=weight_decay,
-        l1_decay=l1_decay,
-        optimizer=optimizer,
-        polish=polish and plain,
+        solver=solver,
+        **(recipe if solver == "adam" else {}),
     )
     probe.extra_loss_fn = extra_loss_fn
     fit_probe(probe, x_train, y_train, num_epochs, batch_size, device, show_progress=show_progress, verbose=verbose)
@@ -162,7 +167,7 @@ def train_binary_probe(
     verbose: bool = False,
     device: torch.device | str = DEFAULT_DEVICE,
     *,
-    polish: bool = False,
+    solver: Solver = "adam",
 ) -> LinearProbe:
     """Train one logistic regression probe.
 
@@ -181,7 +186,7 @@ def train_binary_probe(
         extra_loss_fn: Term added to the loss.
         verbose: Show Lightning's messages.
         device: Where to train.
-        polish: See `train_multi_probe`.
+        solver: See `train_multi_probe`.
 
     Returns:
         The trained probe, with one output.
@@ -210,7 +215,7 @@ def train_binary_probe(
         extra_loss_fn=extra_loss_fn,
         verbose=verbose,
         device=device,
-        polish=polish,
+        solver=solver,
     )
 
 

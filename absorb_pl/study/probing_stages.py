@@ -122,7 +122,7 @@ class LinearProbeStage(Stage):
 
     @override
     def identity(self, unit: str) -> dict[str, Any]:
-        return {**self.data.identity(unit), "settings": asdict(self.settings), "format": 1}
+        return {**self.data.identity(unit), "settings": self.settings.identity, "format": 2}
 
     @override
     def make(self, unit: str, device: torch.device) -> Files:

@@ -8,7 +8,15 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from absorb_pl.errors import AbsorbError, LabelError, NonFiniteError, ShapeError
 from absorb_pl.functional import minimise_probe_loss
-from absorb_pl.probes import MISSING_LOGIT, LinearProbe, TensorBatches, fit_probe, train_binary_probe, train_multi_probe
+from absorb_pl.probes import (
+    MISSING_LOGIT,
+    LinearProbe,
+    LinearProbeSettings,
+    TensorBatches,
+    fit_probe,
+    train_binary_probe,
+    train_multi_probe,
+)
 
 
 def labelled_rows(rows=400, width=12, classes=4, seed=0):
@@ -48,7 +56,7 @@ def test_loss_is_at_its_optimum(weight_decay):
 
 def test_published_recipe_alone_is_adam_from_zero():
     x, y = labelled_rows()
-    probe = LinearProbe(12, 4, polish=False)
+    probe = LinearProbe(12, 4, solver="adam")
     fit_probe(probe, x, y, max_epochs=5)
     layer = torch.nn.Linear(12, 4)
     torch.nn.init.zeros_(layer.weight)
@@ -151,7 +159,7 @@ def test_a_fit_cut_short_is_finished_too(tmp_path):
 
 def test_given_weights_are_kept():
     x, y = labelled_rows()
-    probe = LinearProbe(12, 4, pos_weight=[1, 2, 3, 4], polish=False)
+    probe = LinearProbe(12, 4, pos_weight=[1, 2, 3, 4], solver="adam")
     fit_probe(probe, x, y, max_epochs=1)
     assert probe.pos_weight.tolist() == [1, 2, 3, 4]
 
@@ -207,3 +215,28 @@ def test_two_processes_find_the_same_probe_as_one(tmp_path):
     torch.testing.assert_close(found[2][0], found[1][0])
     for name in ("test/f1", "test/auroc"):
         assert found[2][1][name] == pytest.approx(found[1][1][name], rel=1e-6)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_the_optimum_takes_one_step_whatever_the_batches_and_epochs():
+    x, y = labelled_rows()
+    weight, bias = minimise_probe_loss(x, y, (len(y) - y.sum(0)) / y.sum(0))
+    for epochs, batch_size in ((1, 4096), (50, 4096), (3, 7)):
+        probe = LinearProbe(12, 4)
+        curve = fit_probe(probe, x, y, max_epochs=epochs, batch_size=batch_size)
+        assert probe.trainer.global_step == len(curve) == 1
+        assert torch.equal(probe.weights, weight.float())
+        assert torch.equal(probe.biases, bias.float())
+
+
+@pytest.mark.parametrize("given", [{"lr": 0.1}, {"end_lr": 0.1}, {"l1_decay": 0.0}, {"optimizer": "Adam"}])
+def test_settings_that_would_do_nothing_are_refused(given):
+    (name,) = given
+    with pytest.raises(AbsorbError, match=rf"`{name}` was .*expected no value with solver='lbfgs'.*Pass solver='adam'"):
+        LinearProbe(12, 4, **given)
+    assert LinearProbe(12, 4, solver="adam", **given).steps
+    if name in ("lr", "end_lr"):
+        with pytest.raises(AbsorbError, match=f"`{name}` was 0.1"):
+            LinearProbeSettings(**given)
+        assert LinearProbeSettings(solver="adam", **given).identity["max_epochs"] == 50
+    assert LinearProbeSettings().identity == {"solver": "lbfgs", "weight_decay": 1e-4}

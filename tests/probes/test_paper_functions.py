@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
 
+from absorb_pl.errors import AbsorbError
 from absorb_pl.probes import (
     KSparseProbe,
     LinearProbe,
@@ -69,20 +70,27 @@ def test_training_is_what_its_settings_say(optimizer):
     torch.testing.assert_close(probe.biases.detach(), bias.detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_polishing_is_asked_for():
+def test_the_optimum_is_asked_for():
     x, y, _ = two_blobs(0, 0.3, 1.0)
     found = {}
-    for polish in (False, True):
-        probe = train_binary_probe(x, y, num_epochs=2, polish=polish, show_progress=False, device="cpu")
+    for solver in ("adam", "lbfgs"):
+        probe = train_binary_probe(x, y, num_epochs=2, solver=solver, show_progress=False, device="cpu")
         logits = probe(x)[:, 0].double()
         odds = ((1 - y).sum() / y.sum()).double()
-        found[polish] = binary_cross_entropy_with_logits(logits, y.double(), pos_weight=odds).item()
-    assert found[True] < 0.9 * found[False]
-    polish_of = {
-        name: inspect.signature(function).parameters["polish"].default
+        found[solver] = binary_cross_entropy_with_logits(logits, y.double(), pos_weight=odds).item()
+    assert found["lbfgs"] < 0.9 * found["adam"]
+    solvers = {
+        name: inspect.signature(function).parameters["solver"].default
         for name, function in (("multi", train_multi_probe), ("binary", train_binary_probe), ("module", LinearProbe))
     }
-    assert polish_of == {"multi": False, "binary": False, "module": True}
+    assert solvers == {"multi": "adam", "binary": "adam", "module": "lbfgs"}
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "AdamW"}, {"l1_decay": 0.1}, {"extra_loss_fn": lambda *_: 0.0}])
+def test_another_objective_has_no_optimum_to_ask_for(settings):
+    x = torch.eye(2).repeat(8, 1)
+    with pytest.raises(AbsorbError, match="`solver` was 'lbfgs', expected 'adam' with an extra loss"):
+        train_multi_probe(x, x, solver="lbfgs", show_progress=False, device="cpu", **settings)
 
 
 def test_a_stronger_penalty_leaves_more_weights_at_zero():

@@ -158,11 +158,20 @@ def trained(blobs):
     return train_linear_probe_for_task(train_df, test_df, "cpu", x_train, x_test, 3, batch_size=50, show_progress=False)
 
 
-def test_the_polished_probe_is_that_of_scikit_learn(blobs):
+def test_the_probe_at_its_optimum_is_that_of_scikit_learn(blobs):
     train_df, test_df, x_train, x_test = blobs
     decay = 0.01
     probe, _ = train_linear_probe_for_task(
-        train_df, test_df, "cpu", x_train, x_test, 3, num_epochs=1, weight_decay=decay, show_progress=False, polish=True
+        train_df,
+        test_df,
+        "cpu",
+        x_train,
+        x_test,
+        3,
+        num_epochs=1,
+        weight_decay=decay,
+        show_progress=False,
+        solver="lbfgs",
     )
     for c in range(3):
         truth = (train_df["answer_class"] == c).to_numpy()
@@ -181,7 +190,7 @@ def test_by_default_the_published_recipe_trains_it(blobs, trained):
     assert np.array_equal(data["X_test"].numpy(), x_test)
     assert data["y_train"].tolist() == train_df["answer_class"].tolist()
     x, y = torch.tensor(x_train), torch.nn.functional.one_hot(data["y_train"])
-    recipe = {"batch_size": 50, "num_epochs": 50, "lr": 1e-2, "weight_decay": 1e-4, "polish": False}
+    recipe = {"batch_size": 50, "num_epochs": 50, "lr": 1e-2, "weight_decay": 1e-4, "solver": "adam"}
     torch.manual_seed(0)
     assert torch.equal(train_multi_probe(x, y, show_progress=False, **recipe).weights, probe.weights)
 
