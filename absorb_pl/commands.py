@@ -95,6 +95,8 @@ def with_rule_settings(words: Sequence[str]) -> list[str]:
         >>> with_rule_settings(["study", "--rules=paper", "--rules.paper.steps=9"])
         ['study', '--rules={"paper": {"steps": 9}}']
     """
+    if not any(word.startswith(_RULES) for word in words):
+        return list(words)
     import yaml
 
     from absorb_pl.rules.registry import rules_of
@@ -118,4 +120,4 @@ def with_rule_settings(words: Sequence[str]) -> list[str]:
                 chosen[rule] = {**chosen.get(rule, {}), setting: yaml.safe_load(value)}
         else:
             kept.append(option + equals + value)
-    return kept if chosen is None else [*kept, f"--rules={json.dumps(chosen)}"]
+    return [*kept, f"--rules={json.dumps(chosen)}"]

@@ -19,14 +19,9 @@ from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_sco
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from absorb_pl.functional import (
-    DEFAULT_KS,
-    KSparseSolution,
-    balanced_row_weights,
-    binary_metrics,
-    k_sparse_logits,
-    solve_k_sparse,
-)
+from absorb_pl.functional import DEFAULT_KS, binary_metrics, k_sparse_logits, solve_k_sparse
+from absorb_pl.functional.k_sparse import KSparseSolution
+from absorb_pl.functional.logistic import balanced_row_weights
 
 SHAPES = {"1k": 1_000, "4k": 4_000, "20k": 20_000}
 QUICK_WORDS = 300

@@ -18,17 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2
 from transformers.utils.logging import disable_progress_bar
 
 from absorb_pl.functional import letter_metric
-from absorb_pl.models import SPELLER, load_language_model, speller_path
+from absorb_pl.models import load_language_model, speller_path
+from absorb_pl.models.bundled import SPELLER
 from absorb_pl.saes import list_bundled_saes, load_sae
-from absorb_pl.words import (
-    AnswerTokens,
-    Task,
-    TokenizedPrompts,
-    answer_token_ids,
-    first_letter_task,
-    prepends_bos,
-    tokenize_prompts,
-)
+from absorb_pl.words import AnswerTokens, Task, TokenizedPrompts, answer_token_ids, first_letter_task, tokenize_prompts
+from absorb_pl.words.positions import prepends_bos
 
 FIRING = 32
 

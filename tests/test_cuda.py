@@ -17,11 +17,12 @@ from absorb_pl.attribution import (
     word_ablations,
     word_integrated_gradients,
 )
-from absorb_pl.data import PromptDataModule, ensure_activations
+from absorb_pl.data import PromptDataModule
+from absorb_pl.data.activation_datamodule import ensure_activations
 from absorb_pl.engine import compute_prefix
 from absorb_pl.models import load_language_model
 from absorb_pl.probes import train_multi_probe
-from absorb_pl.rules import stored_scores
+from absorb_pl.rules.evidence import stored_scores
 from absorb_pl.study import run_study
 from absorb_pl.words import TaskConfig, TokenizedPrompts
 

@@ -16,12 +16,14 @@ from absorb_pl.data import ActivationCacheWriter
 from absorb_pl.errors import AbsorbError, CacheCorruptedError, ManifestMismatchError, OutputFolderError
 from absorb_pl.evaluators import PredictionTableWriter
 from absorb_pl.evaluators.writers import write_table
-from absorb_pl.functional import NEVER_FIRES
+from absorb_pl.functional.rates import NEVER_FIRES
 from absorb_pl.models import load_language_model, model_identity
 from absorb_pl.models.placement import own_memory
-from absorb_pl.reports import figures, report, result_file, saebench_results, tensorboard
+from absorb_pl.reports import figures, report, saebench_results, tensorboard
 from absorb_pl.reports.controls import without_controls
-from absorb_pl.saes import SaeSource, load_sae, sae_identity, tell_equal_saes
+from absorb_pl.reports.saebench_results import result_file
+from absorb_pl.saes import load_sae, sae_identity
+from absorb_pl.saes.source import SaeSource, tell_equal_saes
 from absorb_pl.study import StudyConfig, StudyResult, rescore_run, run_study, stage, sweep
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")

@@ -16,7 +16,9 @@ from absorb_pl.errors import ModelProcessingError
 from absorb_pl.evaluators import AblationEvaluator, Evaluate, FeatureAbsorptionCalculator
 from absorb_pl.models import load_language_model, model_identity
 from absorb_pl.probes import LinearProbe, SaeProbe
-from absorb_pl.saes import SaeSource, check_processing, load_sae, sae_processing
+from absorb_pl.saes import load_sae
+from absorb_pl.saes.processing import check_processing, sae_processing
+from absorb_pl.saes.source import SaeSource
 from absorb_pl.study import run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")

@@ -13,7 +13,7 @@ import pytest
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from absorb_pl.cli import main
-from absorb_pl.data import check_trainer_numbers
+from absorb_pl.data.trainers import check_trainer_numbers
 from absorb_pl.errors import RangeError
 from absorb_pl.ranges import Range
 from absorb_pl.rules import known_rules, rule_named

@@ -15,6 +15,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from absorb_pl.cli import main
+from absorb_pl.data import ActivationDataModule
 from absorb_pl.saes import bundled_sae_path, list_bundled_saes
 from absorb_pl.words import TaskConfig
 
@@ -101,7 +102,9 @@ def test_commands_of_the_readme_run_in_order(
     assert "figures/absorption_vs_l0" in events.Tags()["images"]
     assert len(events.Scalars("linear_probe/blocks.1.hook_resid_post/train/loss")) == 1
 
+    data = ActivationDataModule(task=TaskConfig(**TASK), cache_dir="lightning_logs/cache")
+    own = {"activations": data.cache.rows(), "labels": [data.class_names[c] for c in data.prompt_data.labels.tolist()]}
     for code in blocks("python"):
         capsys.readouterr()
-        exec(code.replace("StudyConfig(", "StudyConfig(task=TASK, "), {"TASK": TaskConfig(**TASK)})
+        exec(code.replace("StudyConfig(", "StudyConfig(task=TASK, "), {"TASK": TaskConfig(**TASK), **own})
         assert capsys.readouterr().out.strip()

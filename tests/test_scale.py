@@ -9,7 +9,8 @@ from sae_lens import SAE
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata
 
-from absorb_pl.saes import SaeSource, encode_rows, load_sae, to_unit_norms
+from absorb_pl.saes import encode_rows, load_sae, to_unit_norms
+from absorb_pl.saes.source import SaeSource
 from absorb_pl.study import run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")

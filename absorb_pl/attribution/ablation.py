@@ -9,15 +9,16 @@ from torch import Tensor
 
 from absorb_pl.attribution.gradients import Metric, check_finite, check_metric
 from absorb_pl.attribution.positions import resolve_position
-from absorb_pl.attribution.word_ablation import EPS, DeltaModifier, ablate_bucket, check_latents
+from absorb_pl.attribution.word_ablation import DeltaModifier, ablate_bucket, check_latents
 from absorb_pl.engine.prefix import Engine, bucket_logits, compute_prefix, replace_at
 from absorb_pl.engine.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
 from absorb_pl.errors import AbsorbError, PromptError
-from absorb_pl.functional import at_least_float32
+from absorb_pl.functional.absorption import SILENT
+from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.ranges import Count, NotNegative, check_ranges
 from absorb_pl.saes.properties import sae_hook_name
-from absorb_pl.words import TokenizedPrompts
+from absorb_pl.words.positions import TokenizedPrompts
 
 
 @dataclass
@@ -45,7 +46,7 @@ def calculate_individual_feature_ablations(
     return_logits: bool = True,
     batch_size: Count = 25,
     show_progress: bool = False,
-    firing_threshold: NotNegative = EPS,
+    firing_threshold: NotNegative = SILENT,
     modify_ablation_deltas_fn: DeltaModifier | None = None,
     engine: Engine = "auto",
     extra_fwd_hooks: Sequence[FwdHook] | None = None,

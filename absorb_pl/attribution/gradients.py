@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from absorb_pl.engine.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
 from absorb_pl.errors import AbsorbError, NonFiniteError, ShapeError
-from absorb_pl.functional import at_least_float32
+from absorb_pl.functional.precision import at_least_float32
 
 Metric = Callable[[Tensor], Tensor]
 """From the model's output to one value a prompt.

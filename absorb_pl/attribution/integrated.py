@@ -11,7 +11,7 @@ from absorb_pl.attribution.gradients import Metric, activation_gradients, check_
 from absorb_pl.attribution.positions import PatchIndices, patch_columns
 from absorb_pl.engine.splice import ApplySaesAndRunOutput, FwdHook, apply_saes_and_run, encode
 from absorb_pl.errors import PromptError
-from absorb_pl.functional import at_least_float32
+from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.ranges import Count, check_ranges
 

@@ -12,11 +12,11 @@ from absorb_pl.attribution.gradients import activation_gradients, check_metric
 from absorb_pl.engine.prefix import Engine, PrefixBucket, WordPrefix, bucket_logits, compute_prefix
 from absorb_pl.engine.splice import encode
 from absorb_pl.errors import HookNotFoundError, PromptError
-from absorb_pl.functional import at_least_float32
+from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.saes.portions import rows_at_once
 from absorb_pl.saes.properties import sae_hook_name
-from absorb_pl.words import TokenizedPrompts
+from absorb_pl.words.positions import TokenizedPrompts
 
 WordMetric = Callable[[Tensor, Tensor], Tensor]
 """`metric(last_logits [rows, vocab], rows [rows]) -> [rows]`; `rows` says which prompt each row is of."""

@@ -14,12 +14,11 @@ from absorb_pl.attribution.suffix import WordMetric, visit_words, words_at_once
 from absorb_pl.engine.prefix import Engine, PrefixBucket, WordPrefix, bucket_logits
 from absorb_pl.engine.splice import encode
 from absorb_pl.errors import AbsorbError, ShapeError
-from absorb_pl.functional import at_least_float32
+from absorb_pl.functional.absorption import SILENT
+from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.ranges import Count, NotNegative, check_ranges
 from absorb_pl.saes.properties import sae_hook_name
-from absorb_pl.words import TokenizedPrompts
-
-EPS = 1e-8
+from absorb_pl.words.positions import TokenizedPrompts
 
 DeltaModifier = Callable[[Tensor, Sequence[int]], Tensor]
 """From the vectors about to be added, `[pairs, d_model]`, and their latents to vectors of the same shape."""
@@ -52,7 +51,7 @@ def word_ablations(
     hook_name: str | None = None,
     prefix: WordPrefix | None = None,
     rows: Sequence[int] | None = None,
-    firing_threshold: NotNegative = EPS,
+    firing_threshold: NotNegative = SILENT,
     modify_ablation_deltas_fn: DeltaModifier | None = None,
     batch_size: Count = 64,
     engine: Engine = "auto",

@@ -23,8 +23,8 @@ from absorb_pl.data.artifacts import (
     read_manifest,
 )
 from absorb_pl.errors import NonFiniteError
-from absorb_pl.models import content_hash, model_identity, tokenizer_identity
-from absorb_pl.words import TokenizedPrompts
+from absorb_pl.models.identity import content_hash, model_identity, tokenizer_identity
+from absorb_pl.words.positions import TokenizedPrompts
 
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 STORAGE_DTYPES: dict[str, torch.dtype] = {

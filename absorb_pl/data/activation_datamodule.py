@@ -26,7 +26,7 @@ from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import SplitError
 from absorb_pl.ranges import Count, InnerFraction, Range, Seed, check_ranges
 from absorb_pl.saes.properties import shape_at
-from absorb_pl.words import TaskConfig
+from absorb_pl.words.task_config import TaskConfig
 
 
 def ensure_activations(

@@ -24,7 +24,7 @@ from absorb_pl.data.drafts import begin_draft, draft_of, end_draft, new_owner, u
 from absorb_pl.data.prompt_datamodule import prompt_data_of
 from absorb_pl.data.residuals import read_residuals
 from absorb_pl.errors import AbsorbError, CacheCorruptedError
-from absorb_pl.models import check_hook, load_language_model
+from absorb_pl.models.language_model import check_hook, load_language_model
 
 
 class ActivationCollector(LightningModule):

@@ -16,9 +16,14 @@ from typing_extensions import override
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import AbsorbError, RowsError
-from absorb_pl.models import content_hash, context_length, has_next_token_logits, load_language_model
+from absorb_pl.models.identity import content_hash
+from absorb_pl.models.language_model import context_length, load_language_model
+from absorb_pl.models.next_token import has_next_token_logits
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.words import SpellingPrompt, Task, TaskConfig, closes_with_sep, prepends_bos, tokenize_prompts
+from absorb_pl.words.positions import closes_with_sep, prepends_bos, tokenize_prompts
+from absorb_pl.words.prompting import SpellingPrompt
+from absorb_pl.words.task_config import TaskConfig
+from absorb_pl.words.tasks import Task
 
 _TASK_CONTENT = ("name", "words", "classes", "answers", "template", "example_separator", "children")
 

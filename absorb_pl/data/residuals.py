@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from absorb_pl.models import has_next_token_logits
+from absorb_pl.models.next_token import has_next_token_logits
 
 
 class _AllRead(Exception):

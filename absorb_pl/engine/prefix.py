@@ -18,11 +18,11 @@ from torch import Tensor
 
 from absorb_pl.engine.bare import AttentionRun, BareModel, PrefixStates, Site, bare_model, put_at
 from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError
-from absorb_pl.functional import at_least_float32
+from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.models.placement import model_device
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.words import TokenizedPrompts
+from absorb_pl.words.positions import TokenizedPrompts
 
 Engine = Literal["auto", "suffix", "whole"]
 

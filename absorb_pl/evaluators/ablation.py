@@ -11,16 +11,20 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.attribution import WordAblations, WordScores, word_ablations, word_integrated_gradients, words_at_once
-from absorb_pl.data import ActivationDataModule
-from absorb_pl.engine import compute_prefix
+from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients, words_at_once
+from absorb_pl.attribution.word_ablation import WordAblations, word_ablations
+from absorb_pl.data.activation_datamodule import ActivationDataModule
+from absorb_pl.engine.prefix import compute_prefix
 from absorb_pl.evaluators.callbacks import Findings, SaeEvaluation
 from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
 from absorb_pl.evaluators.sae_probing import EvaluationRows
-from absorb_pl.functional import SILENT, sample_candidates, score_agreement
+from absorb_pl.functional.absorption import SILENT, sample_candidates
+from absorb_pl.functional.agreement import score_agreement
 from absorb_pl.ranges import Count, NotNegative, Seed, check_ranges
 from absorb_pl.schema import ABLATIONS, dtypes, empty_table
-from absorb_pl.words import PositiveToken, SpellingPrompt, Task
+from absorb_pl.words.answers import PositiveToken
+from absorb_pl.words.prompting import SpellingPrompt
+from absorb_pl.words.tasks import Task
 
 ESTIMATES = {"ig_score": 1.0, "attribution": -1.0}
 """Columns that estimate the ablation effect, and what turns their sign into that of the effect."""

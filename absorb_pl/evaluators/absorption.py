@@ -11,17 +11,20 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.attribution import WordScores, word_integrated_gradients, words_at_once
-from absorb_pl.data import check_published, user_path
-from absorb_pl.engine import WordPrefix, compute_prefix
+from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients, words_at_once
+from absorb_pl.data.drafts import user_path
+from absorb_pl.data.publication import check_published
+from absorb_pl.engine.prefix import WordPrefix, compute_prefix
 from absorb_pl.errors import AbsorbError, ManifestMismatchError
 from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
-from absorb_pl.functional import gradient_scores, most_negative_latents
+from absorb_pl.functional.absorption import gradient_scores, most_negative_latents
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.rules import Gradients
-from absorb_pl.saes import check_hooks_agree
+from absorb_pl.rules.evidence import Gradients
+from absorb_pl.saes.properties import check_hooks_agree
 from absorb_pl.schema import GRADIENTS, empty_table
-from absorb_pl.words import PositiveToken, SpellingPrompt, Task
+from absorb_pl.words.answers import PositiveToken
+from absorb_pl.words.prompting import SpellingPrompt
+from absorb_pl.words.tasks import Task
 
 
 @dataclass(frozen=True)

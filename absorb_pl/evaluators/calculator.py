@@ -10,35 +10,21 @@ from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
 
-from absorb_pl.attribution import word_integrated_gradients
-from absorb_pl.data import read_residuals
-from absorb_pl.functional import (
-    SILENT,
-    at_least_float32,
-    cosine_similarity_matrix,
-    gradient_scores,
-    most_negative_latents,
-    paper_decisions,
-)
-from absorb_pl.models import context_length, require_next_token_logits
+from absorb_pl.attribution.suffix import word_integrated_gradients
+from absorb_pl.data.residuals import read_residuals
+from absorb_pl.functional.absorption import SILENT, gradient_scores, most_negative_latents, paper_decisions
+from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.functional.similarity import cosine_similarity_matrix
+from absorb_pl.models.language_model import context_length
+from absorb_pl.models.next_token import require_next_token_logits
 from absorb_pl.ranges import Cosine, Count, CountOrZero, NotNegative, Range, Seed, check_ranges
-from absorb_pl.saes import (
-    check_positions,
-    check_processing,
-    encode_rows,
-    sae_hook_name,
-    to_unit_norms,
-    trained_positions,
-)
-from absorb_pl.words import (
-    Formatter,
-    SpellingPrompt,
-    TokenizedPrompts,
-    create_icl_prompt,
-    first_letter_formatter,
-    prepends_bos,
-    tokenize_prompts,
-)
+from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
+from absorb_pl.saes.properties import sae_hook_name
+from absorb_pl.saes.rows import encode_rows
+from absorb_pl.saes.scale import to_unit_norms
+from absorb_pl.words.formatters import Formatter, first_letter_formatter
+from absorb_pl.words.positions import TokenizedPrompts, prepends_bos, tokenize_prompts
+from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt
 
 _FIRST_LETTER = first_letter_formatter()
 MetricFn = Callable[[Tensor], Tensor]

@@ -13,24 +13,24 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
-from absorb_pl.data import ActivationDataModule
+from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
 from absorb_pl.evaluators.evaluation import evaluate_rules, sae_tables, with_texts
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings
 from absorb_pl.evaluators.training import train_sae_probe
 from absorb_pl.evaluators.writers import write_table
-from absorb_pl.probes import KSparseSettings, LinearProbe, first_of_each
+from absorb_pl.probes.linear import LinearProbe
+from absorb_pl.probes.metrics import first_of_each
+from absorb_pl.probes.settings import KSparseSettings
 from absorb_pl.ranges import Count, Seed, check_ranges
-from absorb_pl.rules import Gradients, RateSettings, RuleChoice, configured_rules
-from absorb_pl.saes import (
-    check_hooks_agree,
-    check_positions,
-    check_processing,
-    load_sae,
-    to_unit_norms,
-    trained_positions,
-)
+from absorb_pl.rules.evidence import Gradients
+from absorb_pl.rules.rates import RateSettings
+from absorb_pl.rules.registry import RuleChoice, configured_rules
+from absorb_pl.saes.loading import load_sae
+from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
+from absorb_pl.saes.properties import check_hooks_agree
+from absorb_pl.saes.scale import to_unit_norms
 from absorb_pl.schema import ordered_words
 
 Findings = tuple[Mapping[str, pd.DataFrame], Mapping[str, float]]

@@ -12,14 +12,24 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.data import PromptBatches, PromptDataModule, check_published, prompt_data_of, user_path
+from absorb_pl.data.drafts import user_path
+from absorb_pl.data.prompt_datamodule import PromptBatches, PromptDataModule, prompt_data_of
+from absorb_pl.data.publication import check_published
 from absorb_pl.errors import AbsorbError
-from absorb_pl.functional import cosine_similarity_matrix, letter_metric
-from absorb_pl.models import load_language_model, require_next_token_logits
+from absorb_pl.functional.answer_metric import letter_metric
+from absorb_pl.functional.similarity import cosine_similarity_matrix
+from absorb_pl.models.language_model import load_language_model
+from absorb_pl.models.next_token import require_next_token_logits
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.saes import check_positions, check_processing, load_sae, sae_hook_name, to_unit_norms, trained_positions
+from absorb_pl.saes.loading import load_sae
+from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
+from absorb_pl.saes.properties import sae_hook_name
+from absorb_pl.saes.scale import to_unit_norms
 from absorb_pl.schema import Columns, empty_table
-from absorb_pl.words import AnswerTokens, PositiveToken, SpellingPrompt, Task, TokenizedPrompts, answer_token_ids
+from absorb_pl.words.answers import AnswerTokens, PositiveToken, answer_token_ids
+from absorb_pl.words.positions import TokenizedPrompts
+from absorb_pl.words.prompting import SpellingPrompt
+from absorb_pl.words.tasks import Task
 
 
 class CausalEvaluator(LightningModule):

@@ -14,13 +14,20 @@ from absorb_pl.errors import LabelError, RuleError
 from absorb_pl.evaluators.projections import gather_projections
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
-from absorb_pl.probes import KSparseSettings, LinearProbeSettings, SaeProbe
+from absorb_pl.probes.k_sparse import SaeProbe
+from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import InnerFraction, Seed, check_ranges
-from absorb_pl.rules import AbsorptionRule, Gradients, Judgement, RateSettings, RuleChoice, configured_rules, judge
-from absorb_pl.rules.registry import rules_without_model
-from absorb_pl.saes import AdaptedSae, load_sae, require_rows, require_width, to_unit_norms
+from absorb_pl.rules.evidence import Gradients
+from absorb_pl.rules.judgement import Judgement, judge
+from absorb_pl.rules.rates import RateSettings
+from absorb_pl.rules.registry import RuleChoice, configured_rules, rules_without_model
+from absorb_pl.rules.rule import AbsorptionRule
+from absorb_pl.saes.adapters import AdaptedSae
+from absorb_pl.saes.loading import load_sae
+from absorb_pl.saes.properties import require_rows, require_width
+from absorb_pl.saes.scale import to_unit_norms
 from absorb_pl.schema import ordered_words, stacked
-from absorb_pl.words import SpellingPrompt
+from absorb_pl.words.prompting import SpellingPrompt
 
 GatherGradients = Callable[[SaeProbing, Gradients], pd.DataFrame]
 """Gives the gradients at an SAE's candidate words."""

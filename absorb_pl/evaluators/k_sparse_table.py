@@ -4,7 +4,8 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from absorb_pl.functional import binary_metrics, main_latents, optimal_f1_threshold
+from absorb_pl.functional.metrics import binary_metrics, optimal_f1_threshold
+from absorb_pl.functional.splits import main_latents
 from absorb_pl.ranges import Count, Fraction, check_ranges
 
 _METRICS = ("f1", "precision", "recall", "auroc")

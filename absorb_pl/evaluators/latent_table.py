@@ -7,15 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from absorb_pl.functional import (
-    LATENT_DECISION_THRESHOLD,
-    binary_metrics,
-    cosine_similarity_matrix,
-    latent_scores,
-    top_latents_by_encoder,
-)
+from absorb_pl.functional.latents import LATENT_DECISION_THRESHOLD, latent_scores, top_latents_by_encoder
+from absorb_pl.functional.metrics import binary_metrics
+from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.saes import encoder_parts
+from absorb_pl.saes.rows import encoder_parts
 
 
 @torch.no_grad()

@@ -9,16 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from absorb_pl.evaluators.sae_probing import EvaluationRows
-from absorb_pl.functional import (
-    ProjectionScores,
-    at_least_float32,
-    cosine_similarity_matrix,
-    probe_projection,
-    projection_scores,
-    unit_rows,
-)
-from absorb_pl.rules import Projections
-from absorb_pl.saes import encode_and_project
+from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.functional.projection import ProjectionScores, probe_projection, projection_scores
+from absorb_pl.functional.similarity import cosine_similarity_matrix, unit_rows
+from absorb_pl.rules.evidence import Projections
+from absorb_pl.saes.rows import encode_and_project
 from absorb_pl.schema import PROJECTIONS, dtypes
 
 _FIELDS = {"top_score": "top_projection", "second_score": "second_projection"}

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
-from absorb_pl.functional import SaeStatistics, binary_metrics, k_sparse_logits, paper_candidates, sample_candidates
-from absorb_pl.probes import SaeProbe, encode_latents
+from absorb_pl.functional.absorption import SILENT, paper_candidates, sample_candidates
+from absorb_pl.functional.k_sparse import k_sparse_logits
+from absorb_pl.functional.metrics import binary_metrics
+from absorb_pl.functional.sae_stats import SaeStatistics
+from absorb_pl.probes.k_sparse import SaeProbe
+from absorb_pl.probes.latents import encode_latents
 from absorb_pl.ranges import Count, Fraction, Positive, Range, Seed, check_ranges
 
 
@@ -79,7 +83,7 @@ class SplitSettings:
 
     f1_jump: Fraction = 0.03
     max_k: Annotated[int, Range(1, 50)] = 15
-    silent: Positive = 1e-8
+    silent: Positive = SILENT
     max_words_per_letter: Count = 200
     seed: Seed = 42
 

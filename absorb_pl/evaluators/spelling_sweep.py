@@ -11,20 +11,16 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from absorb_pl.data import Share
+from absorb_pl.data.shares import Share
 from absorb_pl.errors import PromptError
 from absorb_pl.evaluators.grading import SpellingGrader
-from absorb_pl.models import load_language_model, require_next_token_logits
+from absorb_pl.models.language_model import load_language_model
+from absorb_pl.models.next_token import require_next_token_logits
 from absorb_pl.ranges import Count, CountOrZero, Seed, check_ranges
 from absorb_pl.schema import SPELLING, dtypes, empty_table
-from absorb_pl.words import (
-    VERBOSE_FIRST_LETTER_TEMPLATE,
-    Formatter,
-    first_letter_formatter,
-    first_letter_task,
-    last_letter_formatter,
-    spelling_formatter,
-)
+from absorb_pl.words.formatters import Formatter, first_letter_formatter, last_letter_formatter, spelling_formatter
+from absorb_pl.words.letter_tasks import first_letter_task
+from absorb_pl.words.prompting import VERBOSE_FIRST_LETTER_TEMPLATE
 
 Casing = Literal["upper", "lower"]
 Answer = Literal["spelling", "first_letter", "last_letter"]

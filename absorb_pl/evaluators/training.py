@@ -9,7 +9,11 @@ from jaxtyping import Float, Num
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from absorb_pl.probes import KSparseSettings, LinearProbe, LinearProbeSettings, OneVsRestModule, SaeProbe, fit_probe
+from absorb_pl.probes.base import OneVsRestModule
+from absorb_pl.probes.fitting import fit_probe
+from absorb_pl.probes.k_sparse import SaeProbe
+from absorb_pl.probes.linear import LinearProbe
+from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 
 
 def train_linear_probe(

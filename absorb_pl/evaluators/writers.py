@@ -10,10 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
-from absorb_pl.data import user_path, whole_file, writing_to
-from absorb_pl.data.drafts import begin_draft, draft_of, end_draft, new_owner
+from absorb_pl.data.drafts import begin_draft, draft_of, end_draft, new_owner, user_path, whole_file, writing_to
 from absorb_pl.errors import CacheCorruptedError, RuleError
-from absorb_pl.rules import RuleChoice, configured_rules
+from absorb_pl.rules.registry import RuleChoice, configured_rules
 from absorb_pl.schema import GRADIENTS, Column, Columns, empty_table, ordered_words
 
 

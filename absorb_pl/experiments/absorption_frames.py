@@ -8,13 +8,13 @@ import pandas as pd
 import torch
 from typing_extensions import override
 
-from absorb_pl.evaluators import AbsorptionResult, FeatureScore
+from absorb_pl.evaluators.calculator import AbsorptionResult, FeatureScore
 from absorb_pl.experiments.common import SaeInfo
 from absorb_pl.experiments.runs import Frames, FrameStage
-from absorb_pl.functional import cosine_similarity_matrix
-from absorb_pl.probes import encode_latents
-from absorb_pl.rules import AbsorptionRule
-from absorb_pl.study import StudyStages
+from absorb_pl.functional.similarity import cosine_similarity_matrix
+from absorb_pl.probes.latents import encode_latents
+from absorb_pl.rules.rule import AbsorptionRule
+from absorb_pl.study.stages import StudyStages
 
 COLUMNS = (
     "letter",

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from absorb_pl.evaluators import FeatureAbsorptionCalculator, SplitSettings
-from absorb_pl.evaluators.calculator import MetricFn
+from absorb_pl.evaluators.calculator import FeatureAbsorptionCalculator, MetricFn
+from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.experiments.absorption_frames import COLUMNS, AbsorptionFrameStage, frame_row
 from absorb_pl.experiments.common import EXPERIMENTS_DIR, SaeInfo, load_experiment_df
 from absorb_pl.experiments.k_sparse_probing import (
@@ -23,11 +23,12 @@ from absorb_pl.experiments.k_sparse_probing import (
 )
 from absorb_pl.experiments.plots import points_of, save_plot, vs_l0_figure, vs_layer_figure
 from absorb_pl.experiments.runs import Results, run_experiment
-from absorb_pl.functional import LetterOutcome, letter_metric, sae_rate
-from absorb_pl.probes import LinearProbe
+from absorb_pl.functional.answer_metric import letter_metric
+from absorb_pl.functional.rates import LetterOutcome, sae_rate
+from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.ranges import Count, Fraction, check_ranges
-from absorb_pl.rules import configured_rules
-from absorb_pl.words import LETTERS
+from absorb_pl.rules.registry import configured_rules
+from absorb_pl.words.vocab import LETTERS
 
 FEATURE_ABSORPTION_EXPERIMENT_NAME = "feature_absorption"
 ABSORPTION_PROBE_COS_THRESHOLD = 0.025

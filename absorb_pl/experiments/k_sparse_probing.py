@@ -15,11 +15,16 @@ from absorb_pl.experiments.classes import column_matrix, occurring_classes, targ
 from absorb_pl.experiments.common import EXPERIMENTS_DIR, SaeInfo
 from absorb_pl.experiments.plots import mean_over_letters, metric_name, save_plot, vs_l0_figure, vs_layer_figure
 from absorb_pl.experiments.runs import Frames, FrameStage, Results, run_experiment
-from absorb_pl.functional import DEFAULT_KS, binary_metrics, cosine_similarity_matrix, main_latents
-from absorb_pl.probes import KSparseProbe, LinearProbe, encode_latents
+from absorb_pl.functional.k_sparse import DEFAULT_KS
+from absorb_pl.functional.metrics import binary_metrics
+from absorb_pl.functional.similarity import cosine_similarity_matrix
+from absorb_pl.functional.splits import main_latents
+from absorb_pl.probes.latents import encode_latents
+from absorb_pl.probes.linear import LinearProbe
+from absorb_pl.probes.training import KSparseProbe
 from absorb_pl.ranges import Count, Fraction, check_ranges
-from absorb_pl.saes import encoder_parts
-from absorb_pl.words import LETTERS
+from absorb_pl.saes.rows import encoder_parts
+from absorb_pl.words.vocab import LETTERS
 
 SPARSE_PROBING_EXPERIMENT_NAME = "k_sparse_probing"
 KS = DEFAULT_KS

@@ -17,18 +17,14 @@ from absorb_pl.experiments.classes import column_matrix, occurring_classes, targ
 from absorb_pl.experiments.common import EXPERIMENTS_DIR, SaeInfo
 from absorb_pl.experiments.plots import mean_over_letters, metric_name, save_plot, vs_l0_figure, vs_layer_figure
 from absorb_pl.experiments.runs import Frames, FrameStage, Results, run_experiment
-from absorb_pl.functional import (
-    LATENT_DECISION_THRESHOLD,
-    binary_metrics,
-    cosine_similarity_matrix,
-    latent_scores,
-    top_latents_by_encoder,
-)
-from absorb_pl.probes import LinearProbe
+from absorb_pl.functional.latents import LATENT_DECISION_THRESHOLD, latent_scores, top_latents_by_encoder
+from absorb_pl.functional.metrics import binary_metrics
+from absorb_pl.functional.similarity import cosine_similarity_matrix
+from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.saes import encoder_parts
-from absorb_pl.study import StudyStages
-from absorb_pl.words import LETTERS
+from absorb_pl.saes.rows import encoder_parts
+from absorb_pl.study.stages import StudyStages
+from absorb_pl.words.vocab import LETTERS
 
 LATENT_EVALUATION_EXPERIMENT_NAME = "latent_evaluation"
 

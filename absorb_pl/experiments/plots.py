@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from absorb_pl.data import writing_to
+from absorb_pl.data.drafts import writing_to
 from absorb_pl.experiments.common import humanify_sae_width
 from absorb_pl.experiments.runs import Results
 

@@ -15,11 +15,13 @@ from typing_extensions import override
 
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.experiments.common import SaeInfo
-from absorb_pl.functional import SaeStatistics
-from absorb_pl.probes import encode_latents, quiet_lightning
-from absorb_pl.study import StudyConfig, StudyStages, run_study
-from absorb_pl.study.config import StageName
+from absorb_pl.functional.sae_stats import SaeStatistics
+from absorb_pl.probes.fitting import quiet_lightning
+from absorb_pl.probes.latents import encode_latents
+from absorb_pl.study.config import StageName, StudyConfig
 from absorb_pl.study.stage import Files, Stage
+from absorb_pl.study.stages import StudyStages
+from absorb_pl.study.sweep import run_study
 from absorb_pl.study.trainers import stage_trainers
 
 Frames = dict[str, pd.DataFrame]

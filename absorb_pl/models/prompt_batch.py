@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from absorb_pl.errors import ContextLengthError, PromptError, ShapeError
 from absorb_pl.models.language_model import context_length
 from absorb_pl.models.placement import model_device
-from absorb_pl.words import TokenizedPrompts
+from absorb_pl.words.positions import TokenizedPrompts
 
 WITHOUT_TOKEN_AXIS = ("hook_pattern", "hook_attn_scores")
 

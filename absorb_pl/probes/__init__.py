@@ -1,19 +1,13 @@
 """The probes: LightningModules that train, and the paper's functions that train them in one call."""
 
-from absorb_pl.probes.base import MISSING_LOGIT, OneVsRestModule
-from absorb_pl.probes.fitting import fit_probe, quiet_lightning
+from absorb_pl.probes.base import MISSING_LOGIT
+from absorb_pl.probes.fitting import fit_probe
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.linear import LinearProbe
-from absorb_pl.probes.metrics import ProbeMetrics, first_of_each
-from absorb_pl.probes.rows import TensorBatches, training_batches
+from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
-from absorb_pl.probes.task_data import (
-    create_dataset_probe_training,
-    gen_and_save_df_acts_probing,
-    letter_class,
-    load_df_acts_probing,
-)
+from absorb_pl.probes.task_data import create_dataset_probe_training, gen_and_save_df_acts_probing, load_df_acts_probing
 from absorb_pl.probes.task_probes import (
     ProbeStats,
     gen_probe_stats,
@@ -35,26 +29,20 @@ __all__ = [
     "KSparseSettings",
     "LinearProbe",
     "LinearProbeSettings",
-    "OneVsRestModule",
     "ProbeMetrics",
     "ProbeStats",
     "SaeProbe",
-    "TensorBatches",
     "create_dataset_probe_training",
     "encode_latents",
-    "first_of_each",
     "fit_probe",
     "gen_and_save_df_acts_probing",
     "gen_probe_stats",
-    "letter_class",
     "load_df_acts_probing",
     "load_probe_and_data",
-    "quiet_lightning",
     "save_probe_and_data",
     "train_binary_probe",
     "train_k_sparse_probes",
     "train_linear_probe_for_task",
     "train_multi_probe",
     "train_sparse_multi_probe",
-    "training_batches",
 ]

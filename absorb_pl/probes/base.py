@@ -9,9 +9,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from absorb_pl.data import ActivationDataModule
+from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.errors import AbsorbError, ShapeError
-from absorb_pl.functional import l1_penalty, learnable_classes, positive_weights, probe_loss, require_finite
+from absorb_pl.functional.probe_loss import l1_penalty, learnable_classes, positive_weights, probe_loss
+from absorb_pl.functional.validation import require_finite
 from absorb_pl.probes.rows import training_batches
 
 OptimizerName = Literal["Adam", "SGD", "AdamW"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from absorb_pl.data import stoppable
+from absorb_pl.data.stopping import stoppable
 from absorb_pl.interruption import interruptible
 from absorb_pl.probes.base import OneVsRestModule
 from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE, TensorBatches

@@ -11,22 +11,18 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
-from absorb_pl.functional import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, require_finite, solve_k_sparse
+from absorb_pl.functional.k_sparse import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, solve_k_sparse
+from absorb_pl.functional.validation import require_finite
 from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.latents import chunks_for, encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.probes.rows import training_batches
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
-from absorb_pl.saes import (
-    check_hooks_agree,
-    check_positions,
-    check_processing,
-    encode_rows,
-    load_sae,
-    require_width,
-    to_unit_norms,
-    trained_positions,
-)
+from absorb_pl.saes.loading import load_sae
+from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
+from absorb_pl.saes.properties import check_hooks_agree, require_width
+from absorb_pl.saes.rows import encode_rows
+from absorb_pl.saes.scale import to_unit_norms
 
 
 class _EncodedRows(NamedTuple):

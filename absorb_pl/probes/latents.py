@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from absorb_pl.functional import SaeStatistics
-from absorb_pl.saes import CHUNK_BYTES, decode_rows, encode_rows
+from absorb_pl.functional.sae_stats import SaeStatistics
+from absorb_pl.saes.portions import CHUNK_BYTES
+from absorb_pl.saes.rows import decode_rows, encode_rows
 
 
 def chunks_for(x: Shaped[Tensor, "rows ..."], num_latents: int, itemsize: int = 4) -> tuple[Tensor, ...]:

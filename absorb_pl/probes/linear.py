@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from absorb_pl.errors import AbsorbError
-from absorb_pl.functional import minimise_probe_loss
+from absorb_pl.functional.linear_optimum import minimise_probe_loss
 from absorb_pl.probes.base import Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges

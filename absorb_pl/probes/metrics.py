@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from absorb_pl.functional import BinaryMetrics, binary_metrics
+from absorb_pl.functional.metrics import BinaryMetrics, binary_metrics
 
 
 def first_of_each(index: Int[Tensor, " rows"]) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " distinct"]]:

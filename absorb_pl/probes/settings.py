@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from absorb_pl.functional import DEFAULT_KS
+from absorb_pl.functional.k_sparse import DEFAULT_KS
 from absorb_pl.probes.linear import Solver, check_recipe
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 

@@ -12,11 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from absorb_pl.data import writing_to
+from absorb_pl.data.drafts import writing_to
 from absorb_pl.errors import CacheCorruptedError, LabelError, PromptError
-from absorb_pl.models import check_hook, read_prompts
+from absorb_pl.models.language_model import check_hook
+from absorb_pl.models.prompt_batch import read_prompts
 from absorb_pl.ranges import Count, CountOrZero, Fraction, Seed, check_ranges
-from absorb_pl.words import LETTERS, Formatter, SpellingPrompt, create_icl_prompt
+from absorb_pl.words.formatters import Formatter
+from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt
+from absorb_pl.words.vocab import LETTERS
 
 Dataset = list[tuple[SpellingPrompt, int]]
 """Prompts, each with the number of its answer's class."""

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from absorb_pl.data import writing_to
+from absorb_pl.data.drafts import writing_to
 from absorb_pl.errors import CacheCorruptedError, LabelError
-from absorb_pl.functional import binary_metrics
+from absorb_pl.functional.metrics import binary_metrics
 from absorb_pl.probes.linear import LinearProbe, Solver
 from absorb_pl.probes.training import train_multi_probe
 from absorb_pl.ranges import Count, CountOrZero, Finite, NotNegative, Positive, check_ranges
-from absorb_pl.words import LETTERS
+from absorb_pl.words.vocab import LETTERS
 
 _PROBE, _DATA = "probe.safetensors", "data.safetensors"
 

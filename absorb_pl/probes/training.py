@@ -9,7 +9,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from absorb_pl.errors import AbsorbError, LabelError, ShapeError
-from absorb_pl.functional import DEFAULT_KS, check_ks, rank_latents, solve_k_sparse
+from absorb_pl.functional.k_sparse import DEFAULT_KS, check_ks, rank_latents, solve_k_sparse
 from absorb_pl.probes.base import Batch, OptimizerName
 from absorb_pl.probes.fitting import fit_probe
 from absorb_pl.probes.k_sparse import SaeProbe
@@ -17,7 +17,7 @@ from absorb_pl.probes.latents import sae_device
 from absorb_pl.probes.linear import LinearProbe, Solver
 from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
-from absorb_pl.saes import encode_rows
+from absorb_pl.saes.rows import encode_rows
 
 ExtraLoss = Callable[[LinearProbe, Tensor, Tensor], Tensor]
 DEFAULT_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
-from absorb_pl.data import whole_file
+from absorb_pl.data.drafts import whole_file
 from absorb_pl.reports.layout import percent, place_panels
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 

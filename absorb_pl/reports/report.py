@@ -7,7 +7,9 @@ import pandas as pd
 from safetensors.torch import save_file
 from torch import Tensor
 
-from absorb_pl.data import SUMMARY_SO_FAR, publishing, writing_to
+from absorb_pl.data.drafts import writing_to
+from absorb_pl.data.publication import publishing
+from absorb_pl.data.run_folder import SUMMARY_SO_FAR
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.reports.controls import without_controls
 from absorb_pl.reports.figures import draw_figures, save_figures

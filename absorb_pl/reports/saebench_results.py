@@ -12,9 +12,12 @@ from typing import Any
 import pandas as pd
 
 from absorb_pl import __version__
-from absorb_pl.data import distinct_names, whole_file, writing_to
-from absorb_pl.functional import NEVER_FIRES, SaeBenchAggregate, saebench_aggregate
-from absorb_pl.rules import RateSettings, SaeBench060Rule
+from absorb_pl.data.drafts import whole_file, writing_to
+from absorb_pl.data.file_names import distinct_names
+from absorb_pl.functional.rates import NEVER_FIRES
+from absorb_pl.functional.saebench_aggregate import SaeBenchAggregate, saebench_aggregate
+from absorb_pl.rules.rates import RateSettings
+from absorb_pl.rules.saebench import SaeBench060Rule
 
 EVAL_TYPE = "absorption_first_letter"
 _MEANS = (

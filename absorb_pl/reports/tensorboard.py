@@ -16,7 +16,7 @@ from rich.console import Console
 from torch.utils.tensorboard.summary import hparams, image, scalar, text
 from torch.utils.tensorboard.writer import FileWriter
 
-from absorb_pl.data import writing_to
+from absorb_pl.data.drafts import writing_to
 from absorb_pl.reports.names import folder_names
 from absorb_pl.reports.summary_columns import summary_rows
 from absorb_pl.reports.terminal import print_summary

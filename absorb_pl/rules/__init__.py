@@ -1,6 +1,6 @@
 """The absorption rules, and all that follows from them: verdicts, rates, sensitivity."""
 
-from absorb_pl.rules.evidence import Evidence, Gradients, Projections, stored_scores
+from absorb_pl.rules.evidence import Gradients, Projections
 from absorb_pl.rules.judgement import Judgement, judge
 from absorb_pl.rules.paper import (
     PaperPublishedLettersRule,
@@ -9,8 +9,8 @@ from absorb_pl.rules.paper import (
     PaperRule,
     PaperSettings,
 )
-from absorb_pl.rules.rates import RateSettings, letters_table, sae_rates, summary_row
-from absorb_pl.rules.registry import RuleChoice, configured_rules, known_rules, register_rule, rule_named
+from absorb_pl.rules.rates import RateSettings
+from absorb_pl.rules.registry import configured_rules, known_rules, register_rule, rule_named
 from absorb_pl.rules.rule import AbsorptionRule, Decisions
 from absorb_pl.rules.saebench import SaeBench032Rule, SaeBench060Rule, SaeBenchRule, SaeBenchSettings
 from absorb_pl.rules.silent_mains import SilentMainsRule, SilentMainsSettings
@@ -18,7 +18,6 @@ from absorb_pl.rules.silent_mains import SilentMainsRule, SilentMainsSettings
 __all__ = [
     "AbsorptionRule",
     "Decisions",
-    "Evidence",
     "Gradients",
     "Judgement",
     "PaperPublishedLettersRule",
@@ -28,7 +27,6 @@ __all__ = [
     "PaperSettings",
     "Projections",
     "RateSettings",
-    "RuleChoice",
     "SaeBench032Rule",
     "SaeBench060Rule",
     "SaeBenchRule",
@@ -38,10 +36,6 @@ __all__ = [
     "configured_rules",
     "judge",
     "known_rules",
-    "letters_table",
     "register_rule",
     "rule_named",
-    "sae_rates",
-    "stored_scores",
-    "summary_row",
 ]

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from absorb_pl.words import Task
+from absorb_pl.words.tasks import Task
 
 _KEYS = ["label", "child"]
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
+from absorb_pl.functional.absorption import SILENT
 from absorb_pl.ranges import Count, Positive, check_ranges
 from absorb_pl.rules.evidence import Projections
 from absorb_pl.rules.registry import register_rule
@@ -22,7 +23,7 @@ class SilentMainsSettings:
         stored_absorbers: As in `SaeBenchSettings`, so that both rules share their evidence.
     """
 
-    silent: Positive = 1e-8
+    silent: Positive = SILENT
     stored_absorbers: Count = 5
 
     def __post_init__(self) -> None:
@@ -37,7 +38,7 @@ class SilentMainsRule(AbsorptionRule):
     settings_type = SilentMainsSettings
     evidence = Projections
     reads = ("main_max",)
-    thresholds: ClassVar[Mapping[str, tuple[float | int, ...]]] = {"silent": (1e-8, 0.01, 0.1, 0.5, 1.0)}
+    thresholds: ClassVar[Mapping[str, tuple[float | int, ...]]] = {"silent": (SILENT, 0.01, 0.1, 0.5, 1.0)}
 
     @override
     def decide(self, stored: Mapping[str, Tensor]) -> Decisions:

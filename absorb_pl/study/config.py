@@ -11,8 +11,10 @@ from absorb_pl.models.placement import check_dtype
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports.terminal import ColumnChoice
-from absorb_pl.rules import AbsorptionRule, RateSettings, RuleChoice, configured_rules
-from absorb_pl.words import TaskConfig
+from absorb_pl.rules.rates import RateSettings
+from absorb_pl.rules.registry import RuleChoice, configured_rules
+from absorb_pl.rules.rule import AbsorptionRule
+from absorb_pl.words.task_config import TaskConfig
 
 ControlKind = Literal["random", "shuffled_decoder"]
 """Controls that can be scored beside each SAE, see `absorb_pl.models.control_sae`."""

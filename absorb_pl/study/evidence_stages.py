@@ -16,7 +16,7 @@ from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInput
 from absorb_pl.evaluators.evaluation import with_texts
 from absorb_pl.evaluators.projections import gather_projections
 from absorb_pl.evaluators.writers import PredictionTableWriter
-from absorb_pl.rules import Gradients, Projections
+from absorb_pl.rules.evidence import Gradients, Projections
 from absorb_pl.study.probing_stages import SaeProbingStage
 from absorb_pl.study.stage import Files, Stage
 

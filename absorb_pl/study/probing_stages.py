@@ -18,7 +18,10 @@ from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
-from absorb_pl.probes import MISSING_LOGIT, KSparseProbe, KSparseSettings, LinearProbe, LinearProbeSettings
+from absorb_pl.probes.base import MISSING_LOGIT
+from absorb_pl.probes.linear import LinearProbe
+from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
+from absorb_pl.probes.training import KSparseProbe
 from absorb_pl.saes.source import SaeSource
 from absorb_pl.study.stage import Files, Stage
 

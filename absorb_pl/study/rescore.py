@@ -17,9 +17,11 @@ from absorb_pl.reports.figures import absorption_figure, save_figures
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.tensorboard import log_study
 from absorb_pl.reports.terminal import ColumnChoice, print_places, print_summary
-from absorb_pl.rules import AbsorptionRule, RateSettings, configured_rules, judge, rule_named
 from absorb_pl.rules.children import children_table
-from absorb_pl.rules.rates import NO_WORDS
+from absorb_pl.rules.judgement import judge
+from absorb_pl.rules.rates import NO_WORDS, RateSettings
+from absorb_pl.rules.registry import configured_rules, rule_named
+from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.schema import FOUND_BY_RULE, ordered_words, stacked
 
 _NEEDED = ("summary", "letters", "words", "latents")

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from absorb_pl.reports.saebench_results import SaeBenchRun
-from absorb_pl.rules import AbsorptionRule, SaeBench060Rule
+from absorb_pl.rules.rule import AbsorptionRule
+from absorb_pl.rules.saebench import SaeBench060Rule
 from absorb_pl.study.config import StudyConfig
 from absorb_pl.study.stages import StudyStages
 

@@ -7,7 +7,8 @@ from typing import get_args
 
 import pandas as pd
 
-from absorb_pl.rules import AbsorptionRule, Evidence, Gradients, Projections
+from absorb_pl.rules.evidence import Evidence, Gradients, Projections
+from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.study.config import StageName, StudyConfig
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, ProbeData, SaeProbingStage

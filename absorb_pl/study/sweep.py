@@ -8,10 +8,13 @@ from pathlib import Path
 import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
 
-from absorb_pl.data import distinct_names, publishing
+from absorb_pl.data.file_names import distinct_names
+from absorb_pl.data.publication import publishing
 from absorb_pl.evaluators.writers import write_table
-from absorb_pl.reports import print_summary
-from absorb_pl.saes import expand_sae_names, load_sae, sae_processing
+from absorb_pl.reports.terminal import print_summary
+from absorb_pl.saes.loading import load_sae
+from absorb_pl.saes.names import expand_sae_names
+from absorb_pl.saes.processing import sae_processing
 from absorb_pl.study.config import StudyConfig
 from absorb_pl.study.pipeline import StudyResult, study_of_model
 

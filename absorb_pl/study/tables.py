@@ -7,8 +7,10 @@ import pandas as pd
 from absorb_pl.evaluators.evaluation import sae_tables, with_texts
 from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.models.processing import describe_processing, model_processing
-from absorb_pl.rules import AbsorptionRule, RateSettings, judge
 from absorb_pl.rules.children import children_table, with_children
+from absorb_pl.rules.judgement import judge
+from absorb_pl.rules.rates import RateSettings
+from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.schema import ordered_words, stacked
 from absorb_pl.study.stages import StudyStages
 from absorb_pl.words.tasks import Task

@@ -7,7 +7,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from typing_extensions import override
 
-from absorb_pl.data import TrainerFactory, named_trainer_errors, stoppable
+from absorb_pl.data.stopping import stoppable
+from absorb_pl.data.trainers import TrainerFactory, named_trainer_errors
 from absorb_pl.study.config import TrainerSettings
 
 

@@ -1,6 +1,6 @@
 """Words, the prompts that ask a language model about them, and the tasks made of both."""
 
-from absorb_pl.words.answers import AnswerTokens, PositiveToken, answer_token_ids
+from absorb_pl.words.answers import AnswerTokens, answer_token_ids
 from absorb_pl.words.formatters import (
     Formatter,
     first_letter,
@@ -16,14 +16,8 @@ from absorb_pl.words.formatters import (
     spelling,
     spelling_formatter,
 )
-from absorb_pl.words.letter_tasks import (
-    YES_NO,
-    contains_task_of_words,
-    first_letter_task,
-    letter_task_of_words,
-    letter_template,
-)
-from absorb_pl.words.positions import TokenizedPrompts, bos_token_id, closes_with_sep, prepends_bos, tokenize_prompts
+from absorb_pl.words.letter_tasks import first_letter_task
+from absorb_pl.words.positions import TokenizedPrompts, tokenize_prompts
 from absorb_pl.words.prompting import (
     VERBOSE_FIRST_LETTER_TEMPLATE,
     VERBOSE_FIRST_LETTER_TOKEN_POS,
@@ -31,9 +25,8 @@ from absorb_pl.words.prompting import (
     create_icl_prompt,
     random_icl_prompt,
 )
-from absorb_pl.words.table_tasks import TableSettings, table_task
-from absorb_pl.words.tables import LabelledTexts, find_table, read_labelled_texts
-from absorb_pl.words.task_config import TaskConfig, TaskName
+from absorb_pl.words.table_tasks import TableSettings
+from absorb_pl.words.task_config import TaskConfig
 from absorb_pl.words.tasks import Task
 from absorb_pl.words.vocab import (
     ALL_ALPHA_LETTERS,
@@ -45,17 +38,6 @@ from absorb_pl.words.vocab import (
     get_same_ending_word_pairs_of_len,
     get_tokens,
     group_words_by_ending_and_length,
-    marks_leading_spaces,
-    most_common,
-    ordinary_tokens,
-)
-from absorb_pl.words.word_lists import (
-    Vocabulary,
-    as_in_prompts,
-    listed_words,
-    token_counts,
-    unknown_words,
-    vocabulary_words,
 )
 
 __all__ = [
@@ -64,25 +46,15 @@ __all__ = [
     "LETTERS_UPPER",
     "VERBOSE_FIRST_LETTER_TEMPLATE",
     "VERBOSE_FIRST_LETTER_TOKEN_POS",
-    "YES_NO",
     "AnswerTokens",
     "Formatter",
-    "LabelledTexts",
-    "PositiveToken",
     "SpellingPrompt",
     "TableSettings",
     "Task",
     "TaskConfig",
-    "TaskName",
     "TokenizedPrompts",
-    "Vocabulary",
     "answer_token_ids",
-    "as_in_prompts",
-    "bos_token_id",
-    "closes_with_sep",
-    "contains_task_of_words",
     "create_icl_prompt",
-    "find_table",
     "first_letter",
     "first_letter_formatter",
     "first_letter_task",
@@ -100,20 +72,8 @@ __all__ = [
     "letter_from_end_formatter",
     "letter_from_start",
     "letter_from_start_formatter",
-    "letter_task_of_words",
-    "letter_template",
-    "listed_words",
-    "marks_leading_spaces",
-    "most_common",
-    "ordinary_tokens",
-    "prepends_bos",
     "random_icl_prompt",
-    "read_labelled_texts",
     "spelling",
     "spelling_formatter",
-    "table_task",
-    "token_counts",
     "tokenize_prompts",
-    "unknown_words",
-    "vocabulary_words",
 ]

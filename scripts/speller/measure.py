@@ -9,7 +9,8 @@ from sae_lens import SAE
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from absorb_pl.functional import SaeStatistics, solve_logistic_regressions
+from absorb_pl.functional import SaeStatistics
+from absorb_pl.functional.logistic import solve_logistic_regressions
 from speller.mixture import TEMPLATES, SpellingMixture
 
 

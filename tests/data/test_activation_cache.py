@@ -9,17 +9,10 @@ import shutil
 import pytest
 import torch
 
-from absorb_pl.data import (
-    ActivationCacheWriter,
-    ActivationCollector,
-    activation_identities,
-    collector,
-    ensure_activations,
-    open_activations,
-    read_residuals,
-)
+from absorb_pl.data import ActivationCacheWriter, ActivationCollector, collector, read_residuals
 from absorb_pl.data import activation_cache as cache_module
-from absorb_pl.data.activation_cache import activation_path
+from absorb_pl.data.activation_cache import activation_identities, activation_path, open_activations
+from absorb_pl.data.activation_datamodule import ensure_activations
 from absorb_pl.data.drafts import begin_draft, draft_of, end_draft, new_owner
 from absorb_pl.errors import (
     AbsorbError,

@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 
-from absorb_pl.data import RunFolder, open_artifact, write_artifact
-from absorb_pl.data.artifacts import artifact_path
+from absorb_pl.data.artifacts import artifact_path, open_artifact, write_artifact
+from absorb_pl.data.run_folder import RunFolder
 from absorb_pl.errors import CacheCorruptedError, ManifestMismatchError, OutputFolderError
 
 

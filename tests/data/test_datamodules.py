@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from absorb_pl.data import ActivationDataModule, PromptDataModule, activation_identities
+from absorb_pl.data import ActivationDataModule, PromptDataModule
+from absorb_pl.data.activation_cache import activation_identities
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import RowsError
 from absorb_pl.probes import LinearProbeSettings

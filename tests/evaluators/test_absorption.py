@@ -19,7 +19,8 @@ from absorb_pl.evaluators import (
 )
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional import letter_metric
-from absorb_pl.rules import RateSettings, letters_table, summary_row
+from absorb_pl.rules import RateSettings
+from absorb_pl.rules.rates import letters_table, summary_row
 from absorb_pl.saes import load_sae
 from absorb_pl.schema import Column
 from absorb_pl.words import LETTERS, TaskConfig, answer_token_ids

@@ -10,7 +10,8 @@ import itertools
 import pytest
 import torch
 
-from absorb_pl.data import ActivationCollector, PromptBatches, PromptDataModule
+from absorb_pl.data import ActivationCollector, PromptDataModule
+from absorb_pl.data.prompt_datamodule import PromptBatches
 from absorb_pl.engine import apply_saes_and_run
 from absorb_pl.evaluators.projections import score_projections
 from absorb_pl.models import load_language_model

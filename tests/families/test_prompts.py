@@ -8,7 +8,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from absorb_pl.data import PromptDataModule, ensure_activations
+from absorb_pl.data import PromptDataModule
+from absorb_pl.data.activation_datamodule import ensure_activations
 from absorb_pl.models import has_next_token_logits, load_language_model
 from absorb_pl.words import (
     LETTERS,
@@ -17,12 +18,12 @@ from absorb_pl.words import (
     first_letter_task,
     get_alpha_tokens,
     get_tokens,
-    letter_task_of_words,
-    ordinary_tokens,
-    prepends_bos,
-    token_counts,
     tokenize_prompts,
 )
+from absorb_pl.words.letter_tasks import letter_task_of_words
+from absorb_pl.words.positions import prepends_bos
+from absorb_pl.words.vocab import ordinary_tokens
+from absorb_pl.words.word_lists import token_counts
 
 FAMILIES = ["gpt2", "gpt_neox", "llama", "mistral", "gemma2", "bert"]
 LONG = ["catdog", "housekitchen", "riverbananas", "zebra"]

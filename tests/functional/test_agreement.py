@@ -6,10 +6,10 @@ import torch
 from scipy import stats
 
 from absorb_pl.errors import NonFiniteError
-from absorb_pl.functional import (
+from absorb_pl.functional import score_agreement
+from absorb_pl.functional.agreement import (
     mid_ranks,
     pearson_correlation,
-    score_agreement,
     sign_agreement,
     spearman_correlation,
     top_agreement,

@@ -14,16 +14,16 @@ from absorb_pl.functional import (
     LATENT_DECISION_THRESHOLD,
     binary_metrics,
     cosine_similarity_matrix,
-    fold_decoder_norms,
     gradient_scores,
     latent_scores,
     main_latents,
     most_negative_latents,
     paper_decisions,
     probe_projection,
-    saebench_verdicts,
     top_latents_by_encoder,
 )
+from absorb_pl.functional.projection import fold_decoder_norms
+from absorb_pl.functional.saebench import saebench_verdicts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LETTERS = string.ascii_lowercase

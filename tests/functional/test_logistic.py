@@ -4,7 +4,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from absorb_pl.errors import LabelError, NonFiniteError, RangeError, ShapeError
-from absorb_pl.functional import rank_latents, solve_k_sparse, solve_logistic_regressions
+from absorb_pl.functional import rank_latents, solve_k_sparse
+from absorb_pl.functional.logistic import solve_logistic_regressions
 
 
 def reference(x, y, c=1.0):

@@ -5,7 +5,8 @@ import statistics
 import pytest
 import torch
 
-from absorb_pl.functional import bootstrap_interval, may_absorb, saebench_aggregate
+from absorb_pl.functional import bootstrap_interval, saebench_aggregate
+from absorb_pl.functional.projection import may_absorb
 
 
 def test_marked_latents_hold_the_largest_sums_for_every_least_cosine():

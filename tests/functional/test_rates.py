@@ -4,14 +4,8 @@ import torch
 from scipy import stats
 
 from absorb_pl.errors import RangeError, ShapeError
-from absorb_pl.functional import (
-    LetterOutcome,
-    bootstrap_interval,
-    bootstrap_replicates,
-    letter_rate,
-    sae_rate,
-    zero_count_bound,
-)
+from absorb_pl.functional import LetterOutcome, bootstrap_interval, letter_rate, sae_rate
+from absorb_pl.functional.bootstrap import bootstrap_replicates, zero_count_bound
 
 
 def outcome(absorbed, judged, total, **kwargs):

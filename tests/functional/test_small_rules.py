@@ -4,16 +4,8 @@ import pytest
 import torch
 
 from absorb_pl.errors import LabelError, NonFiniteError, ShapeError
-from absorb_pl.functional import (
-    SaeStatistics,
-    cosine_similarity_matrix,
-    l1_penalty,
-    learnable_classes,
-    main_latents,
-    positive_weights,
-    probe_loss,
-    sample_candidates,
-)
+from absorb_pl.functional import SaeStatistics, cosine_similarity_matrix, main_latents, probe_loss, sample_candidates
+from absorb_pl.functional.probe_loss import l1_penalty, learnable_classes, positive_weights
 
 
 def test_cosines_equal_torch_and_zero_rows_give_zero():

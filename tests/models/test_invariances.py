@@ -11,12 +11,12 @@ from absorb_pl.attribution import word_integrated_gradients
 from absorb_pl.functional import (
     SaeStatistics,
     cosine_similarity_matrix,
-    fold_decoder_norms,
     gradient_scores,
     paper_decisions,
     probe_projection,
-    saebench_verdicts,
 )
+from absorb_pl.functional.projection import fold_decoder_norms
+from absorb_pl.functional.saebench import saebench_verdicts
 from absorb_pl.probes import encode_latents, latents
 from absorb_pl.saes import decode_rows, encode_rows
 from absorb_pl.words import TokenizedPrompts

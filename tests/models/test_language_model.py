@@ -26,14 +26,14 @@ from absorb_pl.data.residuals import read_residuals
 from absorb_pl.errors import AbsorbError, HookNotFoundError, ModelNotFoundError, NotCausalError
 from absorb_pl.models import (
     check_hook,
-    content_hash,
     context_length,
     has_next_token_logits,
     load_language_model,
     model_identity,
-    require_next_token_logits,
     tokenizer_identity,
 )
+from absorb_pl.models.identity import content_hash
+from absorb_pl.models.next_token import require_next_token_logits
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = [GOLDEN / "gpt2-micro", GOLDEN / "gemma2-micro"]

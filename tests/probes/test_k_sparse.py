@@ -9,12 +9,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from absorb_pl.errors import AbsorbError, LabelError, SaeNotFoundError, ShapeError
-from absorb_pl.functional import SaeStatistics, rank_latents, solve_logistic_regressions
+from absorb_pl.functional import SaeStatistics, rank_latents
+from absorb_pl.functional.logistic import solve_logistic_regressions
 from absorb_pl.probes import (
     MISSING_LOGIT,
     LinearProbe,
     SaeProbe,
-    TensorBatches,
     encode_latents,
     fit_probe,
     fitting,
@@ -22,6 +22,7 @@ from absorb_pl.probes import (
     train_k_sparse_probes,
     train_sparse_multi_probe,
 )
+from absorb_pl.probes.rows import TensorBatches
 
 GOLDEN_SAE = Path(__file__).parents[1] / "golden" / "gpt2-micro" / "sae_standard_A"
 KS = [1, 2, 5]

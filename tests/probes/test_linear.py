@@ -12,11 +12,11 @@ from absorb_pl.probes import (
     MISSING_LOGIT,
     LinearProbe,
     LinearProbeSettings,
-    TensorBatches,
     fit_probe,
     train_binary_probe,
     train_multi_probe,
 )
+from absorb_pl.probes.rows import TensorBatches
 
 
 def labelled_rows(rows=400, width=12, classes=4, seed=0):

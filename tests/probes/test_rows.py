@@ -4,7 +4,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from absorb_pl.errors import AbsorbError
-from absorb_pl.probes import ProbeMetrics, TensorBatches, training_batches
+from absorb_pl.probes import ProbeMetrics
+from absorb_pl.probes.rows import TensorBatches, training_batches
 
 
 class Reader(LightningModule):

@@ -15,13 +15,13 @@ from absorb_pl.probes import (
     create_dataset_probe_training,
     gen_and_save_df_acts_probing,
     gen_probe_stats,
-    letter_class,
     load_df_acts_probing,
     load_probe_and_data,
     save_probe_and_data,
     train_linear_probe_for_task,
     train_multi_probe,
 )
+from absorb_pl.probes.task_data import letter_class
 from absorb_pl.words import LETTERS, SpellingPrompt, first_letter_formatter, get_alpha_tokens
 
 TEMPLATE = "{word} has the first letter:"

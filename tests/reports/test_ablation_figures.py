@@ -9,9 +9,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from absorb_pl.cli import main
-from absorb_pl.data import publishing
+from absorb_pl.data.publication import publishing
 from absorb_pl.evaluators import agreement_table
-from absorb_pl.reports import ablation_figure, spelling_figure
+from absorb_pl.reports.ablation_figures import ablation_figure
+from absorb_pl.reports.sweep_figures import spelling_figure
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from absorb_pl.errors import OutputFolderError
-from absorb_pl.reports import draw_figures, log_study, print_summary, save_figures
+from absorb_pl.reports import draw_figures, print_summary, save_figures
 from absorb_pl.reports.figures import (
     absorption_figure,
     f1_vs_k_figure,
@@ -20,6 +20,7 @@ from absorb_pl.reports.figures import (
     top_latent_figure,
 )
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
+from absorb_pl.reports.tensorboard import log_study
 
 SUMMARY = pd.DataFrame(
     {

@@ -6,7 +6,7 @@ import statistics
 import pandas as pd
 import pytest
 
-from absorb_pl.reports import result_file
+from absorb_pl.reports.saebench_results import result_file
 
 SAES = {name: f"tests/golden/gpt2-micro/sae_{name}" for name in ("jumprelu_A", "standard_A", "topk_B")}
 FIELDS = {

@@ -13,17 +13,17 @@ from absorb_pl.engine import apply_saes_and_run
 from absorb_pl.errors import SaeInterfaceError, SaeNotFoundError
 from absorb_pl.saes import (
     AdaptedSae,
-    SaeSource,
     SparseAutoencoder,
     check_sae_fits,
     decode_rows,
     encode_rows,
-    encoder_parts,
     expand_sae_names,
     load_sae,
     sae_hook_name,
     sae_identity,
 )
+from absorb_pl.saes.rows import encoder_parts
+from absorb_pl.saes.source import SaeSource
 
 HOOK = "blocks.1.hook_resid_post"
 MODULE = '''

@@ -14,8 +14,9 @@ from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhit
 from safetensors.torch import save_file
 
 from absorb_pl.errors import AbsorbError, HookNotFoundError, SaeArchitectureError, SaeNotFoundError, ShapeError
-from absorb_pl.saes import encode_rows, gemma_scope_disk_loader, load_sae, sae_architecture, sae_hook_name
+from absorb_pl.saes import encode_rows, load_sae, sae_architecture, sae_hook_name
 from absorb_pl.saes.folders import is_checkpoint
+from absorb_pl.saes.gemma_scope import gemma_scope_disk_loader
 
 HOOK = "blocks.1.hook_resid_post"
 TRAINING: dict[str, dict[str, Any]] = {

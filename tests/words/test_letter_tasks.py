@@ -4,7 +4,8 @@ import pytest
 import wordfreq
 
 from absorb_pl.errors import LabelError, PromptError, RangeError, VocabularyError
-from absorb_pl.words import TaskConfig, contains_task_of_words, letter_task_of_words, letter_template
+from absorb_pl.words import TaskConfig
+from absorb_pl.words.letter_tasks import contains_task_of_words, letter_task_of_words, letter_template
 
 WORDS = [*wordfreq.top_n_list("en", 400), "Élan", "co-op", "x2y", "42", "naïve", "Straße"]
 

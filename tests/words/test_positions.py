@@ -10,12 +10,11 @@ from absorb_pl.errors import ContextLengthError, PromptError
 from absorb_pl.words import (
     SpellingPrompt,
     TokenizedPrompts,
-    bos_token_id,
     create_icl_prompt,
     first_letter_formatter,
-    prepends_bos,
     tokenize_prompts,
 )
+from absorb_pl.words.positions import bos_token_id, prepends_bos
 
 LETTER = {
     "base_template": "{word} has the first letter:",

@@ -8,7 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from absorb_pl.errors import AbsorbError, PromptError, TaskTableError
-from absorb_pl.words import TableSettings, answer_token_ids, find_table, read_labelled_texts, table_task
+from absorb_pl.words import TableSettings, answer_token_ids
+from absorb_pl.words.table_tasks import table_task
+from absorb_pl.words.tables import find_table, read_labelled_texts
 
 GOOD = 'word,kind,group\ncat,pet,animal\ndog,pet,animal\nkitchen,room,place\nthe,"small, word",grammar\n'
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -4,14 +4,8 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from absorb_pl.errors import AbsorbError, PromptError
-from absorb_pl.words import (
-    VERBOSE_FIRST_LETTER_TEMPLATE,
-    TableSettings,
-    TaskConfig,
-    contains_task_of_words,
-    first_letter_task,
-    letter_task_of_words,
-)
+from absorb_pl.words import VERBOSE_FIRST_LETTER_TEMPLATE, TableSettings, TaskConfig, first_letter_task
+from absorb_pl.words.letter_tasks import contains_task_of_words, letter_task_of_words
 
 TABLE = TableSettings("city_country", "city", "country")
 PLAIN = ("name", "words", "labels", "classes", "answers", "template", "children", "max_icl_examples")

@@ -18,10 +18,10 @@ from absorb_pl.words import (
     first_letter_task,
     get_alpha_tokens,
     get_common_word_tokens,
-    letter_task_of_words,
-    ordinary_tokens,
     tokenize_prompts,
 )
+from absorb_pl.words.letter_tasks import letter_task_of_words
+from absorb_pl.words.vocab import ordinary_tokens
 
 WORDS = [f" {a}{b}{c}" for a in LETTERS for b in "aeiou" for c in "xyz"]
 

@@ -17,10 +17,9 @@ from absorb_pl.words import (
     get_same_ending_word_pairs_of_len,
     get_tokens,
     group_words_by_ending_and_length,
-    most_common,
-    ordinary_tokens,
-    vocabulary_words,
 )
+from absorb_pl.words.vocab import most_common, ordinary_tokens
+from absorb_pl.words.word_lists import vocabulary_words
 
 GPT2 = next((path for up in Path(__file__).parents if (path := up / "shared/tokenizers/gpt2").is_dir()), None)
 

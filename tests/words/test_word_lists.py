@@ -2,15 +2,8 @@ import pytest
 import wordfreq
 
 from absorb_pl.errors import VocabularyError
-from absorb_pl.words import (
-    as_in_prompts,
-    get_alpha_tokens,
-    get_common_words,
-    listed_words,
-    token_counts,
-    unknown_words,
-    vocabulary_words,
-)
+from absorb_pl.words import get_alpha_tokens, get_common_words
+from absorb_pl.words.word_lists import as_in_prompts, listed_words, token_counts, unknown_words, vocabulary_words
 
 
 def test_words_carry_a_space_where_the_vocabulary_marks_spaces(byte_level, sentencepiece, wordpiece):
