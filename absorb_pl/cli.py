@@ -91,7 +91,7 @@ def _check_config_files(words: Sequence[str]) -> None:
 
 
 def _named_error(error: BaseException | None) -> AbsorbError | None:
-    """The named error behind an error: the parser wraps what classes raise while they are made.
+    """The named error that caused an error: the parser wraps what classes raise while they are made.
 
     Also the name of a full disk, where Lightning itself writes.
     """

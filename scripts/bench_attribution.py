@@ -1,4 +1,4 @@
-"""Integrated gradients and ablations of many words on the suffix engine, against one whole sequence a step.
+"""Integrated gradients and ablations of many words on the suffix engine, against one whole sequence per step.
 
 The plain way is that of the published code, one prompt after another: integrated gradients run the whole sequence for
 each step with the SAE in the graph at every token and call `backward` on model and SAE as libraries load them, so that
@@ -179,7 +179,7 @@ def _against_plain(report: Report, setting: Setting, pair: Callable[..., Any], w
             with parameter_gradients(model.original_model, sae):
                 return plain_integrated_gradients(setting, sae, prompts, count)
 
-        plain = Way("whole sequence a step", as_published, plain_words)
+        plain = Way("whole sequence per step", as_published, plain_words)
         spared = Way(
             "without parameters' gradients", partial(plain_integrated_gradients, setting, sae, prompts), plain_words
         )

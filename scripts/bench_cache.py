@@ -1,7 +1,7 @@
 """Residuals at the words in one pass that stops after the deepest hook, against caches and against a bare forward.
 
 `read_residuals` reads several hooks. It is compared with `run_with_cache` of all hooks, with `run_with_cache` of the
-same hooks, and with the least that can be done: the Hugging Face model by itself, cut off behind the same layer, with
+same hooks, and with the least that can be done: the Hugging Face model by itself, cut off after the same layer, with
 PyTorch hooks that copy the same rows. Against the last a ratio near 1 is as good as can be.
 
     python scripts/bench_cache.py --shapes speller --json cache.json
@@ -49,7 +49,7 @@ def bare_model(setting: Setting, depth: int) -> tuple[nn.Module, list[nn.Module]
 
 @torch.no_grad()
 def bare_residuals(model: nn.Module, layers: list[nn.Module], prompts: TokenizedPrompts, count: int) -> Tensor:
-    """Rows at the words behind each of the layers, `[count, layers * d_model]`.
+    """Rows at the words after each of the layers, `[count, layers * d_model]`.
 
     Args:
         model: From `bare_model`.

@@ -140,7 +140,7 @@ def open_shape(name: str, device: str) -> Iterator[Setting]:
 
 
 def hooks_up_to(setting: Setting) -> list[str]:
-    """The residual stream behind every block down to the shape's own hook.
+    """The residual stream after every block down to the shape's own hook.
 
     Args:
         setting: The setting.

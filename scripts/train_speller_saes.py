@@ -42,7 +42,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     hooks = sorted({entry.hook_name for entry in entries})
     start = time.perf_counter()
     activations = collect_activations(model, mixture, hooks, rows=options.rows, other_share=options.other_share)
-    print(f"{options.rows} activations a hook ({time.perf_counter() - start:.0f} s)", flush=True)
+    print(f"{options.rows} activations per hook ({time.perf_counter() - start:.0f} s)", flush=True)
     explained = {}
     for entry in entries:
         torch.manual_seed(options.seed)

@@ -227,7 +227,7 @@ def meet(way, sae, model, data, path):
         )
 
 
-@pytest.mark.filterwarnings("ignore:.*batches an epoch")
+@pytest.mark.filterwarnings("ignore:.*batches per epoch")
 @pytest.mark.parametrize("way", ["fit", "test", "predict", "without a Trainer", "the calculator"])
 def test_positions_are_compared_wherever_an_sae_meets_words(study, golden, gpt2, tmp_path, way):
     config = study[0]

@@ -39,7 +39,7 @@ BASES = ("OneVsRestModule", "CausalEvaluator", "SaeEvaluation")
 WITHOUT_RANGE = {
     "study trainer.devices": "Lightning knows the machine; `TrainerError`",
     "PromptDataModule.rows": "compared with the number of words; `RowsError`",
-    "LinearProbe.pos_weight": "one number a class, compared with the classes by the probe",
+    "LinearProbe.pos_weight": "one number per class, compared with the classes by the probe",
     "Trainer.devices": "Lightning knows the machine; `TrainerError`",
     "Trainer.fast_dev_run": "Lightning; `TrainerError`",
     "Trainer.max_time": "a duration, which Lightning reads; `TrainerError`",

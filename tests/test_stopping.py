@@ -29,7 +29,7 @@ STAGES = ["activations", "linear_probes", "sae_probing", "projections", "absorpt
 # Where the signal comes, by stage of the cache: what is called, which call of it, and finished artifacts afterwards.
 SENT_AT = {
     "activations": (collector, "write_rows", 3, 0),
-    "linear_probes": (fitting._Curve, "on_train_epoch_end", 4, 2 + 1),
+    "linear_probes": (fitting._Curve, "on_train_epoch_end", 2, 2 + 1),
     "sae_probing": (fitting._Curve, "on_train_epoch_end", 5, 2 + 2 + 1),
     "projections": (evidence_stages, "gather_projections", 2, 2 + 2 + 3 + 1),
     "absorption": (writers.PredictionTableWriter, "write_on_batch_end", 1, 2 + 2 + 3 + 3),
@@ -104,7 +104,11 @@ def test_an_interrupt_is_a_keyboard_interrupt_in_python(study_config, monkeypatc
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_trainer_commands_stop_too(signum, code, study, monkeypatch, capsys, tmp_path):
     send_at(monkeypatch, LinearProbe, "training_loss", 2, signum)
-    places = [f"--data.init_args.cache_dir={study[0].cache_dir}", f"--trainer.default_root_dir={tmp_path}"]
+    places = [
+        "--model.init_args.solver=adam",
+        f"--data.init_args.cache_dir={study[0].cache_dir}",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     assert stopped(tmp_path, *places, command="fit", config="tests/conf/fit_linear.yaml") == code
     assert f"Stopped by {signal.Signals(signum).name}." in capsys.readouterr().err
 

@@ -61,8 +61,8 @@ def calculate_individual_feature_ablations(
     Args:
         model: The language model.
         input: A prompt, a list of prompts, token ids `[tokens]` or `[prompts, tokens]`, or a list of ids `[tokens]`.
-        metric_fn: From logits `[rows, tokens, vocab]` (in float32 or better) or loss to one value a row. Rows
-            are runs of one prompt without one latent each; give a list of metrics, one a prompt, if prompts differ in
+        metric_fn: From logits `[rows, tokens, vocab]` (in float32 or better) or loss to one value per row. Rows
+            are runs of one prompt without one latent each; give a list of metrics, one per prompt, if prompts differ in
             what to measure.
         sae: The SAE; it reads the hook it stores.
         ablate_token_index: The position in every prompt, from the prompt's own end if negative.
@@ -73,7 +73,7 @@ def calculate_individual_feature_ablations(
         firing_threshold: A latent fires if it is further from 0 than this.
         modify_ablation_deltas_fn: May change the vectors about to be added, given them and their latents.
         engine: How to run, see `compute_prefix`; with extra hooks, whole sequences.
-        extra_fwd_hooks: Further `(hook name, function)` pairs, run behind the SAE in every run of the model.
+        extra_fwd_hooks: Further `(hook name, function)` pairs, run after the SAE in every run of the model.
 
     Returns:
         Scores by latent, the metric itself and what the SAE made of the prompt; a list of these for several prompts.
@@ -83,7 +83,7 @@ def calculate_individual_feature_ablations(
         PromptError: The input is no prompts, or a padded tensor that leaves open what is padding; the position is
             outside a prompt; or there is another number of metrics than of prompts.
         ContextLengthError: A text has more tokens than the model takes.
-        ShapeError: The metric does not return one value a row, or the modified vectors have another shape.
+        ShapeError: The metric does not return one value per row, or the modified vectors have another shape.
         NonFiniteError: The metric is NaN or infinite.
         AbsorbError: A latent is outside the SAE, `batch_size` is not positive, or `engine="suffix"` with extra hooks.
 
@@ -107,7 +107,7 @@ def calculate_individual_feature_ablations(
             "metric_fn",
             f"{len(metrics)} metrics",
             expected=f"one, or one for each of {len(prompts)} prompts",
-            remedy="Give one metric a prompt.",
+            remedy="Give one metric per prompt.",
         )
     positions = [
         resolve_position("ablate_token_index", ablate_token_index, length, row if len(prompts) > 1 else None)

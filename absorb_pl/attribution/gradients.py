@@ -14,7 +14,7 @@ from absorb_pl.errors import AbsorbError, NonFiniteError, ShapeError
 from absorb_pl.functional.precision import at_least_float32
 
 Metric = Callable[[Tensor], Tensor]
-"""From the model's output to one value a prompt.
+"""From the model's output to one value per prompt.
 
 The output is logits `[prompts, tokens, vocab]`, in float32 or better, or the loss: one number for one prompt,
 `[prompts]` for several. The prompts' ends share the last column, so `logits[:, -1, token]` reads the last token of
@@ -82,7 +82,7 @@ def calculate_attribution_grads(
         model: The language model.
         prompt: A prompt, a list of prompts, token ids `[tokens]` or `[prompts, tokens]`, or a list of ids `[tokens]`;
             prompts may differ in length and have the gradients they have alone.
-        metric_fn: From logits or loss to one value a prompt (see `Metric`), or one value in all, a sum over prompts.
+        metric_fn: From logits or loss to one value per prompt (see `Metric`), or one value in all, a sum over prompts.
         track_hook_points: Hooks whose activations are recorded as well.
         include_saes: SAEs by hook name.
         return_logits: Give the metric logits rather than the loss.
@@ -96,7 +96,7 @@ def calculate_attribution_grads(
         HookNotFoundError: An SAE, a tracked hook or an extra hook names no hook of the model.
         PromptError: The input is no prompts, or a padded tensor that leaves open what is padding.
         ContextLengthError: A text has more tokens than the model takes.
-        ShapeError: The metric is neither one value a prompt nor one value, or a hook has no token axis.
+        ShapeError: The metric is neither one value per prompt nor one value, or a hook has no token axis.
         NonFiniteError: The metric is NaN or infinite.
 
     Example:
@@ -149,7 +149,7 @@ def calculate_feature_attribution(
         model: The language model.
         input: A prompt, a list of prompts, token ids `[tokens]` or `[prompts, tokens]`, or a list of ids `[tokens]`;
             prompts may differ in length and have the gradients they have alone.
-        metric_fn: From logits or loss to one value a prompt (see `Metric`), or one value in all, a sum over prompts.
+        metric_fn: From logits or loss to one value per prompt (see `Metric`), or one value in all, a sum over prompts.
         track_hook_points: Hooks whose activations are attributed to as well.
         include_saes: SAEs by hook name.
         return_logits: Give the metric logits rather than the loss.
@@ -163,7 +163,7 @@ def calculate_feature_attribution(
         HookNotFoundError: An SAE, a tracked hook or an extra hook names no hook of the model.
         PromptError: The input is no prompts, or a padded tensor that leaves open what is padding.
         ContextLengthError: A text has more tokens than the model takes.
-        ShapeError: The metric is neither one value a prompt nor one value, or a hook has no token axis.
+        ShapeError: The metric is neither one value per prompt nor one value, or a hook has no token axis.
         NonFiniteError: The metric is NaN or infinite.
 
     Example:
@@ -202,7 +202,7 @@ def calculate_feature_attribution(
 
 
 def check_metric(values: Tensor, count: int) -> Float[Tensor, " prompts"]:
-    """Insist that a metric gives one value a prompt.
+    """Insist that a metric gives one value per prompt.
 
     Args:
         values: What the metric returned.
@@ -224,7 +224,7 @@ def check_metric(values: Tensor, count: int) -> Float[Tensor, " prompts"]:
         raise ShapeError(
             "metric",
             tuple(values.shape),
-            expected=f"one value a prompt, shape ({count},)",
+            expected=f"one value per prompt, shape ({count},)",
             remedy="Index or reduce over tokens and vocabulary only: `logits[:, -1, token]`.",
         )
     return values

@@ -83,7 +83,7 @@ def calculate_integrated_gradient_attribution_patching(
         model: The language model.
         input: A prompt, a list of prompts, token ids `[tokens]` or `[prompts, tokens]`, or a list of ids `[tokens]`;
             prompts may differ in length.
-        metric_fn: From logits `[prompts, tokens, vocab]` or loss to one value a prompt (see `Metric`).
+        metric_fn: From logits `[prompts, tokens, vocab]` or loss to one value per prompt (see `Metric`).
         patch_indices: Positions to move in every prompt: one, several, or pairs (clean position, corrupted position),
             from the prompt's own end if negative; all if not given.
         corrupted_input: The prompts to move towards, one for each prompt; zero if not given.
@@ -94,7 +94,7 @@ def calculate_integrated_gradient_attribution_patching(
             as they are.
         interpolation_steps: Number of points on the path.
         batch_size: Most (point, prompt) pairs in one run of the model.
-        extra_fwd_hooks: Further `(hook name, function)` pairs, run behind the SAEs in every run of the model.
+        extra_fwd_hooks: Further `(hook name, function)` pairs, run after the SAEs in every run of the model.
 
     Returns:
         Scores, activations and mean gradients by hook name.
@@ -105,7 +105,7 @@ def calculate_integrated_gradient_attribution_patching(
             outside its prompt; there are not as many corrupted prompts as prompts; or two of them differ in length
             and no positions are given.
         ContextLengthError: A text has more tokens than the model takes.
-        ShapeError: The metric does not return one value a prompt, or a hook has no token axis.
+        ShapeError: The metric does not return one value per prompt, or a hook has no token axis.
         NonFiniteError: The metric is NaN or infinite.
         AbsorbError: `interpolation_steps` or `batch_size` is not positive.
 

@@ -1,4 +1,4 @@
-"""The suffix engine at work: integrated gradients of single words' latents, many words a run."""
+"""The suffix engine at work: integrated gradients of single words' latents, many words per run."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def word_integrated_gradients(
         x(α) = decode((1 - α) f) + (1 - α) error,  α = i / steps,  i = 0 … steps - 1
         score = mean over i of ∂metric/∂f at x(α), times (0 - f)
 
-    These are the scores behind the absorption rule of the paper (arXiv 2409.14507), there with 6 steps, at
+    These are the scores that the absorption rule rests on of the paper (arXiv 2409.14507), there with 6 steps, at
     the word's own position.
 
     Only the activation x needs a gradient: `decode` is affine, so x(α) lies on the line from the activation
@@ -80,7 +80,7 @@ def word_integrated_gradients(
         sae: The SAE.
         prompts: Prompts and the positions of their words.
         metric: From last-position logits and the prompt each row is of (both on the model's device), one
-            value a row.
+            value per row.
         hook_name: Hook the SAE reads; the one it stores if not given.
         steps: Number of points on the path.
         prefix: From `compute_prefix`, to share it between SAEs; computed in portions if not given.
@@ -89,12 +89,12 @@ def word_integrated_gradients(
         engine: How to run, see `compute_prefix`; only read when `prefix` is not given.
 
     Returns:
-        Activations and scores, one row a prompt asked for.
+        Activations and scores, one row per prompt asked for.
 
     Raises:
         HookNotFoundError: The model lacks the hook, or `prefix` does not hold it.
         PromptError: A word's position is outside its prompt, or `prefix` lacks a prompt asked for.
-        ShapeError: The metric does not return one value a row.
+        ShapeError: The metric does not return one value per row.
         AbsorbError: `steps` or `batch_size` is not positive.
 
     Example:
@@ -159,7 +159,7 @@ def visit_words(
         batch_size: Most places in one call.
 
     Returns:
-        One result a prompt asked for.
+        One result per prompt asked for.
 
     Raises:
         HookNotFoundError: `prefix` does not hold the hook.

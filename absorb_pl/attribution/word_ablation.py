@@ -1,4 +1,4 @@
-"""Ablation of single words' latents on the suffix engine, many (word, latent) pairs a run."""
+"""Ablation of single words' latents on the suffix engine, many (word, latent) pairs per run."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class WordAblations:
         rows: Which prompt the pair is of, in the order in which prompts were asked for.
         latents: Which latent was removed.
         scores: metric without the latent - metric; negative where the latent helps the metric.
-        original: The metric with nothing removed, one value a prompt asked for.
+        original: The metric with nothing removed, one value per prompt asked for.
     """
 
     rows: Int[Tensor, " pairs"]
@@ -66,7 +66,7 @@ def word_ablations(
         sae: The SAE.
         prompts: Prompts and the positions of their words.
         metric: From last-position logits and the prompt each row is of (both on the model's device), one
-            value a row.
+            value per row.
         latents: Latents to remove at every word; if not given, those that fire there.
         hook_name: Hook the SAE reads; the one it stores if not given.
         prefix: From `compute_prefix`, to share it between SAEs; computed in portions if not given.
@@ -82,7 +82,7 @@ def word_ablations(
     Raises:
         HookNotFoundError: The model lacks the hook, or `prefix` does not hold it.
         PromptError: A word's position is outside its prompt, or `prefix` lacks a prompt asked for.
-        ShapeError: The metric does not return one value a row, or the modified vectors have another shape.
+        ShapeError: The metric does not return one value per row, or the modified vectors have another shape.
         AbsorbError: A latent is outside the SAE, or `batch_size` is not positive.
 
     Example:
@@ -169,7 +169,7 @@ def ablate_bucket(
         bucket: The bucket.
         members: Places in it.
         hook_name: Hook the SAE reads.
-        measure: From places and the activations to put there to the metric, one value a run.
+        measure: From places and the activations to put there to the metric, one value per run.
         latents: Latents to remove at every word; those that fire there if None.
         firing_threshold: A latent fires if it is further from 0 than this.
         modify_ablation_deltas_fn: May change the vectors about to be added.

@@ -1,4 +1,4 @@
-"""The activation cache: one row a word, one artifact a hook, in memory-mapped shards.
+"""The activation cache: one row per word, one artifact per hook, in memory-mapped shards.
 
 A shard is a raw file of `ROWS_PER_SHARD` rows in row-major order, in the storage dtype. Ranks write their rows
 straight to their place, so nothing has to be merged and nothing is held in memory. A digest of each row is written
@@ -95,7 +95,7 @@ def activation_identities(
         dtype: Storage dtype.
 
     Returns:
-        One identity a hook.
+        One identity per hook.
     """
     shared = {
         "model": model_identity(model),

@@ -102,7 +102,7 @@ class ActivationDataModule(LightningDataModule):
         model_dtype: Dtype of a model loaded by name.
 
     Attributes:
-        prompt_data: The `PromptDataModule` behind the rows.
+        prompt_data: The `PromptDataModule` that the rows come from.
         cache: The `ActivationCache`, after `setup`.
         splits: Row numbers of `train`, `val` and `test`.
     """

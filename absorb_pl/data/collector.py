@@ -68,7 +68,7 @@ class ActivationCollector(LightningModule):
 
 
 class ActivationCacheWriter(BasePredictionWriter):
-    """Writes what an `ActivationCollector` predicts into the activation cache, one artifact a hook.
+    """Writes what an `ActivationCollector` predicts into the activation cache, one artifact per hook.
 
     Run it beside an `ActivationCollector` on a `PromptDataModule`.
 

@@ -25,9 +25,9 @@ def read_residuals(
 ) -> dict[str, Float[Tensor, "prompts d_hook"]]:
     """Activations at one position of each prompt, for several hooks at once.
 
-    The pass ends as soon as the last of the hooks has fired, whatever the model's architecture, so layers behind
+    The pass ends as soon as the last of the hooks has fired, whatever the model's architecture, so layers after
     the deepest hook and the unembedding cost nothing. A model that reads from left to right is not given the tokens
-    behind the last of the positions either.
+    after the last of the positions either.
 
     Args:
         model: A `TransformerBridge`.
@@ -37,7 +37,7 @@ def read_residuals(
         hook_names: TransformerLens hook names; heads of a hook with a head axis are laid side by side.
 
     Returns:
-        One matrix a hook, in the model's dtype.
+        One matrix per hook, in the model's dtype.
     """
     found: dict[str, Tensor] = {}
     prompts = torch.arange(len(positions), device=input_ids.device)

@@ -74,7 +74,7 @@ class _Pass:
 
 
 class BareModel:
-    """Runs a causal language model from any block on, behind prefixes whose keys and values are at hand.
+    """Runs a causal language model from any block on, after prefixes whose keys and values are at hand.
 
     Made by `bare_model`.
 
@@ -145,9 +145,9 @@ class BareModel:
         run = AttentionRun(PrefixStates(), width=position)
         if position:
             run = AttentionRun(self.prefix_states(token_ids[:, :position]), runs_of=(1,), width=position)
-        behind = token_ids[:, position:]
-        residuals, activations = self.read(behind, run, [site])
-        found = self.logits(behind, run, site, residuals[site.block], clean[0] / 2, 0)[:, -1]
+        rest = token_ids[:, position:]
+        residuals, activations = self.read(rest, run, [site])
+        found = self.logits(rest, run, site, residuals[site.block], clean[0] / 2, 0)[:, -1]
         read = activations[site][:, 0].reshape(clean[0].shape)
         agree = _close(found, expected) and _close(read, clean[0])
         if not agree:
@@ -172,7 +172,7 @@ class BareModel:
     def read(
         self, token_ids: Int[Tensor, "runs tokens"], run: AttentionRun, sites: Sequence[Site]
     ) -> tuple[dict[int, Tensor], dict[Site, Tensor]]:
-        """Run tokens behind their prefixes and read, no deeper than needed.
+        """Run tokens after their prefixes and read, no deeper than needed.
 
         Args:
             token_ids: The tokens.
@@ -208,14 +208,14 @@ class BareModel:
         *,
         last_only: bool = True,
     ) -> Float[Tensor, "runs kept vocab"]:
-        """Run tokens behind their prefixes from a site's block on, with another activation at one token.
+        """Run tokens after their prefixes from a site's block on, with another activation at one token.
 
         Args:
             token_ids: The tokens.
             run: Their prefixes.
             site: Where to put the activation.
             residual: What enters the site's block.
-            values: The activation, one a run; gradients reach it.
+            values: The activation, one per run; gradients reach it.
             index: At which of the tokens.
             last_only: Give the last token's logits alone.
         """
@@ -383,7 +383,7 @@ def put_at(
     Args:
         activation: Activations of all tokens.
         index: The token.
-        values: What to put there, one a run.
+        values: What to put there, one per run.
 
     Example:
         >>> put_at(torch.zeros(1, 3, 1), 1, torch.tensor([[7.0]])).flatten()

@@ -3,7 +3,7 @@
 Between the steps of an integrated gradient, or from one ablated latent to the next, only the activation at
 the word's position changes. In a causal model the tokens before it are not touched, so their keys and values
 are computed once and kept, and the blocks below the change need no second run; every (word, step) or (word, latent)
-pair then runs the few tokens from the word on through the blocks behind the hook (see `engine.bare`). A model that
+pair then runs the few tokens from the word on through the blocks after the hook (see `engine.bare`). A model that
 cannot be run in this way runs whole sequences through the same code, with the same results.
 """
 
@@ -168,7 +168,7 @@ def bucket_logits(
         bucket: The bucket.
         members: Places in the bucket, repeated as often as there are runs of a prompt.
         hook_name: One of the bucket's hooks.
-        values: The activation to put there at the word, one a run; gradients reach it. The bucket's
+        values: The activation to put there at the word, one per run; gradients reach it. The bucket's
             own activations change nothing.
         last_only: Give the last position alone, rather than all of `bucket.token_ids`.
 
@@ -219,7 +219,7 @@ def replace_at(index: int, values: Float[Tensor, "runs ..."]) -> Callable[..., T
 
     Args:
         index: The position.
-        values: What to put there, one row a run.
+        values: What to put there, one row per run.
 
     Returns:
         The hook function.

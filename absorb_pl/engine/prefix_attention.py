@@ -124,13 +124,13 @@ def prefix_attention(
         attended = attend(query, key, value, scaling=scale, softcap=softcap, sliding_window=sliding_window)
     else:
         assert run is not None
-        attended = attend_behind_prefix(
+        attended = attend_after_prefix(
             query, key, value, *states, run.runs_of, scaling=scale, softcap=softcap, sliding_window=sliding_window
         )
     return attended.transpose(1, 2), None
 
 
-def attend_behind_prefix(
+def attend_after_prefix(
     query: Float[Tensor, "runs heads tokens d_head"],
     key: Float[Tensor, "runs kv_heads tokens d_head"],
     value: Float[Tensor, "runs kv_heads tokens d_head"],
@@ -164,7 +164,7 @@ def attend_behind_prefix(
     Example:
         >>> query, key, value = torch.randn(3, 4, 2, 2, 8, generator=torch.Generator().manual_seed(0)).unbind()
         >>> before = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(1))
-        >>> attend_behind_prefix(query, key, value, before, before, [4], scaling=1.0).shape
+        >>> attend_after_prefix(query, key, value, before, before, [4], scaling=1.0).shape
         torch.Size([4, 2, 2, 8])
     """
     rows, heads, tokens, _ = query.shape
@@ -189,7 +189,7 @@ def attend(
 ) -> Float[Tensor, "runs heads tokens d_head"]:
     """Causal attention of tokens to one another, with dot products bounded by tanh.
 
-    Args and results are those of `attend_behind_prefix`, without a prefix.
+    Args and results are those of `attend_after_prefix`, without a prefix.
     """
     products = _fold_heads(query, key.shape[1]) @ key.transpose(2, 3) * scaling
     weights = _causal_weights(products, query.shape[2], softcap, sliding_window)
@@ -211,9 +211,9 @@ def visible(tokens: int, before: int, sliding_window: int | None, like: Tensor) 
                 [0, 0, 1, 1]], dtype=torch.int32)
     """
     place = torch.arange(before + tokens, device=like.device)
-    behind = place[before:, None] - place
-    seen = behind >= 0
-    return seen if sliding_window is None else seen & (behind < sliding_window)
+    distance = place[before:, None] - place
+    seen = distance >= 0
+    return seen if sliding_window is None else seen & (distance < sliding_window)
 
 
 def _causal_weights(products: Tensor, tokens: int, softcap: float | None, sliding_window: int | None) -> Tensor:

@@ -38,9 +38,9 @@ class ApplySaesAndRunOutput:
     """Outcome of `apply_saes_and_run`.
 
     Attributes:
-        model_output: Logits `[prompts, tokens, vocab]`, NaN at padding; or the loss, one a prompt `[prompts]` if there
-            are several.
-        model_activations: Activation at each tracked hook, behind any SAE spliced in there; 0 at padding.
+        model_output: Logits `[prompts, tokens, vocab]`, NaN at padding; or the loss, one per prompt `[prompts]` if
+            there are several.
+        model_activations: Activation at each tracked hook, after any SAE spliced in there; 0 at padding.
         sae_activations: What each SAE saw and made, by hook name; 0 at padding.
     """
 
@@ -92,7 +92,7 @@ def apply_saes_and_run(
         track_model_hooks: Hooks whose activations are recorded as well.
         return_type: `"logits"`, or `"loss"` for the model's mean next-token loss on each prompt.
         track_grads: Make every recorded activation keep its gradient.
-        extra_fwd_hooks: Further `(hook name, function)` pairs, run behind the SAEs and the recording.
+        extra_fwd_hooks: Further `(hook name, function)` pairs, run after the SAEs and the recording.
 
     Returns:
         The model's output and all recorded activations.

@@ -123,7 +123,7 @@ class AblationEvaluator(CausalEvaluator):
             batch: A batch of a `PromptDataModule`.
 
         Returns:
-            One row an SAE, word and latent, with the columns of `absorb_pl.schema.ABLATIONS`.
+            One row per SAE, word and latent, with the columns of `absorb_pl.schema.ABLATIONS`.
         """
         if len(batch["index"]) == 0 or not self.saes:
             return empty_table(ABLATIONS)
@@ -184,7 +184,7 @@ class AblationEvaluator(CausalEvaluator):
 
 
 def agreement_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """How well integrated gradients and attributions foretell ablation effects, one row an SAE.
+    """How well integrated gradients and attributions foretell ablation effects, one row per SAE.
 
     Args:
         pairs: From an `AblationEvaluator`.

@@ -28,7 +28,7 @@ from absorb_pl.words.prompting import SpellingPrompt, create_icl_prompt
 
 _FIRST_LETTER = first_letter_formatter()
 MetricFn = Callable[[Tensor], Tensor]
-"""From logits `[prompts, tokens, vocab]`, of which only the last position is given, to one value a prompt."""
+"""From logits `[prompts, tokens, vocab]`, of which only the last position is given, to one value per prompt."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class SampledAbsorptionResults:
     Attributes:
         sample_portion: Judged words ÷ words whose main latents are silent.
         main_feature_ids: The main latents.
-        sample_results: One result a judged word.
+        sample_results: One result per judged word.
     """
 
     sample_portion: float
@@ -148,7 +148,7 @@ class FeatureAbsorptionCalculator:
             sae: The SAE.
             words: Words on which the main latents may have failed.
             probe_dir: Weights of the class's probe.
-            metric_fn: From logits, of which only the last position is given, to one value a prompt.
+            metric_fn: From logits, of which only the last position is given, to one value per prompt.
             main_feature_ids: The class's main latents.
             max_ablation_samples: Most words to judge; a seeded sample of those left is taken.
             filter_prompts: Whether to leave out words on which a main latent fires.

@@ -35,7 +35,7 @@ from absorb_pl.words.tasks import Task
 class CausalEvaluator(LightningModule):
     """Base of the predict-only modules that ask what latents at a word do to the model's answer.
 
-    Give batches of a `PromptDataModule`; one table a batch is predicted. Use a Trainer with `inference_mode=False`:
+    Give batches of a `PromptDataModule`; one table per batch is predicted. Use a Trainer with `inference_mode=False`:
     scores are gradients.
 
     Args:

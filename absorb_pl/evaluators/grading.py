@@ -132,7 +132,7 @@ class SpellingGrader:
             fwd_hooks: Hooks that act on every batch.
 
         Returns:
-            One grade a word, in order.
+            One grade per word, in order.
 
         Raises:
             PromptError: If a prompt cannot be built, or the tokenizer merges a prompt's end with its answer.

@@ -28,7 +28,7 @@ def k_sparse_table(
         class_names: Names of the classes.
 
     Returns:
-        One row a class and k: `label, k, f1, precision, recall, auroc, best_f1, best_f1_threshold, latents`. Classes
+        One row per class and k: `label, k, f1, precision, recall, auroc, best_f1, best_f1_threshold, latents`. Classes
         that do not occur among the words are left out.
     """
     columns, targets = logits.flatten(1), y.repeat(1, len(ks))

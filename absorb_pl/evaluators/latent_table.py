@@ -36,7 +36,7 @@ def latent_table(
         top: Latents a class.
 
     Returns:
-        One row a class and rank: `label, rank, latent, cos_encoder, cos_decoder, f1, precision, recall, auroc`,
+        One row per class and rank: `label, rank, latent, cos_encoder, cos_decoder, f1, precision, recall, auroc`,
         beside the probe's own `probe_f1, probe_precision, probe_recall, probe_auroc`. Classes that do not occur
         among the words are left out; AUROC is missing where no other class occurs.
     """

@@ -51,7 +51,7 @@ def score_projections(
         chunk_values: Most latent activations held at once, whatever the SAE's width.
 
     Returns:
-        One row a word with the columns of `absorb_pl.schema.PROJECTIONS`, classes in order.
+        One row per word with the columns of `absorb_pl.schema.PROJECTIONS`, classes in order.
     """
     device = sae.W_dec.device
     directions = at_least_float32(probe_weight.to(device))

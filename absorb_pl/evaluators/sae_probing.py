@@ -75,9 +75,9 @@ class SplitSettings:
 
     Attributes:
         f1_jump: Gain in F1 that a further main latent must exceed.
-        max_k: Most main latents a class; the paper's probes have at most 50.
+        max_k: Most main latents per class; the paper's probes have at most 50.
         silent: Summed size of activation below which main latents count as silent.
-        max_words_per_letter: Most candidate words a class; more are sampled.
+        max_words_per_letter: Most candidate words per class; more are sampled.
         seed: Seed of that sample.
     """
 
@@ -99,10 +99,10 @@ class SaeProbing:
         statistics: `d_sae, l0, explained_variance, dead_fraction` on the held-out words.
         latents: From `latent_table`.
         k_sparse: From `k_sparse_table`.
-        letters: One row a class: `label, main_latents, num_splits, num_words, num_probe_true_positives,
+        letters: One row per class: `label, main_latents, num_splits, num_words, num_probe_true_positives,
             num_candidates, sample_portion, probe_f1, probe_precision, probe_recall, main_latent_recall, sae_fires`; the
             last says whether any latent of the SAE fires on any held-out word.
-        candidates: One row a candidate word kept: `row, label, probe_logit, k_sparse_logit`.
+        candidates: One row per candidate word kept: `row, label, probe_logit, k_sparse_logit`.
     """
 
     statistics: dict[str, float | int]

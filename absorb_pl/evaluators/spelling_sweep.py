@@ -94,7 +94,7 @@ class SpellingSweepData(LightningDataModule):
 
 
 class SpellingSweep(LightningModule):
-    """Grades a seeded sample of words in each setting of a `SpellingSweepData` and predicts one row a setting.
+    """Grades a seeded sample of words in each setting of a `SpellingSweepData` and predicts one row per setting.
 
     All settings of a word length are about the same words, and a word's in-context examples are those of its shorter
     prompts and more, so that differences between settings are not those of the draw. Examples are of all lengths.

@@ -27,7 +27,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 class PredictionTableWriter(BasePredictionWriter):
-    """Writes predicted tables, one a batch, into one Parquet file without duplicates and in a fixed order.
+    """Writes predicted tables, one per batch, into one Parquet file without duplicates and in a fixed order.
 
     Every rank writes shards of its own beside `path`; rank zero merges them when all have finished. A shard that
     cannot be written raises.

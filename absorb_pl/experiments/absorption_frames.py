@@ -1,4 +1,4 @@
-"""The data frame of the absorption experiment: a row a judged word, from results or from the scores of the stages."""
+"""The data frame of the absorption experiment: one row per judged word, from results or from the stages."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -37,7 +37,7 @@ COLUMNS = (
     "ablation_feat_probe_cos",
     "is_absorption",
 )
-"""Columns of the data frame, one row a judged word."""
+"""Columns of the data frame, one row per judged word."""
 
 
 def frame_row(letter: str, portion: float, true_positives: int, result: AbsorptionResult) -> dict[str, Any]:

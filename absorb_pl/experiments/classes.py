@@ -1,4 +1,4 @@
-"""The classes of wide tables of scores, which have one column a class."""
+"""The classes of wide tables of scores, which have one column per class."""
 
 from collections.abc import Sequence
 

@@ -60,10 +60,10 @@ def letter_delta_metric(tokenizer: PreTrainedTokenizerBase, pos_letter: str) -> 
     Args:
         tokenizer: The model's tokenizer.
         pos_letter: The right answer, read by its last token: `"a"` in the published runs, `" A"` as prompts have it.
-            The other letters are capitals behind a space.
+            The other letters are capitals after a space.
 
     Returns:
-        From logits `[prompts, tokens, vocab]` to one value a prompt.
+        From logits `[prompts, tokens, vocab]` to one value per prompt.
     """
     answers = torch.tensor([tokenizer.encode(f" {letter.upper()}")[-1] for letter in LETTERS])
     label = LETTERS.index(pos_letter[-1].lower())
@@ -123,12 +123,12 @@ def calculate_ig_ablation_and_cos_sims(
     Args:
         calculator: Builds the prompts and judges the words.
         sae: The SAE.
-        probe: The linear probe, one output a letter.
+        probe: The linear probe, one output per letter.
         likely_negs: From `get_stats_and_likely_false_negative_tokens`.
         max_prompts_per_letter: Most words to judge of a letter; more are sampled.
 
     Returns:
-        One row a word on which the main latents are silent, with the columns of `COLUMNS`.
+        One row per word on which the main latents are silent, with the columns of `COLUMNS`.
     """
     check_ranges(calculate_ig_ablation_and_cos_sims, locals())
     rows = []
@@ -193,7 +193,7 @@ def run_feature_absortion_experiments(
 def plot_absorption_rate_vs_l0(
     results: Results, experiment_dir: Path | str = EXPERIMENTS_DIR / FEATURE_ABSORPTION_EXPERIMENT_NAME
 ) -> Figure:
-    """Absorption rate, the mean over letters with judged words, against L0, a point an SAE.
+    """Absorption rate, the mean over letters with judged words, against L0, a point per SAE.
 
     Args:
         results: From `run_feature_absortion_experiments`.
@@ -210,7 +210,7 @@ def plot_absorption_rate_vs_l0(
 def plot_absorption_rate_vs_layer(
     results: Results, experiment_dir: Path | str = EXPERIMENTS_DIR / FEATURE_ABSORPTION_EXPERIMENT_NAME
 ) -> Figure:
-    """Absorption rate, the mean over letters with judged words, in each layer, a point an SAE.
+    """Absorption rate, the mean over letters with judged words, in each layer, a point per SAE.
 
     Args:
         results: From `run_feature_absortion_experiments`.

@@ -49,13 +49,13 @@ def sae_k_sparse_metadata(
 
     Args:
         sae: The SAE.
-        probe: The linear probe, one output a class.
+        probe: The linear probe, one output per class.
         k_sparse_probes: The k-sparse probes.
         sae_info: What the SAE is called.
         class_names: Names of the classes.
 
     Returns:
-        One row a class and k: `layer, sae_l0, sae_width, letter, k, feats, cos_probe_sae_enc, cos_probe_sae_dec,
+        One row per class and k: `layer, sae_l0, sae_width, letter, k, feats, cos_probe_sae_enc, cos_probe_sae_dec,
         weights, bias`. Classes without a probe are left out.
     """
     encoder, _, _ = encoder_parts(sae)
@@ -94,11 +94,11 @@ def eval_probe_and_sae_k_sparse_raw_scores(
     *,
     class_names: Sequence[str] = LETTERS,
 ) -> pd.DataFrame:
-    """Scores of the linear probe and of the k-sparse probes, a row a word.
+    """Scores of the linear probe and of the k-sparse probes, a row per word.
 
     Args:
         sae: The SAE.
-        probe: The linear probe, one output a class.
+        probe: The linear probe, one output per class.
         k_sparse_probes: The k-sparse probes.
         eval_labels: Word and class number of each row.
         eval_activations: Residual activations at the words.
@@ -129,14 +129,14 @@ def eval_probe_and_sae_k_sparse_raw_scores(
 
 
 def build_f1_and_auroc_df(results_df: pd.DataFrame, metadata_df: pd.DataFrame) -> pd.DataFrame:
-    """F1, precision, recall and AUROC of the linear probe and of the k-sparse probes, a row a class.
+    """F1, precision, recall and AUROC of the linear probe and of the k-sparse probes, a row per class.
 
     Args:
         results_df: From `eval_probe_and_sae_k_sparse_raw_scores`.
         metadata_df: From `sae_k_sparse_metadata`.
 
     Returns:
-        One row a class that occurs and has k-sparse probes: `auc_probe, f1_probe, recall_probe, precision_probe`,
+        One row per class that occurs and has k-sparse probes: `auc_probe, f1_probe, recall_probe, precision_probe`,
         `letter, layer, sae_width, sae_l0`; for each k `auc_sparse_sae_K, f1_…, recall_…, precision_…`, the same as
         `…_sum_sparse_sae_K` of the summed activations, and `sparse_sae_k_K_feats, cos_probe_sae_enc_k_K,
         cos_probe_sae_dec_k_K, sparse_sae_k_K_weights, sparse_sae_k_K_bias`.
@@ -295,7 +295,7 @@ def run_k_sparse_probing_experiments(
 def plot_feature_splits_vs_l0(
     k_sparse_results: Results, experiment_dir: Path | str = EXPERIMENTS_DIR / SPARSE_PROBING_EXPERIMENT_NAME
 ) -> Figure:
-    """Mean number of splits of a letter against L0, a point an SAE.
+    """Mean number of splits of a letter against L0, a point per SAE.
 
     Args:
         k_sparse_results: From `run_k_sparse_probing_experiments`.

@@ -42,11 +42,11 @@ def eval_probe_and_top_sae_raw_scores(
     *,
     class_names: Sequence[str] = LETTERS,
 ) -> pd.DataFrame:
-    """Scores of the linear probe and of the latents nearest to it, a row a word.
+    """Scores of the linear probe and of the latents nearest to it, a row per word.
 
     Args:
         sae: The SAE.
-        probe: The linear probe, one output a class.
+        probe: The linear probe, one output per class.
         eval_labels: Word and class number of each row.
         eval_activations: Residual activations at the words.
         topk: Latents a class, by cosine of encoder column and probe.
@@ -91,7 +91,7 @@ def eval_probe_and_top_sae_raw_scores(
 
 
 def build_evaluation_df(results_df: pd.DataFrame, sae_info: SaeInfo, topk: Count = 5) -> pd.DataFrame:
-    """F1, precision, recall and AUROC of the probe and of its nearest latents, a row a class.
+    """F1, precision, recall and AUROC of the probe and of its nearest latents, a row per class.
 
     Args:
         results_df: From `eval_probe_and_top_sae_raw_scores`.
@@ -99,7 +99,7 @@ def build_evaluation_df(results_df: pd.DataFrame, sae_info: SaeInfo, topk: Count
         topk: Ranks to score; those that `results_df` lacks are left out.
 
     Returns:
-        One row a class that occurs: `auc_probe, f1_probe, recall_probe, precision_probe, letter, sae_l0, sae_width`;
+        One row per class that occurs: `auc_probe, f1_probe, recall_probe, precision_probe, letter, sae_l0, sae_width`;
         for each rank `auc_sae_top_R, f1_sae_top_R, recall_sae_top_R, precision_sae_top_R, sae_top_R_feat` beside the
         cosines under the names that they have in `results_df`.
     """
@@ -218,7 +218,7 @@ def plot_metric_vs_l0(
     experiment_dir: Path | str = EXPERIMENTS_DIR / LATENT_EVALUATION_EXPERIMENT_NAME,
     layers_range: tuple[int, int] | None = None,
 ) -> Figure:
-    """Mean over letters of a metric of the nearest latent against L0, a point an SAE.
+    """Mean over letters of a metric of the nearest latent against L0, a point per SAE.
 
     Args:
         results: From `run_latent_evaluation_experiments`.

@@ -1,4 +1,4 @@
-"""The plots of the experiments: a point an SAE against L0 or layer, coloured by width."""
+"""The plots of the experiments: a point per SAE against L0 or layer, coloured by width."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ _MANY_LAYERS = 20
 
 
 def points_of(results: Results, value: Callable[[pd.DataFrame], float]) -> pd.DataFrame:
-    """One row an SAE with what the plots place it by.
+    """One row per SAE with what the plots place it by.
 
     Args:
         results: Frames by layer.
@@ -41,7 +41,7 @@ def mean_over_letters(results: Results, column: str) -> pd.DataFrame:
     """Mean of a column over the letters of each SAE, as `points_of` gives it.
 
     Args:
-        results: Frames with one row a letter, by layer.
+        results: Frames with one row per letter, by layer.
         column: The column.
     """
     return points_of(results, lambda frame: frame[column].mean())

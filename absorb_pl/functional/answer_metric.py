@@ -22,7 +22,7 @@ def letter_metric(
         positive_ids: Token that counts as the right answer of each class, where it is not its `answer_ids` entry.
 
     Returns:
-        One value a row, in float64: differences of metrics are small beside the logits.
+        One value per row, in float64: differences of metrics are small beside the logits.
 
     Example:
         >>> import torch

@@ -155,7 +155,7 @@ def projection_scores(
         latent_projections: Projection of what each latent contributes; `activations × probe_cos` when None.
 
     Returns:
-        One entry a word, enough for any threshold and up to `max_absorbers` absorbers.
+        One entry per word, enough for any threshold and up to `max_absorbers` absorbers.
 
     Raises:
         NonFiniteError: An activation, projection or cosine is NaN or infinite.

@@ -147,7 +147,7 @@ def sae_rate(
     """Absorption rate of an SAE: the mean over its evaluable letters.
 
     A letter without candidate words absorbed nothing and counts as 0. The published aggregate never sees such
-    letters, since its table has one row a judged word; `mode="published"` leaves them out as well.
+    letters, since its table has one row per judged word; `mode="published"` leaves them out as well.
 
     Args:
         letters: The letters' outcomes.

@@ -184,7 +184,7 @@ def saebench_verdicts(
         silent: Size of activation below which a main latent counts as silent.
 
     Returns:
-        One verdict a word; fractions in float64.
+        One verdict per word; fractions in float64.
 
     Raises:
         NonFiniteError: An activation, projection or cosine is NaN or infinite.

@@ -9,7 +9,7 @@ _COUNT = 3
 def closest_names(name: str, known: Iterable[str]) -> str:
     """The known names that are most like one that is not, closest first.
 
-    Spaces around it, a slash behind it and the wildcards of a pattern count for nothing.
+    Spaces around it, a slash after it and the wildcards of a pattern count for nothing.
 
     Args:
         name: What was asked for.

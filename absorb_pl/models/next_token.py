@@ -8,7 +8,7 @@ from absorb_pl.errors import NotCausalError
 def has_next_token_logits(model: Any) -> bool:
     """Tell whether a model says at each token what comes next: a causal model with a trained unembedding.
 
-    Encoders (BERT) see the tokens behind a word and answer about masked ones, and denoising models (Dream, LLaDA)
+    Encoders (BERT) see the tokens after a word and answer about masked ones, and denoising models (Dream, LLaDA)
     do alike. A checkpoint of a bare model (`LlamaModel`) has no unembedding, unless that is the embedding
     (`GPT2Model`). Probes and rules that project need none of it; rules and figures that ask for the answer do.
 

@@ -143,7 +143,7 @@ class PromptBatch:
                 hook_name,
                 tuple(activation.shape),
                 expected=f"activations of shape ({len(self)} prompts, {self.width} tokens, …)",
-                remedy="With this hook, hand in prompts of one length, or one prompt a call.",
+                remedy="With this hook, hand in prompts of one length, or one prompt per call.",
             )
 
     def _turn(self, values: Tensor, by: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def check_causal(model: Any, prompts: PromptBatch) -> None:
             "input",
             f"prompts of {list(prompts.lengths)} tokens",
             expected="prompts of one length, since the model attends to both sides",
-            remedy="Hand in one prompt a call.",
+            remedy="Hand in one prompt per call.",
         )
 
 

@@ -165,7 +165,7 @@ class OneVsRestModule(LightningModule):
             x: Residual activations.
 
         Returns:
-            One logit a class.
+            One logit per class.
         """
         return self.layer(self.inputs(x))
 
@@ -179,7 +179,7 @@ class OneVsRestModule(LightningModule):
             kept: Which features these are; the others are zero. All of them if not given.
 
         Returns:
-            One logit a class.
+            One logit per class.
         """
         weight = self.fc.weight if kept is None else self.fc.weight.index_select(1, kept)
         logits = nn.functional.linear(features.to(weight.dtype), weight, self.fc.bias)
@@ -192,7 +192,7 @@ class OneVsRestModule(LightningModule):
             batch: The batch.
 
         Returns:
-            One logit a class.
+            One logit per class.
         """
         return self.logits(batch["x"])
 
@@ -267,7 +267,7 @@ class OneVsRestModule(LightningModule):
         return loss
 
     def _take_steps(self, batch: Batch) -> Tensor:
-        """Step through a batch's rows and give the mean loss; a batch a step costs more in the loop than in itself."""
+        """Step through a batch's rows and give the mean loss; in a batch per step the loop would cost most."""
         optimizer: Any = self.optimizers()
         parts = {name: rows.split(self.rows_per_step or len(rows)) for name, rows in batch.items()}
         total = torch.zeros((), device=self.device)

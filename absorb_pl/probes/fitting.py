@@ -27,7 +27,7 @@ WHOLE_EPOCH_VALUES = 2**25
 
 
 class _Curve(Callback):
-    """Keeps what a module logs, a row an epoch."""
+    """Keeps what a module logs, a row per epoch."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []

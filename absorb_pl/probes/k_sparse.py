@@ -82,7 +82,7 @@ class SaeProbe(OneVsRestModule):
         torch.Size([5, 2, 2])
     """
 
-    # The paper's vocabularies give its ranking probe about five batches of 4096 words an epoch. With one, Adam
+    # The paper's vocabularies give its ranking probe about five batches of 4096 words per epoch. With one, Adam
     # has not yet told the latents apart after 50 epochs, and the ranking is wrong for most classes.
     min_steps_per_epoch = 5
     latent_ids: Tensor
@@ -155,7 +155,7 @@ class SaeProbe(OneVsRestModule):
         steps = int(self.trainer.num_training_batches)
         if self.rows_per_step is None and steps < self.min_steps_per_epoch:
             rank_zero_warn(
-                f"{steps} batches an epoch are too few to rank latents well; choose a `batch_size` that gives "
+                f"{steps} batches per epoch are too few to rank latents well; choose a `batch_size` that gives "
                 f"at least {self.min_steps_per_epoch}."
             )
         self._encoded = self._encode_training_rows()
@@ -193,7 +193,7 @@ class SaeProbe(OneVsRestModule):
             batch: The batch.
 
         Returns:
-            One logit a class.
+            One logit per class.
         """
         if self._encoded is None:
             return self.logits(batch["x"])
@@ -221,7 +221,7 @@ class SaeProbe(OneVsRestModule):
             x: Residual activations.
 
         Returns:
-            One logit a class.
+            One logit per class.
         """
         parts, whole = chunks_for(x, self.fc.in_features), super().logits
         if len(parts) == 1:

@@ -139,7 +139,7 @@ class LinearProbe(OneVsRestModule):
             x: Residual activations.
 
         Returns:
-            One logit a class.
+            One logit per class.
         """
         logits = self.logits(x.reshape(-1, x.shape[-1]))
         return logits.reshape(*x.shape[:-1], -1)

@@ -135,8 +135,8 @@ def gen_and_save_df_acts_probing(
         position_idx: Position to read in each prompt; below zero it is counted from the prompt's own end.
 
     Returns:
-        A table a part, `prompt, HOOK_POINT, answer, answer_class, token`, as written to `train_df.csv` and
-        `test_df.csv`, and the activations a part, float32 `[prompts, d_hook]`, memory-mapped from
+        A table per part, `prompt, HOOK_POINT, answer, answer_class, token`, as written to `train_df.csv` and
+        `test_df.csv`, and its activations, float32 `[prompts, d_hook]`, memory-mapped from
         `train_act_tensor.dat` and `test_act_tensor.dat`.
 
     Raises:
@@ -199,7 +199,7 @@ def load_df_acts_probing(
         table = pd.read_csv(table_file, index_col="index", keep_default_na=False, lineterminator="\n")
         found = _mapped(file, len(table))
         if model is not None and found.shape[1] != model.cfg.d_model:
-            raise _unfit(file, f"{found.shape[1]} values a row", f"the model's width, {model.cfg.d_model}")
+            raise _unfit(file, f"{found.shape[1]} values per row", f"the model's width, {model.cfg.d_model}")
         tables.append(table)
         activations.append(found)
     return tables[0], tables[1], activations[0], activations[1]

@@ -180,7 +180,7 @@ def gen_probe_stats(
         device: Where to compute; the probe's own by default.
 
     Returns:
-        One entry a class, the 26 letters by name.
+        One entry per class, the 26 letters by name.
 
     Raises:
         NonFiniteError: A logit is NaN or infinite.

@@ -327,7 +327,7 @@ def train_k_sparse_probes(
             "train_labels",
             f"{len(numbers)} rows with {len(labels)} labels",
             expected=f"{len(train_activations)} rows with at least two labels",
-            remedy="Pass one (word, label) pair a row of train_activations.",
+            remedy="Pass one (word, label) pair per row of train_activations.",
         )
     latents = _sae_latents(sae, train_activations, sae_post_act)
     ks = check_ks(list(ks), latents.shape[1])

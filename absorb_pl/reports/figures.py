@@ -78,7 +78,7 @@ def top_latent_figure(summary: pd.DataFrame, against: str) -> Figure:
     """F1, precision and recall of the latent nearest to the probe, and the probe's own as a line.
 
     Args:
-        summary: One row an SAE.
+        summary: One row per SAE.
         against: Column of the horizontal axis, `l0` or `layer`.
     """
     figure = Figure(figsize=(11, 3.4))
@@ -105,7 +105,7 @@ def splits_figure(summary: pd.DataFrame) -> Figure:
 
 
 def absorption_figure(summary: pd.DataFrame, against: str, *, fraction: bool = False) -> Figure:
-    """Absorption rate, or fraction, with its 95 % interval against `l0` or `layer`; one panel a rule."""
+    """Absorption rate, or fraction, with its 95 % interval against `l0` or `layer`; one panel per rule."""
     rules = list(summary["rule"].unique())
     what, measure = ("rate", "absorption_rate") if not fraction else ("fraction", "absorption_fraction")
     interval = ("ci_low", "ci_high") if not fraction else ("fraction_ci_low", "fraction_ci_high")
@@ -150,7 +150,7 @@ def letters_figure(letters: pd.DataFrame, summary: pd.DataFrame) -> Figure:
 
 
 def f1_vs_k_figure(k_sparse: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """Mean F1 of the k-sparse probes against k, one line an SAE, from the sparsest (dark) to the densest (bright)."""
+    """Mean F1 of the k-sparse probes against k, one line per SAE, from the sparsest (dark) to the densest (bright)."""
     layers = sorted(summary["layer"].unique())
     figure = Figure(figsize=(5.6 * len(layers), 3.8))
     axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]

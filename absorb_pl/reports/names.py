@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 def shared_folder(names: Iterable[str]) -> str:
-    """The folders at the beginning of all names, with a slash behind them; nothing for a single name.
+    """The folders at the beginning of all names, with a slash at the end; nothing for a single name.
 
     Args:
         names: Names of SAEs.

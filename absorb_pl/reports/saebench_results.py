@@ -1,4 +1,4 @@
-"""Results in the format of SAEBench's absorption evaluation, one file an SAE."""
+"""Results in the format of SAEBench's absorption evaluation, one file per SAE."""
 
 import json
 import time

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 
 def spelling_figure(table: pd.DataFrame) -> Figure:
-    """Heat maps of accuracy by word length and number of in-context examples, one panel a casing and separator.
+    """Heat maps of accuracy by word length and number of in-context examples, one panel per casing and separator.
 
     Args:
         table: From a `SpellingSweep`.

@@ -11,7 +11,7 @@ def with_children(words: pd.DataFrame, task: Task) -> pd.DataFrame:
     """Words with the finer label of each in a column `child`, where the task has such labels.
 
     Args:
-        words: One row a word; `row` is its number in the task.
+        words: One row per word; `row` is its number in the task.
         task: The task.
     """
     return words.assign(child=[task.children[row] for row in words["row"]]) if task.children else words

@@ -10,7 +10,7 @@ from absorb_pl.models.closest import closest_names
 def list_bundled_saes() -> list[str]:
     """Return the names of the bundled SAEs, sorted; `load_sae` takes any of them.
 
-    A name says the layer behind which the SAE reads, its architecture, its number of latents and how sparse
+    A name says the layer after which the SAE reads, its architecture, its number of latents and how sparse
     it is among its kind; the model card beside the assets has the measured figures.
 
     Example:

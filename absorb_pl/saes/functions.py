@@ -20,7 +20,7 @@ def is_function_name(name: str) -> bool:
         name: Any name of an SAE.
 
     Returns:
-        True for `module:function`, `module:function(layer=3)` and either with `/key` behind it.
+        True for `module:function`, `module:function(layer=3)` and either with `/key` after it.
 
     Example:
         >>> is_function_name("my_saes:load(layer=3)/wide"), is_function_name("gpt2-small-res-jb/blocks.0")
@@ -30,7 +30,7 @@ def is_function_name(name: str) -> bool:
 
 
 def split_key(name: str) -> tuple[str, str | None]:
-    """Part the name of a function from the key behind it.
+    """Part the name of a function from the key after it.
 
     Args:
         name: A name that means a function.
@@ -62,7 +62,7 @@ def call_function(name: str) -> Any:
         SaeNotFoundError: There is no such module or function, or the arguments are not literals.
 
     Example:
-        >>> call_function("absorb_pl.models.bundled:list_bundled_saes")[0]
+        >>> call_function("absorb_pl.saes.bundled:list_bundled_saes")[0]
         'speller/l1-batchtopk-w1024-medium'
     """
     found = _NAME.fullmatch(name)
@@ -83,7 +83,7 @@ def function_sae(name: str) -> Any:
     """Call a function and take the SAE that the name means.
 
     Args:
-        name: `module:function`, with `/key` behind it where the function gives a mapping.
+        name: `module:function`, with `/key` after it where the function gives a mapping.
 
     Returns:
         The SAE.
@@ -96,7 +96,7 @@ def function_sae(name: str) -> Any:
     if not isinstance(made, Mapping) and key is None:
         return made
     if not isinstance(made, Mapping):
-        raise _refused(name, "The function gives one SAE, so no key goes behind its name.")
+        raise _refused(name, "The function gives one SAE, so no key goes after its name.")
     if key not in made:
         raise _refused(name, f"The function gives several SAEs; name one: {', '.join(f'{base}/{k}' for k in made)}.")
     return made[key]

@@ -66,6 +66,7 @@ def sae_tensors(sae: Any) -> dict[str, Tensor]:
         What its `state_dict` holds, and tensors among its attributes that are not there, by name.
 
     Example:
+        >>> import torch
         >>> from types import SimpleNamespace
         >>> list(sae_tensors(SimpleNamespace(W_dec=torch.eye(2), scale=2.0)))
         ['W_dec']

@@ -41,7 +41,7 @@ def list_saes(patterns: Sequence[str]) -> pd.DataFrame:
         patterns: Names or patterns, see `expand_sae_names`.
 
     Returns:
-        One row an SAE, in the order selected: `name, release, model, hook_name, layer, d_sae, published_l0,
+        One row per SAE, in the order selected: `name, release, model, hook_name, layer, d_sae, published_l0,
         architecture`. What nothing says is missing (`<NA>` or NaN).
 
     Raises:

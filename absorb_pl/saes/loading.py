@@ -118,7 +118,7 @@ def _refuse_zeros(name: str, sae: SAE[Any] | AdaptedSae) -> None:
 
 
 def split_control(name: str) -> tuple[str, str | None]:
-    """Part an SAE's name from the control asked for behind it.
+    """Part an SAE's name from the control asked for after it.
 
     Args:
         name: Name for `load_sae`.
@@ -135,13 +135,13 @@ def split_control(name: str) -> tuple[str, str | None]:
 
 
 def split_hook(name: str) -> tuple[str, str | None]:
-    """Part an SAE's name from the hook named behind it.
+    """Part an SAE's name from the hook named after it.
 
     Args:
         name: Name for `load_sae`.
 
     Returns:
-        The name without the hook, and the hook or None. A path that exists as it reads has no hook behind it.
+        The name without the hook, and the hook or None. A path that exists as it reads has no hook after it.
 
     Example:
         >>> split_hook("my_sae@blocks.3.hook_resid_post")

@@ -54,7 +54,7 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _is_there(name: str) -> bool:
-    """Whether a name with brackets is that of a folder, a hook or control behind it aside."""
+    """Whether a name with brackets is that of a folder, a hook or control after it aside."""
     return local_path(split_hook(split_control(name)[0])[0]) is not None
 
 

@@ -1,4 +1,4 @@
-"""SAEs on rows: one activation a word with its heads side by side, as the activation cache holds them."""
+"""SAEs on rows: one activation per word with its heads side by side, as the activation cache holds them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def encode_rows(sae: Any, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows 
 
     Args:
         sae: Anything with `encode`.
-        x: Activations, one vector a row.
+        x: Activations, one vector per row.
 
     Returns:
         Latents.
@@ -74,7 +74,7 @@ def encode_and_project(
 
     Args:
         sae: Anything with `encode` and a differentiable `decode`.
-        x: Activations, one vector a row.
+        x: Activations, one vector per row.
         direction: A direction in the SAE's input, heads side by side; of length one for projections.
 
     Returns:

@@ -41,7 +41,7 @@ def answer_token_ids(
 ) -> AnswerTokens:
     """Find the tokens whose logits the letter metric compares.
 
-    An answer's token is the first that follows the task's template when the answer is written behind it.
+    An answer's token is the first that follows the task's template when the answer is written after it.
 
     Args:
         task: The task.
@@ -51,7 +51,7 @@ def answer_token_ids(
             `FeatureAbsorptionCalculator` does.
 
     Returns:
-        One answer and one positive token a class.
+        One answer and one positive token per class.
 
     Raises:
         LabelError: If two classes share a token, a class's token is the unknown token, or `positive_token` is
@@ -71,7 +71,7 @@ def answer_token_ids(
         raise LabelError(
             "positive_token", positive_token, expected="'answer' or 'published'", remedy="Name one of the two."
         )
-    answers = _tokens_behind_template(task, tokenizer)
+    answers = _tokens_after_template(task, tokenizer)
     _check_distinct(task.answers, answers, tokenizer)
     positives = answers
     if positive_token == "published":
@@ -81,7 +81,7 @@ def answer_token_ids(
     return AnswerTokens(torch.tensor(answers), torch.tensor(positives))
 
 
-def _tokens_behind_template(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _tokens_after_template(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     base = create_icl_prompt(
         task.words[0], [], base_template=task.template, answer_formatter=task.answer_formatter
     ).base

@@ -115,7 +115,7 @@ def letter_from_start(
     ignore_leading_space: bool = True,
     ignore_non_alpha_chars: bool = True,
 ) -> str:
-    """Give the letter `index` places behind the first, so that 0 is the first letter.
+    """Give the letter `index` places after the first, so that 0 is the first letter.
 
     Other arguments are those of `spelling`.
 

@@ -24,7 +24,7 @@ class TokenizedPrompts:
     Attributes:
         input_ids: Token ids; padding carries the pad (or end-of-sequence) id.
         attention_mask: True at real tokens.
-        lengths: Number of real tokens of each prompt, those put before and behind its text included.
+        lengths: Number of real tokens of each prompt, those put before and after its text included.
         word_positions: Index of the last token of each prompt's own word.
 
     Example:

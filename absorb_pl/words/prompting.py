@@ -30,7 +30,7 @@ class SpellingPrompt:
         base: All text before the answer, ICL examples included.
         answer: The expected continuation, such as `" C"`.
         word: The word asked about.
-        word_end: Character offset in `base` just behind that word, or None if unknown.
+        word_end: Character offset in `base` just after that word, or None if unknown.
 
     Example:
         >>> prompt = create_icl_prompt(" cat", [" dog"], "{word}:", max_icl_examples=1, seed=0)
@@ -66,7 +66,7 @@ def create_icl_prompt(
         word: The word asked about.
         examples: Words to draw ICL examples from.
         base_template: Text before an answer, with the placeholder `{word}`. If the placeholder stands more
-            than once, `word_end` is behind the last one.
+            than once, `word_end` is after the last one.
         example_separator: What stands between two examples and before the word's own text.
         answer_formatter: Gives a word's answer.
         max_icl_examples: How many examples to use; None for all.

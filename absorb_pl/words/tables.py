@@ -77,7 +77,7 @@ def read_labelled_texts(path: str | Path, text: str, label: str, parent: str | N
         parent: Column of the coarser labels; None without.
 
     Returns:
-        One entry a row.
+        One entry per row.
 
     Raises:
         TaskTableError: If the file cannot be read or has no rows, a column is missing or stands twice, a cell is

@@ -144,7 +144,7 @@ class TaskConfig:
         )
 
     def prompts(self, task: Task) -> list[SpellingPrompt]:
-        """One prompt a word of the task, drawn as these settings say.
+        """One prompt per word of the task, drawn as these settings say.
 
         Raises:
             PromptError: The task has fewer words than the in-context examples need.

@@ -22,7 +22,7 @@ class Task:
         classes: Names of the classes (`"a"` to `"z"`).
         answers: The answer that each class has (`" A"`).
         template: Text before the answer, with the placeholder `{word}`.
-        answer_formatter: Gives the answer written behind a word among the ICL examples.
+        answer_formatter: Gives the answer written after a word among the ICL examples.
         example_separator: What stands between two ICL examples.
         max_icl_examples: Number of ICL examples of a prompt.
         children: In a hierarchy, the finer label below each word's class (`"animal"` below `"noun"`): what an
@@ -105,7 +105,7 @@ class Task:
                 those examples gets the next word of the same draw in its own place.
 
         Returns:
-            One prompt a word, in the order of `words`.
+            One prompt per word, in the order of `words`.
 
         Raises:
             PromptError: If the task has too few words for the ICL examples.

@@ -157,7 +157,7 @@ def as_in_prompts(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> l
 
 
 def token_counts(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
-    r"""Count the tokens that each word has behind a line end, where words stand in ICL prompts.
+    r"""Count the tokens that each word has after a line end, where words stand in ICL prompts.
 
     Some SentencePiece tokenizers put a `▁` before a text; counted inside a text, a word has none to spare.
 
@@ -196,7 +196,7 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> l
 
 
 def _ids_in_prompts(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[list[int]]:
-    """Token ids of each word behind a line end, without those of the line end."""
+    """Token ids of each word after a line end, without those of the line end."""
     texts = ["\n", *(f"\n{word}" for word in words)]
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return [row[len(ids[0]) :] for row in ids[1:]]

@@ -45,7 +45,7 @@ one-vs-rest logistic regressions (classes balanced, L2) on the residual at the w
 
 ## The SAEs
 
-Trained by SAELens on {sae_rows:,} activations a layer from the same mixture, {other_percent:.0f} % of them
+Trained by SAELens on {sae_rows:,} activations per layer from the same mixture, {other_percent:.0f} % of them
 not at words: batches of {sae_batch} rows, Adam, learning rate {sae_lr}, seed {sae_seed}. BatchTopK
 and Matryoshka SAEs are stored as JumpReLU SAEs; `metadata.training_architecture` says what they were. Decoder
 rows have unit norm. L0, explained variance and silent latents are over the words' activations behind 10

@@ -134,7 +134,7 @@ def test_bad_input_is_named(case: Any):
         ablate(case, ablate_features=[160])
     with pytest.raises(AbsorbError, match="batch_size"):
         ablate(case, batch_size=0)
-    with pytest.raises(ShapeError, match="one value a prompt"):
+    with pytest.raises(ShapeError, match="one value per prompt"):
         ablate(case, metric_fn=lambda logits: logits[:, -1])
     with pytest.raises(ShapeError, match="modify_ablation_deltas_fn"):
         ablate(case, modify_ablation_deltas_fn=lambda deltas, _: deltas[:, :3])

@@ -119,12 +119,12 @@ def test_bad_input_is_named(case: Any):
         calculate_feature_attribution(
             case.model, "a", case.metric, extra_fwd_hooks=[("hook_nothing", lambda value, **_: value)]
         )
-    with pytest.raises(ShapeError, match="one value a prompt"):
+    with pytest.raises(ShapeError, match="one value per prompt"):
         calculate_feature_attribution(case.model, "a", lambda logits: logits[:, -1])
     texts = ["a", " ocaz a"]
-    with pytest.raises(ShapeError, match=r"one value a prompt, shape \(2,\)"):
+    with pytest.raises(ShapeError, match=r"one value per prompt, shape \(2,\)"):
         calculate_feature_attribution(case.model, texts, lambda logits: logits[:1, -1, 5])
-    with pytest.raises(ShapeError, match=r"one value a prompt, shape \(2,\)"):
+    with pytest.raises(ShapeError, match=r"one value per prompt, shape \(2,\)"):
         calculate_feature_attribution(case.model, texts, lambda loss: loss[:1], return_logits=False)
     with pytest.raises(NonFiniteError, match="Count positions from the end"):
         calculate_feature_attribution(case.model, texts, lambda logits: logits[:, 0, 5])
@@ -133,7 +133,7 @@ def test_bad_input_is_named(case: Any):
         calculate_feature_attribution(case.model, ids, lambda loss: loss, return_logits=False)
     with pytest.raises(PromptError, match="pad token"):
         calculate_feature_attribution(case.model, case.model.to_tokens(texts), case.metric)
-    with pytest.raises(ShapeError, match=r"hook_pattern.*one prompt a call"):
+    with pytest.raises(ShapeError, match=r"hook_pattern.*one prompt per call"):
         calculate_feature_attribution(case.model, texts, case.metric, ["blocks.1.attn.hook_pattern"])
 
 

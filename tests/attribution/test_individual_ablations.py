@@ -144,7 +144,7 @@ def test_bad_input_is_named(case: Any, texts: list[str]):
         ablate(case, [])
     with pytest.raises(PromptError, match="pad token"):
         ablate(case, case.model.to_tokens(texts))
-    with pytest.raises(ShapeError, match="one value a prompt"):
+    with pytest.raises(ShapeError, match="one value per prompt"):
         ablate(case, texts, metric_fn=lambda logits: logits[:, -1])
     with pytest.raises(NonFiniteError, match="metric"):
         ablate(case, texts, metric_fn=lambda logits: logits[:, -1, 5] / 0)

@@ -230,10 +230,10 @@ def test_bad_input_is_named(case: Any):
         integrate(case, input=[clean, clean], corrupted_input=[corrupted, short], patch_indices=None)
     with pytest.raises(PromptError, match="a list of texts"):
         integrate(case, input=None)
-    with pytest.raises(ShapeError, match="one value a prompt"):
+    with pytest.raises(ShapeError, match="one value per prompt"):
         integrate(case, metric_fn=lambda logits: logits[:, -1])
     for wrong in (lambda logits: logits[:1, -1, 5], lambda logits: logits[:, -1, 5].sum()):
-        with pytest.raises(ShapeError, match=r"one value a prompt, shape \(2,\)"):
+        with pytest.raises(ShapeError, match=r"one value per prompt, shape \(2,\)"):
             integrate(case, input=[clean, short], metric_fn=wrong)
     with pytest.raises(NonFiniteError, match="Count positions from the end"):
         integrate(case, input=[clean, short], metric_fn=lambda logits: logits[:, 3, 5])

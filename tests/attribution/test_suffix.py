@@ -366,7 +366,7 @@ class TestOnOneModel:
 
         with pytest.raises(HookNotFoundError, match=r"Closest: .*blocks\.1\.hook_resid_post"):
             score(hook_name="blocks.1.hook_resid_pots")
-        with pytest.raises(ShapeError, match="one value a prompt"):
+        with pytest.raises(ShapeError, match="one value per prompt"):
             score(metric=lambda logits, _rows: logits.sum())
         with pytest.raises(PromptError, match="6 prompts"):
             score(rows=[6])

@@ -87,7 +87,7 @@ class Words:
         self.probe = torch.randn(len(self.data.task.classes), 48, generator=generator)
 
     def mains(self, sae):
-        """Two latents a class: the one that fires least often on its words, and another."""
+        """Two latents per class: the one that fires least often on its words, and another."""
         fires = (encode_rows(sae, self.x) != 0).float()
         found = {}
         for label in self.data.task.classes:

@@ -67,7 +67,7 @@ def with_dead_latent(sae: SAE[Any]) -> SAE[Any]:
 
 
 def figures(sae: SAE[Any]) -> dict[str, torch.Tensor]:
-    """Everything that verdicts rest on, a column a latent where there is one, and the verdicts themselves."""
+    """Everything that verdicts rest on, a column per latent where there is one, and the verdicts themselves."""
     acts = encode_rows(sae, X)
     cosines = cosine_similarity_matrix(PROBE[None], sae.W_dec.detach())[0]
     contributions = fold_decoder_norms(acts, sae.W_dec.detach())

@@ -208,7 +208,7 @@ def test_small_vocabularies_are_ranked_in_several_batches(sae, data):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with pytest.warns(UserWarning, match="1 batches an epoch"):
+    with pytest.warns(UserWarning, match="1 batches per epoch"):
         trainer.fit(SaeProbe(sae, 4, ks=[1]), TensorBatches(x, y).loader())
 
 
