@@ -43,7 +43,9 @@ def run(tmp_path, capsys):
         assert message == f"absorb-pl study: {kind.__name__}: {error}\n"
         assert f"`{error.argument}` was {error.value!r}, expected {error.expected}. {error.remedy}" in message
         left = files_below(tmp_path / "run", tmp_path / "cache")
-        assert sorted({Path(path).relative_to(tmp_path).parts[:2] for path in left}) == sorted(written)
+        places = {Path(path).relative_to(tmp_path).parts[:2] for path in left}
+        # which probes by themselves may have left in the cache that this one began as a copy of
+        assert sorted(places - {("cache", "known_activations")}) == sorted(written)
         assert not [path for path in left if ".part" in path]
         return message
 

@@ -1,10 +1,13 @@
 """A LightningDataModule that serves cached activations as matrices, and builds the cache when it is missing."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
@@ -19,14 +22,17 @@ from absorb_pl.data.activation_cache import (
 )
 from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
 from absorb_pl.data.drafts import user_path
+from absorb_pl.data.known_activations import KnownActivations, fingerprint, recall, remember
 from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.stopping import stoppable
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import SplitError
+from absorb_pl.models.language_model import check_hook
 from absorb_pl.ranges import Count, InnerFraction, Range, Seed, check_ranges
-from absorb_pl.saes.properties import shape_at
-from absorb_pl.words.task_config import TaskConfig
+from absorb_pl.saes.processing import check_given_processing, check_positions, check_processing, trained_positions
+from absorb_pl.saes.properties import check_hooks_agree, shape_at
+from absorb_pl.words import TaskConfig
 
 
 def ensure_activations(
@@ -85,8 +91,9 @@ class ActivationBatches(Dataset[dict[str, Tensor]]):
 class ActivationDataModule(LightningDataModule):
     """Train, validation and test splits of the residual rows of one hook.
 
-    `prepare_data` builds the cache where it is missing, `setup` reads it. Words are split class by class. Checkpoints
-    hold the words that were trained on, and none of them is scored afterwards.
+    `prepare_data` builds the cache if it is missing, `setup` reads it. Nothing is loaded before that, and the language
+    model is not loaded at all if the cache is warm and the model is a folder that has not changed. Words are split
+    class by class. Checkpoints hold these settings and the words that were trained on; those are not scored afterwards.
 
     Args:
         model: A `TransformerBridge`, or a name for `load_language_model`.
@@ -101,10 +108,6 @@ class ActivationDataModule(LightningDataModule):
         split_seed: Seed of the split.
         model_dtype: Dtype of a model loaded by name.
 
-    Attributes:
-        prompt_data: The `PromptDataModule` that the rows come from.
-        cache: The `ActivationCache`, after `setup`.
-        splits: Row numbers of `train`, `val` and `test`.
     """
 
     def __init__(
@@ -123,45 +126,123 @@ class ActivationDataModule(LightningDataModule):
     ) -> None:
         check_ranges(ActivationDataModule.__init__, locals())
         super().__init__()
-        self.prompt_data = PromptDataModule(model, task, prompt_batch_size, model_dtype=model_dtype)
+        self.model, self.model_dtype = model, model_dtype
         self.hook_name = hook_name
+        self.task = task or TaskConfig()
         self.cache_dir = user_path(cache_dir)
         self.dtype: StorageDtype = dtype
-        self.batch_size = batch_size
+        self.batch_size, self.prompt_batch_size = batch_size, prompt_batch_size
+        self.fractions = (1 - test_fraction - val_fraction, val_fraction, test_fraction)
         self.split_seed = split_seed
-        self.class_names = self.prompt_data.task.classes
-        labels = self.prompt_data.labels
-        self.labels = torch.nn.functional.one_hot(labels, len(self.class_names)).float()
-        fractions = (1 - test_fraction - val_fraction, val_fraction, test_fraction)
-        parts = stratified_split(labels, fractions, split_seed)
-        self.splits: dict[str, Tensor] = dict(zip(("train", "val", "test"), parts, strict=True))
-        self._cache: ActivationCache | None = None
         self._trained_on: set[str] = set()
+        self.save_hyperparameters(
+            {
+                "model": model if isinstance(model, str) else type(model).__name__,
+                "hook_name": hook_name,
+                "task": asdict(self.task),
+                "dtype": dtype,
+                "test_fraction": test_fraction,
+                "val_fraction": val_fraction,
+                "split_seed": split_seed,
+                "model_dtype": model_dtype,
+            },
+            logger=False,
+        )
+
+    @cached_property
+    def prompt_data(self) -> PromptDataModule:
+        """The prompts, with the language model that reads them; loaded when first asked for."""
+        return PromptDataModule(self.model, self.task, self.prompt_batch_size, model_dtype=self.model_dtype)
+
+    @cached_property
+    def cache(self) -> ActivationCache:
+        """The cached rows; built first if they are missing."""
+        known = self._recalled
+        found = None if known is None else open_activations(self.cache_dir, known.identity)
+        if found is None:
+            trainers = self._one_device_trainer
+            caches = ensure_activations(self.prompt_data, [self.hook_name], self.cache_dir, self.dtype, trainers)
+            found = caches[self.hook_name]
+            remember(self.cache_dir, self._fingerprint, self._described(found.width))
+        return found
+
+    @cached_property
+    def known(self) -> KnownActivations:
+        """Words, classes and labels; from the cache if it is warm, else from the prompts."""
+        return self._recalled or self._described(self._hook_width)
 
     @property
-    def cache(self) -> ActivationCache:
-        """The cached rows; built first where they are missing."""
-        return self._cache if self._cache is not None else self._open_cache()
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(self.known.classes)
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return len(self.class_names)
+        return len(self.known.classes)
 
     @property
     def width(self) -> int:
         """Length of a row: the width of the hook."""
+        return self.known.width
+
+    @cached_property
+    def labels(self) -> Float[Tensor, "words classes"]:
+        """One-hot labels of all words."""
+        return torch.nn.functional.one_hot(self.known.label_numbers, self.num_classes).float()
+
+    @cached_property
+    def splits(self) -> dict[str, Tensor]:
+        """Row numbers of `train`, `val` and `test`."""
+        parts = stratified_split(self.known.label_numbers, self.fractions, self.split_seed)
+        return dict(zip(("train", "val", "test"), parts, strict=True))
+
+    def check_sae(self, sae: Any) -> None:
+        """Check that an SAE reads what these rows are: the hook, the model's processing, and where the words stand.
+
+        Args:
+            sae: The SAE.
+
+        Raises:
+            HookMismatchError: It reads another hook.
+            ModelProcessingError: It was trained on a model processed otherwise, or on other positions.
+        """
+        check_hooks_agree(sae, self.hook_name)
+        if isinstance(self.model, str):  # which is loaded as it is
+            check_given_processing((), sae)
+        else:
+            check_processing(self.model, sae)
+        check_positions(trained_positions(sae), torch.tensor(self.known.positions))
+
+    @cached_property
+    def _fingerprint(self) -> str | None:
+        return fingerprint(
+            self.model, self.task, hook_name=self.hook_name, dtype=self.dtype, model_dtype=self.model_dtype
+        )
+
+    @cached_property
+    def _recalled(self) -> KnownActivations | None:
+        return recall(self.cache_dir, self._fingerprint)
+
+    @property
+    def _hook_width(self) -> int:
+        check_hook(self.prompt_data.language_model, self.hook_name)
         return shape_at(self.prompt_data.language_model, self.hook_name).numel()
 
-    def _open_cache(self) -> ActivationCache:
-        trainers = self._one_device_trainer
-        found = ensure_activations(self.prompt_data, [self.hook_name], self.cache_dir, self.dtype, trainers)
-        self._cache = found[self.hook_name]
-        return self._cache
+    def _described(self, width: int) -> KnownActivations:
+        data = self.prompt_data
+        (identity,) = activation_identities(data.language_model, data.prompts, [self.hook_name], self.dtype).values()
+        return KnownActivations.of(data, identity, width)
 
     @override
     def prepare_data(self) -> None:
-        self._open_cache()
+        """Build the cache if it is missing; one process does."""
+        _ = self.cache
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Open the cache."""
+        _ = self.cache
 
     def class_counts(self) -> tuple[Tensor, int]:
         """Positives a class and rows of the training split."""
@@ -208,7 +289,7 @@ class ActivationDataModule(LightningDataModule):
             )
 
     def _words(self, split: str) -> set[str]:
-        return {self.prompt_data.task.words[row] for row in self.splits[split].tolist()}
+        return {self.known.words[row] for row in self.splits[split].tolist()}
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
         batches = ActivationBatches(self.cache, self.labels, self.splits[split])

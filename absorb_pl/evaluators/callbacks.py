@@ -28,8 +28,6 @@ from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
 from absorb_pl.saes.loading import load_sae
-from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
-from absorb_pl.saes.properties import check_hooks_agree
 from absorb_pl.saes.scale import to_unit_norms
 from absorb_pl.schema import ordered_words
 
@@ -98,9 +96,7 @@ class SaeEvaluation(Callback):
                 expected="a LinearProbe tested on an ActivationDataModule",
                 remedy="Test a linear probe, or drop the callback.",
             )
-        check_hooks_agree(self.sae, data.hook_name)
-        check_processing(data.prompt_data.language_model, self.sae)
-        check_positions(trained_positions(self.sae), data.prompt_data.prompts.word_positions)
+        data.check_sae(self.sae)
 
     @override
     def on_test_batch_end(

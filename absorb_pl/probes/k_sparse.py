@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import MetricCollection
 
+from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional.k_sparse import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, solve_k_sparse
 from absorb_pl.functional.validation import require_finite
@@ -19,8 +20,7 @@ from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.probes.rows import training_batches
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 from absorb_pl.saes.loading import load_sae
-from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
-from absorb_pl.saes.properties import check_hooks_agree, require_width
+from absorb_pl.saes.properties import require_width
 from absorb_pl.saes.rows import encode_rows
 from absorb_pl.saes.scale import to_unit_norms
 
@@ -129,12 +129,11 @@ class SaeProbe(OneVsRestModule):
         return self._sae[0]
 
     def setup(self, stage: str) -> None:
-        """Check that the SAE reads the datamodule's activations, and move it to the probe's device."""
-        check_hooks_agree(self.sae, getattr(getattr(self.trainer, "datamodule", None), "hook_name", None))
+        """Check that the SAE reads what the datamodule holds, and move it to the probe's device."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ActivationDataModule):
+            data.check_sae(self.sae)
         super().setup(stage)
-        if (prompts := getattr(getattr(self.trainer, "datamodule", None), "prompt_data", None)) is not None:
-            check_processing(prompts.language_model, self.sae)
-            check_positions(trained_positions(self.sae), prompts.prompts.word_positions)
         if isinstance(self.sae, nn.Module):
             self.sae.to(self.device)
 

@@ -142,8 +142,22 @@ def check_processing(model: Any, sae: Any) -> None:
         >>> from absorb_pl.saes import load_sae
         >>> check_processing(load_language_model("speller"), load_sae("speller/l1-standard-w512-dense"))
     """
+    if isinstance(model, TransformerBridge):
+        check_given_processing(model_processing(model), sae)
+
+
+def check_given_processing(given: tuple[str, ...], sae: Any) -> None:
+    """Check that what was done to a model is what an SAE asks for.
+
+    Args:
+        given: Some of `PROCESSING_STEPS`, in their order.
+        sae: The SAE.
+
+    Raises:
+        ModelProcessingError: It is something else.
+    """
     wanted = sae_processing(sae)
-    if not isinstance(model, TransformerBridge) or wanted == (given := model_processing(model)):
+    if wanted == given:
         return
     raise ModelProcessingError(
         "model",

@@ -1,16 +1,21 @@
 """What the datamodules serve, to one process and to one of several."""
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from safetensors.torch import load_file, save_file
 
-from absorb_pl.data import ActivationDataModule, PromptDataModule
+from absorb_pl.data import ActivationDataModule, PromptDataModule, prompt_datamodule
 from absorb_pl.data.activation_cache import activation_identities
 from absorb_pl.data.shares import Share
-from absorb_pl.errors import RowsError
-from absorb_pl.probes import LinearProbeSettings
+from absorb_pl.errors import HookMismatchError, RowsError
+from absorb_pl.probes import LinearProbe, LinearProbeSettings
+from absorb_pl.saes import load_sae
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, ProbeData
 from absorb_pl.words import TableSettings, TaskConfig
 
@@ -180,3 +185,86 @@ def test_words_that_the_task_does_not_have_are_refused(gpt2, row):
 def test_a_table_of_rows_that_cannot_be_read_is_named(gpt2, tmp_path):
     with pytest.raises(RowsError, match=r"no\.parquet', expected a Parquet table with a column `row`"):
         PromptDataModule(gpt2, TaskConfig(max_words=30, max_icl_examples=2), rows=tmp_path / "no.parquet")
+
+
+MODEL = str(Path(__file__).parents[1] / "golden/gpt2-micro")
+
+
+def fit_and_test(data, tmp_path):
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    probe = LinearProbe(data.width, data.num_classes, class_names=data.class_names)
+    trainer.fit(probe, datamodule=data)
+    return trainer.test(probe, datamodule=data, verbose=False)[0]
+
+
+def no_model(*_args, **_settings):
+    raise AssertionError("the language model was loaded")
+
+
+@pytest.fixture
+def warm(tmp_path):
+    """Settings of a datamodule whose cache is warm, and what a probe scores on it."""
+    settings = {"model": MODEL, "hook_name": HOOK, "task": TASK, "cache_dir": tmp_path / "cache"}
+    return settings, fit_and_test(ActivationDataModule(**settings), tmp_path)
+
+
+def test_nothing_is_loaded_before_it_is_needed(monkeypatch, tmp_path):
+    monkeypatch.setattr(prompt_datamodule, "load_language_model", no_model)
+    data = ActivationDataModule(MODEL, HOOK, TASK, tmp_path)
+    assert data.hparams["hook_name"] == HOOK
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_warm_cache_needs_no_language_model(warm, monkeypatch, tmp_path):
+    settings, expected = warm
+    monkeypatch.setattr(prompt_datamodule, "load_language_model", no_model)
+    assert fit_and_test(ActivationDataModule(**settings), tmp_path) == expected
+    sae = load_sae(f"{MODEL}/sae_topk_B")
+    with pytest.raises(HookMismatchError):
+        ActivationDataModule(**settings).check_sae(sae)
+    ActivationDataModule(**settings).check_sae(load_sae(f"{MODEL}/sae_standard_A"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"task": TaskConfig(max_icl_examples=3)},
+        {"task": TaskConfig(max_icl_examples=2, seed=1)},
+        {"hook_name": "blocks.2.hook_resid_post"},
+        {"model_dtype": "bfloat16"},
+        {"dtype": "float16"},
+    ],
+    ids=str,
+)
+def test_other_settings_are_not_served_what_is_known(warm, changed):
+    settings, _ = warm
+    one, other = ActivationDataModule(**settings), ActivationDataModule(**{**settings, **changed})
+    assert other._recalled is None
+    assert other.cache.path != one.cache.path
+
+
+def test_a_model_that_changed_is_loaded_again(tmp_path):
+    folder = shutil.copytree(MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("sae_*", "expected_*"))
+    settings = {"model": str(folder), "hook_name": HOOK, "task": TASK, "cache_dir": tmp_path / "cache"}
+    before = ActivationDataModule(**settings).cache.rows()
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    again = ActivationDataModule(**settings)
+    assert again._recalled is None
+    assert not torch.equal(again.cache.rows(), before)
+
+
+def test_rows_that_were_deleted_are_made_again(warm):
+    settings, _ = warm
+    path = ActivationDataModule(**settings).cache.path
+    shutil.rmtree(path)
+    assert ActivationDataModule(**settings).cache.path == path
+    assert (path / "00000.bin").is_file()
