@@ -15,8 +15,10 @@ from absorb_pl.engine.splice import FwdHook, SaeReconstructionCache, apply_saes_
 from absorb_pl.errors import AbsorbError, PromptError
 from absorb_pl.functional.absorption import SILENT
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.ranges import Count, NotNegative, check_ranges
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.saes.properties import sae_hook_name
 from absorb_pl.words.positions import TokenizedPrompts
 
@@ -37,10 +39,10 @@ class FeatureAblationsOutput:
 
 
 def calculate_individual_feature_ablations(
-    model: Any,
+    model: HookedModel,
     input: Any,
     metric_fn: Metric | Sequence[Metric],
-    sae: Any,
+    sae: SparseAutoencoder,
     ablate_token_index: int,
     ablate_features: Sequence[int] | None = None,
     return_logits: bool = True,
@@ -135,10 +137,10 @@ def calculate_individual_feature_ablations(
 
 
 def _prompt_ablations(
-    model: Any,
+    model: HookedModel,
     prompt: PromptBatch,
     metric_fn: Metric,
-    sae: Any,
+    sae: SparseAutoencoder,
     position: int,
     ablate_features: Sequence[int] | None,
     *,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from absorb_pl.engine.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
 from absorb_pl.errors import AbsorbError, NonFiniteError, ShapeError
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.models.hooked_model import HookedModel
 
 Metric = Callable[[Tensor], Tensor]
 """From the model's output to one value per prompt.
@@ -65,7 +66,7 @@ class Attribution:
 
 
 def calculate_attribution_grads(
-    model: Any,
+    model: HookedModel,
     prompt: Any,
     metric_fn: Metric,
     track_hook_points: Sequence[str] | None = None,
@@ -130,7 +131,7 @@ def calculate_attribution_grads(
 
 
 def calculate_feature_attribution(
-    model: Any,
+    model: HookedModel,
     input: Any,
     metric_fn: Metric,
     track_hook_points: Sequence[str] | None = None,

@@ -12,6 +12,7 @@ from absorb_pl.attribution.positions import PatchIndices, patch_columns
 from absorb_pl.engine.splice import ApplySaesAndRunOutput, FwdHook, apply_saes_and_run, encode
 from absorb_pl.errors import PromptError
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.ranges import Count, check_ranges
 
@@ -50,7 +51,7 @@ class PatchedAttribution:
 
 
 def calculate_integrated_gradient_attribution_patching(
-    model: Any,
+    model: HookedModel,
     input: Any,
     metric_fn: Metric,
     patch_indices: PatchIndices | None = None,
@@ -244,7 +245,7 @@ def _latents(run: ApplySaesAndRunOutput) -> dict[str, Tensor]:
 
 
 def _mean_gradient(
-    model: Any,
+    model: HookedModel,
     run: Callable[[list[int], Tensor], Tensor],
     metric_fn: Metric,
     clean_output: Tensor,

@@ -13,7 +13,9 @@ from absorb_pl.engine.prefix import Engine, PrefixBucket, WordPrefix, bucket_log
 from absorb_pl.engine.splice import encode
 from absorb_pl.errors import HookNotFoundError, PromptError
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.saes.portions import rows_at_once
 from absorb_pl.saes.properties import sae_hook_name
 from absorb_pl.words.positions import TokenizedPrompts
@@ -47,8 +49,8 @@ class WordScores:
 
 
 def word_integrated_gradients(
-    model: Any,
-    sae: Any,
+    model: HookedModel,
+    sae: SparseAutoencoder,
     prompts: TokenizedPrompts,
     metric: WordMetric,
     *,
@@ -116,7 +118,7 @@ def word_integrated_gradients(
     return WordScores(*(torch.stack(part) for part in zip(*found, strict=True)))
 
 
-def words_at_once(sae: Any) -> int:
+def words_at_once(sae: SparseAutoencoder) -> int:
     """How many words' latents are scored at once, so that a wide SAE takes no more than `CHUNK_BYTES` of memory.
 
     Args:
@@ -136,7 +138,7 @@ def words_at_once(sae: Any) -> int:
 
 
 def visit_words(
-    model: Any,
+    model: HookedModel,
     prompts: TokenizedPrompts,
     hook_name: str,
     rows: Sequence[int] | None,
@@ -213,8 +215,8 @@ def _check_prefix(prefix: WordPrefix, hook_name: str, wanted: list[int]) -> None
 
 
 def _integrate(
-    model: Any,
-    sae: Any,
+    model: HookedModel,
+    sae: SparseAutoencoder,
     bucket: PrefixBucket,
     members: Tensor,
     hook_name: str,

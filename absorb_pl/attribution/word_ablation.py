@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +15,9 @@ from absorb_pl.engine.splice import encode
 from absorb_pl.errors import AbsorbError, ShapeError
 from absorb_pl.functional.absorption import SILENT
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.ranges import Count, NotNegative, check_ranges
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.saes.properties import sae_hook_name
 from absorb_pl.words.positions import TokenizedPrompts
 
@@ -42,8 +43,8 @@ class WordAblations:
 
 
 def word_ablations(
-    model: Any,
-    sae: Any,
+    model: HookedModel,
+    sae: SparseAutoencoder,
     prompts: TokenizedPrompts,
     metric: WordMetric,
     latents: Sequence[int] | None = None,
@@ -125,7 +126,7 @@ def word_ablations(
     )
 
 
-def check_latents(sae: Any, latents: Sequence[int] | None) -> None:
+def check_latents(sae: SparseAutoencoder, latents: Sequence[int] | None) -> None:
     """Refuse latents the SAE does not have.
 
     Args:
@@ -150,7 +151,7 @@ def check_latents(sae: Any, latents: Sequence[int] | None) -> None:
 
 
 def ablate_bucket(
-    sae: Any,
+    sae: SparseAutoencoder,
     bucket: PrefixBucket,
     members: Tensor,
     hook_name: str,
@@ -199,7 +200,7 @@ def ablate_bucket(
     return [(latent_of[word_of == place], values[word_of == place]) for place in range(len(members))]
 
 
-def _firing(sae: Any, x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def _firing(sae: SparseAutoencoder, x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Which latents fire at which words: the words' places in `x`, ascending, and the latents."""
     pairs, start = [], 0
     for part in x.split(words_at_once(sae)):
@@ -210,7 +211,7 @@ def _firing(sae: Any, x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     return torch.cat(words), torch.cat(latents)
 
 
-def _removal(sae: Any, x: Tensor, removed: Tensor) -> Tensor:
+def _removal(sae: SparseAutoencoder, x: Tensor, removed: Tensor) -> Tensor:
     """What to add to activations to take away one latent's part of the reconstruction in each row."""
     acts = encode(sae, x)
     places = removed.to(acts.device)[:, None]

@@ -19,6 +19,7 @@ from torch import Tensor
 from absorb_pl.engine.bare import AttentionRun, BareModel, PrefixStates, Site, bare_model, put_at
 from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.models.placement import model_device
 from absorb_pl.ranges import Count, check_ranges
@@ -83,7 +84,7 @@ class WordPrefix:
 
 
 def compute_prefix(
-    model: Any,
+    model: HookedModel,
     prompts: TokenizedPrompts,
     hook_names: Sequence[str],
     *,
@@ -153,7 +154,7 @@ def compute_prefix(
 
 
 def bucket_logits(
-    model: Any,
+    model: HookedModel,
     bucket: PrefixBucket,
     members: Int[Tensor, " runs"],
     hook_name: str,
@@ -236,11 +237,11 @@ def replace_at(index: int, values: Float[Tensor, "runs ..."]) -> Callable[..., T
     return hook_fn
 
 
-def _hf_model(model: Any) -> Any | None:
+def _hf_model(model: HookedModel) -> Any | None:
     return getattr(model, "original_model", None)
 
 
-def _forward(model: Any, token_ids: Tensor) -> Tensor:
+def _forward(model: HookedModel, token_ids: Tensor) -> Tensor:
     hf_model = _hf_model(model)
     return model(token_ids) if hf_model is None else hf_model(token_ids).logits
 
@@ -284,7 +285,7 @@ def _suffix_bucket(shared: SharedPrefix, rows: Tensor, token_ids: Tensor, batch_
 
 
 def _whole_bucket(
-    model: Any, hook_names: Sequence[str], rows: Tensor, token_ids: Tensor, index: int, batch_size: int
+    model: HookedModel, hook_names: Sequence[str], rows: Tensor, token_ids: Tensor, index: int, batch_size: int
 ) -> PrefixBucket:
     found: dict[str, list[Tensor]] = {name: [] for name in hook_names}
 
@@ -309,7 +310,7 @@ def _whole_bucket(
 
 
 def _choose_engine(
-    model: Any,
+    model: HookedModel,
     hook_names: Sequence[str],
     ids: Tensor,
     lengths: Tensor,

@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from absorb_pl.errors import PromptError
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.models.prompt_batch import PromptBatch, check_causal, read_prompts
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.saes.properties import require_rows
 
 FwdHook = tuple[str, Callable[..., Tensor | None]]
@@ -63,7 +65,7 @@ class ApplySaesAndRunOutput:
 
 
 def apply_saes_and_run(
-    model: Any,
+    model: HookedModel,
     saes: Mapping[str, Any],
     input: Any,
     include_error_term: bool = True,
@@ -156,7 +158,7 @@ def apply_saes_and_run(
     return ApplySaesAndRunOutput(model_output, model_activations, sae_activations)
 
 
-def encode(sae: Any, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def encode(sae: SparseAutoencoder, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Latents of activations on the SAE's own device and in its precision, without gradients.
 
     An SAE that normalises its input keeps the norm for the next `decode`, and for one only.
@@ -203,7 +205,7 @@ def _aligned(prompts: PromptBatch, name: str, hook: Callable[..., Tensor | None]
     return aligned_hook
 
 
-def _losses(model: Any, prompts: PromptBatch) -> Tensor:
+def _losses(model: HookedModel, prompts: PromptBatch) -> Tensor:
     """The model's own mean loss on one prompt, `[]`, or on each of several, `[prompts]`."""
     if min(prompts.lengths) < 2:
         raise PromptError(

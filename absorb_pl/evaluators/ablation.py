@@ -21,6 +21,7 @@ from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.functional.absorption import SILENT, sample_candidates
 from absorb_pl.functional.agreement import score_agreement
 from absorb_pl.ranges import Count, NotNegative, Seed, check_ranges
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.schema import ABLATIONS, dtypes, empty_table
 from absorb_pl.words.answers import PositiveToken
 from absorb_pl.words.prompting import SpellingPrompt
@@ -229,7 +230,7 @@ class AblationEvaluation(SaeEvaluation):
 
     def __init__(
         self,
-        sae: Any,
+        sae: str | SparseAutoencoder,
         num_words: Count = 100,
         seed: Seed = 42,
         settings: AblationSettings | None = None,

@@ -18,6 +18,7 @@ from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.models.language_model import context_length
 from absorb_pl.models.next_token import require_next_token_logits
 from absorb_pl.ranges import Cosine, Count, CountOrZero, NotNegative, Range, Seed, check_ranges
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
 from absorb_pl.saes.properties import sae_hook_name
 from absorb_pl.saes.rows import encode_rows
@@ -133,7 +134,7 @@ class FeatureAbsorptionCalculator:
 
     def calculate_absorption_sampled(
         self,
-        sae: Any,
+        sae: SparseAutoencoder,
         words: Sequence[str],
         probe_dir: Float[Tensor, " d_model"],
         metric_fn: MetricFn,
@@ -191,7 +192,7 @@ class FeatureAbsorptionCalculator:
             seed=self.seed,
         )
 
-    def _silent_rows(self, sae: Any, tokens: TokenizedPrompts, mains: list[int]) -> list[int]:
+    def _silent_rows(self, sae: SparseAutoencoder, tokens: TokenizedPrompts, mains: list[int]) -> list[int]:
         hook = sae_hook_name(sae)
         silent: list[int] = []
         for rows in torch.arange(len(tokens)).split(self.filter_prompts_batch_size):
@@ -203,7 +204,7 @@ class FeatureAbsorptionCalculator:
 
     def _judge(
         self,
-        sae: Any,
+        sae: SparseAutoencoder,
         prompts: Sequence[SpellingPrompt],
         tokens: TokenizedPrompts,
         rows: list[int],

@@ -27,6 +27,7 @@ from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.scale import to_unit_norms
 from absorb_pl.schema import ordered_words
@@ -74,7 +75,7 @@ class SaeEvaluation(Callback):
         tables: What the last test found.
     """
 
-    def __init__(self, sae: Any, sae_dtype: str = "float32") -> None:
+    def __init__(self, sae: str | SparseAutoencoder, sae_dtype: str = "float32") -> None:
         named = isinstance(sae, str)
         self.sae_name = sae if named else "sae"
         self.sae = to_unit_norms(load_sae(sae, dtype=sae_dtype) if named else sae, in_place=named)
@@ -149,7 +150,7 @@ class Evaluate(SaeEvaluation):
 
     def __init__(
         self,
-        sae: Any,
+        sae: str | SparseAutoencoder,
         rules: RuleChoice = "paper",
         rates: RateSettings | None = None,
         splits: SplitSettings | None = None,

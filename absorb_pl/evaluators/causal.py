@@ -18,6 +18,7 @@ from absorb_pl.data.publication import check_published
 from absorb_pl.errors import AbsorbError
 from absorb_pl.functional.answer_metric import letter_metric
 from absorb_pl.functional.similarity import cosine_similarity_matrix
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import load_language_model
 from absorb_pl.models.next_token import require_next_token_logits
 from absorb_pl.ranges import Count, check_ranges
@@ -65,7 +66,7 @@ class CausalEvaluator(LightningModule):
 
     def __init__(
         self,
-        model: Any,
+        model: str | HookedModel,
         saes: Sequence[str] | Mapping[str, Any],
         positive_tokens: Sequence[PositiveToken],
         batch_size: Count,

@@ -22,7 +22,7 @@ from absorb_pl.rules.judgement import Judgement, judge
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules, rules_without_model
 from absorb_pl.rules.rule import AbsorptionRule
-from absorb_pl.saes.adapters import AdaptedSae
+from absorb_pl.saes.adapters import AdaptedSae, SparseAutoencoder
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.properties import require_rows, require_width
 from absorb_pl.saes.scale import to_unit_norms
@@ -34,7 +34,7 @@ GatherGradients = Callable[[SaeProbing, Gradients], pd.DataFrame]
 
 
 def evaluate_rules(
-    sae: Any,
+    sae: SparseAutoencoder,
     k_sparse: SaeProbe,
     rows: EvaluationRows,
     rules: Sequence[AbsorptionRule],
@@ -120,7 +120,7 @@ def with_texts(table: pd.DataFrame, texts: Sequence[SpellingPrompt]) -> pd.DataF
 
 
 def evaluate_activations(
-    sae: Any,
+    sae: str | SparseAutoencoder,
     activations: Float[Tensor, "words d_model"],
     labels: Sequence[str],
     rules: RuleChoice = "saebench-0.6.0",
@@ -190,18 +190,19 @@ def evaluate_activations(
         )
     named = isinstance(sae, str)
     module = load_sae(sae) if named else sae if isinstance(sae, nn.Module) else AdaptedSae(sae, "activations")
-    sae = to_unit_norms(module, in_place=named).to(device)
-    require_rows(sae)
-    require_width(sae, activations.shape[1])
+    unit: Any = to_unit_norms(module, in_place=named)
+    scored: SparseAutoencoder = unit.to(device)
+    require_rows(scored)
+    require_width(scored, activations.shape[1])
     numbers = torch.tensor([names.index(str(label)) for label in labels])
     check_split(numbers, test_fraction, seed)
     train, test = stratified_split(numbers, (1 - test_fraction, test_fraction), seed)
     x, y = activations.detach().float().cpu(), one_hot(numbers, len(names))
     probe, _ = train_linear_probe(x[train], y[train], linear_probe or LinearProbeSettings(), names, seed, device)
-    sparse, _ = train_sae_probe(sae, x[train], y[train], k_sparse or KSparseSettings(), names, seed, device)
+    sparse, _ = train_sae_probe(scored, x[train], y[train], k_sparse or KSparseSettings(), names, seed, device)
     rows = EvaluationRows.of(x[test], y[test], test, probe.weights.detach(), probe.biases.detach(), names)
-    found, judgements = evaluate_rules(sae, sparse, rows, judges, splits, rates)
-    tables = sae_tables(str(getattr(sae, "name", "sae")), found, judgements, found.statistics)
+    found, judgements = evaluate_rules(scored, sparse, rows, judges, splits, rates)
+    tables = sae_tables(sae if isinstance(sae, str) else "sae", found, judgements, found.statistics)
     if words is not None:
         for name in ("words", "candidates"):
             tables[name]["word"] = [words[row] for row in tables[name]["row"]]

@@ -1,7 +1,5 @@
 """The latent evaluation as a table: the latents nearest to each class's probe, as classifiers of the class."""
 
-from typing import Any
-
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
@@ -11,12 +9,13 @@ from absorb_pl.functional.latents import LATENT_DECISION_THRESHOLD, latent_score
 from absorb_pl.functional.metrics import binary_metrics
 from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.saes.rows import encoder_parts
 
 
 @torch.no_grad()
 def latent_table(
-    sae: Any,
+    sae: SparseAutoencoder,
     x: Float[Tensor, "rows d_model"],
     y: Bool[Tensor, "rows classes"],
     probe_weight: Float[Tensor, "classes d_model"],

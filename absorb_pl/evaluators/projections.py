@@ -13,6 +13,7 @@ from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.functional.projection import ProjectionScores, probe_projection, projection_scores
 from absorb_pl.functional.similarity import cosine_similarity_matrix, unit_rows
 from absorb_pl.rules.evidence import Projections
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.saes.rows import encode_and_project
 from absorb_pl.schema import PROJECTIONS, dtypes
 
@@ -23,7 +24,7 @@ _CHUNK_VALUES = 2**24
 
 @torch.no_grad()
 def score_projections(
-    sae: Any,
+    sae: SparseAutoencoder,
     x: Float[Tensor, "words d_model"],
     rows: Sequence[int],
     labels: Sequence[str],
@@ -79,7 +80,9 @@ def score_projections(
     return pd.DataFrame(columns).astype(dtypes(PROJECTIONS))
 
 
-def gather_projections(sae: Any, rows: EvaluationRows, letters: pd.DataFrame, evidence: Projections) -> pd.DataFrame:
+def gather_projections(
+    sae: SparseAutoencoder, rows: EvaluationRows, letters: pd.DataFrame, evidence: Projections
+) -> pd.DataFrame:
     """Project the held-out words on which the linear probe sees the class.
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import torch
@@ -18,6 +18,7 @@ from absorb_pl.functional.sae_stats import SaeStatistics
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.ranges import Count, Fraction, Positive, Range, Seed, check_ranges
+from absorb_pl.saes.adapters import SparseAutoencoder
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class SaeProbing:
 
 @torch.no_grad()
 def evaluate_sae(
-    sae: Any, k_sparse: SaeProbe, rows: EvaluationRows, settings: SplitSettings | None = None
+    sae: SparseAutoencoder, k_sparse: SaeProbe, rows: EvaluationRows, settings: SplitSettings | None = None
 ) -> SaeProbing:
     """Evaluate one SAE on the held-out words, encoding them once.
 

@@ -14,6 +14,7 @@ from absorb_pl.probes.fitting import fit_probe
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
+from absorb_pl.saes.adapters import SparseAutoencoder
 
 
 def train_linear_probe(
@@ -50,7 +51,7 @@ def train_linear_probe(
 
 
 def train_sae_probe(
-    sae: Any,
+    sae: SparseAutoencoder,
     x: Float[Tensor, "rows d_model"],
     y: Num[Tensor, "rows classes"],
     settings: KSparseSettings,

@@ -14,6 +14,7 @@ from absorb_pl.experiments.runs import Frames, FrameStage
 from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.rules.rule import AbsorptionRule
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.study.stages import StudyStages
 
 COLUMNS = (
@@ -104,7 +105,7 @@ class AbsorptionFrameStage(FrameStage):
         }
 
     @override
-    def frames(self, unit: str, sae: Any, info: SaeInfo) -> Frames:
+    def frames(self, unit: str, sae: SparseAutoencoder, info: SaeInfo) -> Frames:
         words = self.rule.judge(self.stages.evidence(unit, self.rule.needs))
         letters = {row["label"]: row for row in self.stages.probing.result(unit).letters.to_dict("records")}
         rows = []
@@ -119,7 +120,7 @@ class AbsorptionFrameStage(FrameStage):
         return {f"layer_{info.layer}_width_{info.width}_l0_{info.l0:g}.parquet": frame}
 
     def _mains(
-        self, unit: str, sae: Any, letter: str, latents: Sequence[int], words: pd.DataFrame
+        self, unit: str, sae: SparseAutoencoder, letter: str, latents: Sequence[int], words: pd.DataFrame
     ) -> list[list[FeatureScore]]:
         """Score of each main latent at each word."""
         subject = self.stages.subject

@@ -28,6 +28,7 @@ from absorb_pl.functional.rates import LetterOutcome, sae_rate
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.ranges import Count, Fraction, check_ranges
 from absorb_pl.rules.registry import configured_rules
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.words.vocab import LETTERS
 
 FEATURE_ABSORPTION_EXPERIMENT_NAME = "feature_absorption"
@@ -111,7 +112,7 @@ def get_stats_and_likely_false_negative_tokens(
 
 def calculate_ig_ablation_and_cos_sims(
     calculator: FeatureAbsorptionCalculator,
-    sae: Any,
+    sae: SparseAutoencoder,
     probe: LinearProbe,
     likely_negs: Mapping[str, StatsAndLikelyFalseNegativeResults],
     max_prompts_per_letter: Count = 200,

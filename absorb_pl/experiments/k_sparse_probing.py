@@ -23,6 +23,7 @@ from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.training import KSparseProbe
 from absorb_pl.ranges import Count, Fraction, check_ranges
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.saes.rows import encoder_parts
 from absorb_pl.words.vocab import LETTERS
 
@@ -38,7 +39,7 @@ KSparseProbes = Mapping[int, Mapping[int, KSparseProbe]]
 
 @torch.no_grad()
 def sae_k_sparse_metadata(
-    sae: Any,
+    sae: SparseAutoencoder,
     probe: LinearProbe,
     k_sparse_probes: KSparseProbes,
     sae_info: SaeInfo,
@@ -86,7 +87,7 @@ def sae_k_sparse_metadata(
 
 @torch.no_grad()
 def eval_probe_and_sae_k_sparse_raw_scores(
-    sae: Any,
+    sae: SparseAutoencoder,
     probe: LinearProbe,
     k_sparse_probes: KSparseProbes,
     eval_labels: Sequence[tuple[str, int]],
@@ -244,7 +245,7 @@ class KSparseFrameStage(FrameStage):
         return {"probing": self.stages.probing.identity(unit)}
 
     @override
-    def frames(self, unit: str, sae: Any, info: SaeInfo) -> Frames:
+    def frames(self, unit: str, sae: SparseAutoencoder, info: SaeInfo) -> Frames:
         x, labels = self.held_out(unit)
         probe = self.stages.probes.probe(self.stages.subject.saes[unit].hook_name)
         probes, names = self.stages.probing.probes_of(unit), self.stages.subject.words.task.classes

@@ -22,6 +22,7 @@ from absorb_pl.functional.metrics import binary_metrics
 from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.saes.rows import encoder_parts
 from absorb_pl.study.stages import StudyStages
 from absorb_pl.words.vocab import LETTERS
@@ -33,7 +34,7 @@ MetricName = Literal["f1", "precision", "recall"]
 
 @torch.no_grad()
 def eval_probe_and_top_sae_raw_scores(
-    sae: Any,
+    sae: SparseAutoencoder,
     probe: LinearProbe,
     eval_labels: Sequence[tuple[str, int]],
     eval_activations: Float[Tensor, "rows d_model"],
@@ -162,7 +163,7 @@ class LatentFrameStage(FrameStage):
         return {"linear_probe": probe, "sae": sae.identity, "dtype": sae.dtype, "topk": self.topk}
 
     @override
-    def frames(self, unit: str, sae: Any, info: SaeInfo) -> Frames:
+    def frames(self, unit: str, sae: SparseAutoencoder, info: SaeInfo) -> Frames:
         x, labels = self.held_out(unit)
         raw = eval_probe_and_top_sae_raw_scores(
             sae,

@@ -18,6 +18,7 @@ from absorb_pl.experiments.common import SaeInfo
 from absorb_pl.functional.sae_stats import SaeStatistics
 from absorb_pl.probes.fitting import quiet_lightning
 from absorb_pl.probes.latents import encode_latents
+from absorb_pl.saes.adapters import SparseAutoencoder
 from absorb_pl.study.config import StageName, StudyConfig
 from absorb_pl.study.stage import Files, Stage
 from absorb_pl.study.stages import StudyStages
@@ -50,7 +51,7 @@ class FrameStage(Stage):
         """What determines the frames of an SAE, beside what the caller says of it."""
 
     @abstractmethod
-    def frames(self, unit: str, sae: Any, info: SaeInfo) -> Frames:
+    def frames(self, unit: str, sae: SparseAutoencoder, info: SaeInfo) -> Frames:
         """The frames of an SAE by the names of their files, the main one last."""
 
     @override
@@ -76,7 +77,7 @@ class FrameStage(Stage):
         words = [self.stages.subject.words.texts[row].word for row in rows.index.tolist()]
         return rows.x, list(zip(words, rows.y.int().argmax(dim=1).tolist(), strict=True))
 
-    def _measured(self, unit: str, sae: Any) -> SaeInfo:
+    def _measured(self, unit: str, sae: SparseAutoencoder) -> SaeInfo:
         x, _ = self.held_out(unit)
         source, statistics = self.stages.subject.saes[unit], SaeStatistics.empty(x.shape[1], sae.W_dec.shape[0])
         encode_latents(sae, x, torch.zeros(0, dtype=torch.long), statistics)

@@ -3,8 +3,6 @@
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
-
 
 @runtime_checkable
 class HookedModel(Protocol):
@@ -21,10 +19,10 @@ class HookedModel(Protocol):
     cfg: Any
     tokenizer: Any
 
-    def __call__(self, input: Tensor, /) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Logits `[prompts, tokens, vocab]` of token ids `[prompts, tokens]`."""
         ...
 
-    def hooks(self, fwd_hooks: Any = ...) -> AbstractContextManager[Any]:
-        """Attach forward hooks for the length of a `with` block."""
+    def hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
+        """Attach forward hooks (`fwd_hooks`) for the length of a `with` block."""
         ...

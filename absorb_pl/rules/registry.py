@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 from absorb_pl.errors import NotCausalError, RuleError
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.next_token import has_next_token_logits
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rule import AbsorptionRule
 
 Kind = TypeVar("Kind", bound=type[AbsorptionRule])
-RuleChoice = str | list[str] | dict[str, dict[str, Any] | None]
+RuleChoice = str | list[str] | dict[str, Any]
 """Rules as a configuration names them: one name, several, or names with settings (`{paper: {delta_threshold: 2}}`)."""
 
 _RULES: dict[str, type[AbsorptionRule]] = {}
@@ -118,7 +119,7 @@ def configured_rules(choice: RuleChoice) -> list[AbsorptionRule]:
     return rules
 
 
-def check_rules_fit(rules: Sequence[AbsorptionRule], model: Any) -> None:
+def check_rules_fit(rules: Sequence[AbsorptionRule], model: HookedModel) -> None:
     """Refuse rules that read what a model does not give, before anything is computed.
 
     Rules on gradients read the model's answer, so they need next-token logits; those on projections take any model.

@@ -25,11 +25,12 @@ class SparseAutoencoder(Protocol):
     * `architecture`: what tables call its kind; by default the name of its class.
     * `reads_sequences`: true where latents at a token depend on earlier tokens, which studies refuse.
 
-    Attributes:
-        W_dec: Decoder rows, `[latents, d_in]`.
     """
 
-    W_dec: Tensor
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoder rows, `[latents, d_in]`."""
+        ...
 
     def encode(self, x: Tensor, /) -> Tensor:
         """Latents `[..., latents]` of activations `[..., d_in]`."""

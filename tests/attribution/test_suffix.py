@@ -298,6 +298,7 @@ class TestOnOneModel:
     def test_a_model_without_a_cache_takes_whole_sequences(self, family, mixed_prompts: TokenizedPrompts):
         class Plain:
             hook_dict, hooks, to_tokens = family.hook_dict, family.hooks, family.to_tokens
+            cfg, tokenizer = family.cfg, family.tokenizer
 
             def __call__(self, token_ids: Tensor) -> Tensor:
                 return family(token_ids)
