@@ -36,29 +36,6 @@ def probe_projection(
     return x.to(unit.dtype) @ unit
 
 
-def fold_decoder_norms(
-    activations: Float[Tensor, "words latents"], decoder: Float[Tensor, "latents d_model"]
-) -> Float[Tensor, "words latents"]:
-    """Scale activations to what they would be with unit-norm decoder rows.
-
-    SAEBench requires such rows; with them, activation × cosine is a latent's part of the projection. Not for SAEs
-    whose activations hold the norms already (`rescale_acts_by_decoder_norm`), nor for those that normalise what they
-    read: `saes.encode_and_project` asks any SAE what its latents contribute.
-
-    Args:
-        activations: Activations of the SAE as it is.
-        decoder: Its `W_dec`.
-
-    Returns:
-        `activation × ‖decoder row‖`.
-
-    Example:
-        >>> fold_decoder_norms(torch.tensor([[2.0, 1.0]]), torch.tensor([[0.0, 3.0], [1.0, 0.0]]))
-        tensor([[6., 1.]])
-    """
-    return activations * decoder.to(activations.dtype).norm(dim=1)
-
-
 @dataclass(frozen=True)
 class ProjectionScores:
     """What is known of each word, whatever the thresholds.
@@ -146,7 +123,7 @@ def projection_scores(
     """Sum up the words of one class for the rules of SAEBench.
 
     Args:
-        activations: Activations at the word; for unit-norm decoder rows (see `fold_decoder_norms`) where
+        activations: Activations at the word; for unit-norm decoder rows where
             `latent_projections` are not given.
         projections: `probe_projection` of the residual activations.
         probe_cos: Cosine of each latent's decoder row with the class's probe.

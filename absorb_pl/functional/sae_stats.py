@@ -79,19 +79,6 @@ class SaeStatistics:
         self.squared_error += float((x - reconstruction.double()).square().sum())
         self.squared_norm += float(x.square().sum())
 
-    def merge(self, other: "SaeStatistics") -> None:
-        """Add the rows of another instance of the same shapes.
-
-        Args:
-            other: Statistics of other rows.
-        """
-        self.fired |= other.fired
-        self.total += other.total
-        self.num_rows += other.num_rows
-        self.num_active += other.num_active
-        self.squared_error += other.squared_error
-        self.squared_norm += other.squared_norm
-
     @property
     def l0(self) -> float:
         """Mean number of latents that differ from zero on a row.

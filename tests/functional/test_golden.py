@@ -20,10 +20,10 @@ from absorb_pl.functional import (
     most_negative_latents,
     paper_decisions,
     probe_projection,
+    projection_scores,
     top_latents_by_encoder,
 )
-from absorb_pl.functional.projection import fold_decoder_norms
-from absorb_pl.functional.saebench import saebench_verdicts
+from absorb_pl.rules import rule_named
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LETTERS = string.ascii_lowercase
@@ -203,15 +203,17 @@ def test_saebench_verdicts(case, version, residuals, recorded_to):
     rows = case.rows(f"expected_absorption_saebench_{version}")
     mains = case.rows("expected_absorption_paper")["main_latents"]
     x = residuals(case.folder.name, [row["prompt"] for row in rows])
-    latents = fold_decoder_norms(case.encode(x), case.params["W_dec"])
+    latents = case.encode(x) * case.params["W_dec"].norm(dim=1)  # as with decoder rows of length one
     cosines = cosine_similarity_matrix(case.weight, case.params["W_dec"])
     for i, row in enumerate(rows):
         c = LETTERS.index(row["letter"])
         projection = probe_projection(x[i, None], case.weight[c])
-        found = saebench_verdicts(latents[i, None], projection, cosines[c], mains[row["letter"]], version=version)
+        scores = projection_scores(latents[i, None], projection, cosines[c], mains[row["letter"]])
+        stored = {**vars(scores), "top_score": scores.top_projection}
+        found = rule_named(f"saebench-{version}")().decide(stored)
         close(projection, [row["probe_projection"]], within)
-        close(found.absorption_fraction, [row["absorption_fraction"]], within + FOLDED_IN_FLOAT32)
-        assert found.is_full_absorption.tolist() == [row["is_full_absorption"]]
+        close(found.fraction, [row["absorption_fraction"]], within + FOLDED_IN_FLOAT32)
+        assert found.is_absorption.tolist() == [row["is_full_absorption"]]
         projections = latents[i] * cosines[c]
-        assert found.top_latent.item() == row["top"][0]
+        assert scores.top_latent.item() == row["top"][0]
         close(projections[row["top"]], projections.topk(10).values, within)

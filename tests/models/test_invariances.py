@@ -14,10 +14,10 @@ from absorb_pl.functional import (
     gradient_scores,
     paper_decisions,
     probe_projection,
+    projection_scores,
 )
-from absorb_pl.functional.projection import fold_decoder_norms
-from absorb_pl.functional.saebench import saebench_verdicts
 from absorb_pl.probes import encode_latents, latents
+from absorb_pl.rules import rule_named
 from absorb_pl.saes import decode_rows, encode_rows
 from absorb_pl.words import TokenizedPrompts
 
@@ -70,7 +70,7 @@ def figures(sae: SAE[Any]) -> dict[str, torch.Tensor]:
     """Everything that verdicts rest on, a column per latent where there is one, and the verdicts themselves."""
     acts = encode_rows(sae, X)
     cosines = cosine_similarity_matrix(PROBE[None], sae.W_dec.detach())[0]
-    contributions = fold_decoder_norms(acts, sae.W_dec.detach())
+    contributions = acts * sae.W_dec.detach().norm(dim=1)
     gradients = torch.sin(X) @ sae.W_dec.detach().T
     return {
         "contributions": contributions,
@@ -101,17 +101,14 @@ def verdicts(sae: SAE[Any], mains: list[int]) -> dict[str, torch.Tensor]:
         delta_threshold=0.2,
         cos_threshold=0.0,
     )
-    bench = {
-        version: saebench_verdicts(
-            found["contributions"], probe_projection(X, PROBE), found["cosines"], mains, version=version
-        )
-        for version in ("0.6.0", "0.3.2")
-    }
+    scores = projection_scores(found["contributions"], probe_projection(X, PROBE), found["cosines"], mains)
+    stored = {**vars(scores), "top_score": scores.top_projection}
+    bench = {version: rule_named(f"saebench-{version}")().decide(stored) for version in ("0.6.0", "0.3.2")}
     return {
         "paper": absorbed,
         "top": paper.top_latent,
-        "full": bench["0.6.0"].is_full_absorption,
-        **{f"fraction {version}": verdict.absorption_fraction for version, verdict in bench.items()},
+        "full": bench["0.6.0"].is_absorption,
+        **{f"fraction {version}": verdict.fraction for version, verdict in bench.items()},
     }
 
 

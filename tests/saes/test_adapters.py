@@ -149,7 +149,7 @@ def test_a_mapping_is_named_by_keys(module: str) -> None:
     assert load_sae(f"{name}/narrow").W_dec.std() < 1
     with pytest.raises(SaeNotFoundError, match="load_all/wide, "):
         load_sae(name)
-    with pytest.raises(SaeNotFoundError, match="no key goes behind"):
+    with pytest.raises(SaeNotFoundError, match="no key goes after"):
         load_sae(f"{module}:load/wide")
     with pytest.raises(SaeNotFoundError, match="none of 3 names"):
         expand_sae_names([f"{name}/x*"])
