@@ -90,11 +90,14 @@ def calculate_individual_feature_ablations(
         AbsorbError: A latent is outside the SAE, `batch_size` is not positive, or `engine="suffix"` with extra hooks.
 
     Example:
-        >>> def example(model, sae, token):
-        ...     found = calculate_individual_feature_ablations(
-        ...         model, " cat has the first letter:", lambda logits: logits[:, -1, token], sae, -6
-        ...     )
-        ...     return min(found.ablation_scores, key=found.ablation_scores.get)
+        >>> from absorb_pl import load_language_model, load_sae
+        >>> model, sae = load_language_model("speller"), load_sae("speller/l1-standard-w512-dense")
+        >>> answer = model.tokenizer.encode(" C")[-1]
+        >>> found = calculate_individual_feature_ablations(
+        ...     model, " cat:", lambda logits: logits[:, -1, answer], sae, ablate_token_index=-2
+        ... )
+        >>> min(found.ablation_scores, key=found.ablation_scores.get)
+        52
     """
     check_ranges(calculate_individual_feature_ablations, locals())
     check_latents(sae, ablate_features)

@@ -101,12 +101,14 @@ def calculate_attribution_grads(
         NonFiniteError: The metric is NaN or infinite.
 
     Example:
-        >>> def example(model, sae, token):
-        ...     hook = "blocks.1.hook_resid_post"
-        ...     run = calculate_attribution_grads(
-        ...         model, " cat has the first letter:", lambda logits: logits[:, -1, token], include_saes={hook: sae}
-        ...     )
-        ...     return run.sae_activations[hook].feature_acts.grad
+        >>> from absorb_pl import load_language_model, load_sae
+        >>> model, sae = load_language_model("speller"), load_sae("speller/l1-standard-w512-dense")
+        >>> answer = model.tokenizer.encode(" C")[-1]
+        >>> run = calculate_attribution_grads(
+        ...     model, " cat:", lambda logits: logits[:, -1, answer], include_saes={"blocks.1.hook_resid_post": sae}
+        ... )
+        >>> run.sae_activations["blocks.1.hook_resid_post"].feature_acts.grad.shape
+        torch.Size([1, 3, 512])
     """
     with activation_gradients(model):
         run = apply_saes_and_run(
@@ -168,12 +170,14 @@ def calculate_feature_attribution(
         NonFiniteError: The metric is NaN or infinite.
 
     Example:
-        >>> def example(model, sae, token):
-        ...     hook = "blocks.1.hook_resid_post"
-        ...     found = calculate_feature_attribution(
-        ...         model, " cat has the first letter:", lambda logits: logits[:, -1, token], include_saes={hook: sae}
-        ...     )
-        ...     return found.sae_feature_attributions[hook][0, -6].topk(5)
+        >>> from absorb_pl import load_language_model, load_sae
+        >>> model, sae = load_language_model("speller"), load_sae("speller/l1-standard-w512-dense")
+        >>> answer = model.tokenizer.encode(" C")[-1]
+        >>> found = calculate_feature_attribution(
+        ...     model, " cat:", lambda logits: logits[:, -1, answer], include_saes={"blocks.1.hook_resid_post": sae}
+        ... )
+        >>> found.sae_feature_attributions["blocks.1.hook_resid_post"][0, -2].argmax()
+        tensor(52)
     """
     run = calculate_attribution_grads(
         model,

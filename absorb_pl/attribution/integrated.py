@@ -111,18 +111,18 @@ def calculate_integrated_gradient_attribution_patching(
         AbsorbError: `interpolation_steps` or `batch_size` is not positive.
 
     Example:
-        >>> def example(model, sae, token):
-        ...     hook = "blocks.1.hook_resid_post"
-        ...     found = calculate_integrated_gradient_attribution_patching(
-        ...         model,
-        ...         " cat has the first letter:",
-        ...         lambda logits: logits[:, -1, token],
-        ...         patch_indices=-6,
-        ...         include_saes={hook: sae},
-        ...         interpolation_steps=6,
-        ...         batch_size=6,
-        ...     )
-        ...     return found.sae_feature_attributions[hook][0, -6].argmin()
+        >>> from absorb_pl import load_language_model, load_sae
+        >>> model, sae = load_language_model("speller"), load_sae("speller/l1-standard-w512-dense")
+        >>> answer = model.tokenizer.encode(" C")[-1]
+        >>> found = calculate_integrated_gradient_attribution_patching(
+        ...     model,
+        ...     " cat:",
+        ...     lambda logits: logits[:, -1, answer],
+        ...     patch_indices=-2,
+        ...     include_saes={"blocks.1.hook_resid_post": sae},
+        ... )
+        >>> found.sae_feature_attributions["blocks.1.hook_resid_post"][0, -2].argmin()
+        tensor(52)
     """
     check_ranges(calculate_integrated_gradient_attribution_patching, locals())
     saes = dict(include_saes or {})

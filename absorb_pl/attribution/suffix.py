@@ -100,11 +100,16 @@ def word_integrated_gradients(
         AbsorbError: `steps` or `batch_size` is not positive.
 
     Example:
-        >>> def example(model, sae, prompts, answer_tokens):
-        ...     def metric(last_logits, rows):
-        ...         return last_logits.gather(1, answer_tokens[rows, None])[:, 0]
-        ...     scores = word_integrated_gradients(model, sae, prompts, metric).scores
-        ...     return scores.argmin(dim=-1)
+        >>> from absorb_pl import load_language_model, load_sae
+        >>> model, sae = load_language_model("speller"), load_sae("speller/l1-standard-w512-dense")
+        >>> from absorb_pl.words import SpellingPrompt, tokenize_prompts
+        >>> texts = [SpellingPrompt(" cat:", " C", " cat", 4), SpellingPrompt(" dog:", " D", " dog", 4)]
+        >>> prompts = tokenize_prompts(model.tokenizer, texts, prepend_bos=True)
+        >>> answers = torch.tensor([model.tokenizer.encode(letter)[-1] for letter in (" C", " D")])
+        >>> def metric(last_logits, rows):
+        ...     return last_logits.gather(1, answers[rows, None])[:, 0]
+        >>> word_integrated_gradients(model, sae, prompts, metric).scores.argmin(dim=1)
+        tensor([ 52, 390])
     """
     check_ranges(word_integrated_gradients, locals())
     hook_name = hook_name or sae_hook_name(sae)
@@ -166,15 +171,6 @@ def visit_words(
     Raises:
         HookNotFoundError: `prefix` does not hold the hook.
         PromptError: No prompt is asked for, or one that `prefix` or `prompts` lacks.
-
-    Example:
-        >>> def example(model, prompts, prefix):
-        ...     def places(bucket, members):
-        ...         return members.tolist()
-        ...     hook = prefix.hook_names[0]
-        ...     return visit_words(
-        ...         model, prompts, hook, None, places, prefix=prefix, engine="auto", batch_size=8
-        ...     )
     """
     order = list(range(len(prompts))) if rows is None else [int(row) for row in rows]
     if not order:

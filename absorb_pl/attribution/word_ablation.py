@@ -87,9 +87,18 @@ def word_ablations(
         AbsorbError: A latent is outside the SAE, or `batch_size` is not positive.
 
     Example:
-        >>> def example(model, sae, prompts, metric):
-        ...     ablations = word_ablations(model, sae, prompts, metric)
-        ...     return ablations.latents[ablations.scores.argmin()]
+        >>> from absorb_pl import load_language_model, load_sae
+        >>> model, sae = load_language_model("speller"), load_sae("speller/l1-standard-w512-dense")
+        >>> from absorb_pl.words import SpellingPrompt, tokenize_prompts
+        >>> texts = [SpellingPrompt(" cat:", " C", " cat", 4), SpellingPrompt(" dog:", " D", " dog", 4)]
+        >>> prompts = tokenize_prompts(model.tokenizer, texts, prepend_bos=True)
+        >>> answers = torch.tensor([model.tokenizer.encode(letter)[-1] for letter in (" C", " D")])
+        >>> def metric(last_logits, rows):
+        ...     return last_logits.gather(1, answers[rows, None])[:, 0]
+        >>> found = word_ablations(model, sae, prompts, metric)
+        >>> worst = found.scores.argmin()
+        >>> found.rows[worst], found.latents[worst]
+        (tensor(1), tensor(390))
     """
     check_ranges(word_ablations, locals())
     check_latents(sae, latents)

@@ -117,13 +117,14 @@ def compute_prefix(
         AbsorbError: `engine="suffix"` with a model that cannot be run in this way.
 
     Example:
-        >>> def example(model, prompts, sae_at_1, sae_at_2, metric):
-        ...     hooks = ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
-        ...     prefix = compute_prefix(model, prompts, hooks)
-        ...     return [
-        ...         word_integrated_gradients(model, sae, prompts, metric, hook_name=hook, prefix=prefix)
-        ...         for hook, sae in zip(hooks, [sae_at_1, sae_at_2])
-        ...     ]
+        >>> from absorb_pl import load_language_model
+        >>> model = load_language_model("speller")
+        >>> from absorb_pl.words import SpellingPrompt, tokenize_prompts
+        >>> texts = [SpellingPrompt(" cat:", " C", " cat", 4), SpellingPrompt(" dog:", " D", " dog", 4)]
+        >>> prompts = tokenize_prompts(model.tokenizer, texts, prepend_bos=True)
+        >>> prefix = compute_prefix(model, prompts, ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"])
+        >>> prefix.engine, prefix.buckets[0].activations["blocks.2.hook_resid_post"].shape
+        ('suffix', torch.Size([2, 128]))
     """
     check_ranges(compute_prefix, locals())
     for name in hook_names:
@@ -177,9 +178,15 @@ def bucket_logits(
         Logits; `tokens` is 1 with `last_only`.
 
     Example:
-        >>> def example(model, prefix):
-        ...     bucket, hook = prefix.buckets[0], prefix.hook_names[0]
-        ...     return bucket_logits(model, bucket, torch.arange(len(bucket.rows)), hook, bucket.activations[hook])
+        >>> from absorb_pl import load_language_model
+        >>> model = load_language_model("speller")
+        >>> from absorb_pl.words import SpellingPrompt, tokenize_prompts
+        >>> texts = [SpellingPrompt(" cat:", " C", " cat", 4), SpellingPrompt(" dog:", " D", " dog", 4)]
+        >>> prompts = tokenize_prompts(model.tokenizer, texts, prepend_bos=True)
+        >>> hook = "blocks.1.hook_resid_post"
+        >>> bucket = compute_prefix(model, prompts, [hook]).buckets[0]
+        >>> bucket_logits(model, bucket, torch.arange(2), hook, bucket.activations[hook]).shape
+        torch.Size([2, 1, 4750])
     """
     shared = bucket.shared
     if shared is None:

@@ -107,10 +107,11 @@ def apply_saes_and_run(
         ShapeError: Prompts differ in length and a hook has no token axis (attention patterns and scores).
 
     Example:
-        >>> def example(model, sae):
-        ...     hook = "blocks.1.hook_resid_post"
-        ...     run = apply_saes_and_run(model, {hook: sae}, " cat has the first letter:")
-        ...     return run.sae_activations[hook].feature_acts
+        >>> from absorb_pl import load_language_model, load_sae
+        >>> model, sae = load_language_model("speller"), load_sae("speller/l1-standard-w512-dense")
+        >>> run = apply_saes_and_run(model, {"blocks.1.hook_resid_post": sae}, " cat:")
+        >>> run.sae_activations["blocks.1.hook_resid_post"].feature_acts.shape
+        torch.Size([1, 3, 512])
     """
     tracked_names = list(track_model_hooks or [])
     extra_hooks = list(extra_fwd_hooks or [])

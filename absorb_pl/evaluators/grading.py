@@ -80,8 +80,10 @@ class SpellingGrader:
         NotCausalError: The model gives no next-token logits.
 
     Example:
-        >>> def first_grade(model):
-        ...     return SpellingGrader(model, [" dog", " emu"], seed=0).grade_word(" cat").is_correct
+        >>> from absorb_pl import load_language_model
+        >>> grade = SpellingGrader(load_language_model("speller"), [" dog", " emu"], seed=0).grade_word(" cat")
+        >>> grade.answer, grade.is_correct
+        (' C-A-T', False)
     """
 
     model: Any

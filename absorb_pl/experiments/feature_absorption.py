@@ -178,10 +178,7 @@ def run_feature_absortion_experiments(
         RuleError: `rule_name` is none of the paper's.
         AbsorbError: Another of the named errors of `absorb_pl.errors`.
 
-    Example:
-        >>> def example():
-        ...     results = run_feature_absortion_experiments(["speller/l1-standard-*"], model="speller")
-        ...     return plot_absorption_rate_vs_l0(results)
+    `docs/experiments.md` has an example.
     """
     check_ranges(run_feature_absortion_experiments, locals())
     splits = replace(settings.pop("splits", SplitSettings()), f1_jump=feature_split_f1_jump_threshold)

@@ -280,10 +280,7 @@ def run_k_sparse_probing_experiments(
     Raises:
         AbsorbError: One of the named errors of `absorb_pl.errors`.
 
-    Example:
-        >>> def example():
-        ...     results = run_k_sparse_probing_experiments(["speller/l1-standard-*"], model="speller")
-        ...     return plot_feature_splits_vs_l0(results)
+    `docs/experiments.md` has an example.
     """
     check_ranges(run_k_sparse_probing_experiments, locals())
     results = run_experiment(KSparseFrameStage, "k-sparse-probes", saes, experiment_dir, settings)

@@ -204,10 +204,7 @@ def run_latent_evaluation_experiments(
     Raises:
         AbsorbError: One of the named errors of `absorb_pl.errors`.
 
-    Example:
-        >>> def example():
-        ...     results = run_latent_evaluation_experiments(["speller/l1-standard-*"], model="speller")
-        ...     return plot_metric_vs_l0(results, "recall")
+    `docs/experiments.md` has an example.
     """
     check_ranges(run_latent_evaluation_experiments, locals())
     return run_experiment(partial(LatentFrameStage, topk=topk), "linear-probes", saes, experiment_dir, settings)

@@ -36,9 +36,7 @@ def run_study(config: StudyConfig) -> StudyResult:
     Raises:
         AbsorbError: One of the named errors of `absorb_pl.errors`; nothing half-written is left behind.
 
-    Example:
-        >>> result = run_study(StudyConfig(saes=["speller/l1-standard-w512-dense"]))  # doctest: +SKIP
-        >>> result.tables["summary"][["sae", "rule", "absorption_rate", "ci_low", "ci_high"]]  # doctest: +SKIP
+    The README has an example.
     """
     parts = {
         "+".join([model, *processing]): (model, processing, group)
