@@ -19,7 +19,7 @@ from safetensors import safe_open
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.models.placement import LOAD_ERRORS
 from absorb_pl.saes.formats import disk_loader
-from absorb_pl.saes.properties import require_floats
+from absorb_pl.saes.properties import layer_of_hook, require_floats
 from absorb_pl.saes.settings import check_settings, checked_loader, refuse_unsupported
 
 FILES = (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME)
@@ -78,6 +78,41 @@ def load_folder(
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).strip() or type(error).__name__
         raise not_found(name, f"The folder does not load: {reason}.") from error
     return sae
+
+
+def describe_folder(name: str, path: Path) -> dict[str, Any]:
+    """What an SAE's configuration says of it, without its weights.
+
+    Args:
+        name: Name to use in errors.
+        path: A folder, or a file with weights.
+
+    Returns:
+        `model, hook_name, layer, d_sae, published_l0, architecture`; None where nothing says.
+
+    Raises:
+        SaeNotFoundError: The folder holds no SAE.
+    """
+    try:
+        loader = disk_loader(path)
+        if loader is None and not (path / FILES[0]).is_file():
+            raise not_found(name, f"There is no {FILES[0]} in that folder.")
+        config = read_config(path) if loader is None else loader(path, "meta")[0]
+    except AbsorbError:
+        raise
+    except LOAD_ERRORS as error:
+        raise not_found(name, f"The folder does not load: {error}.") from error
+    # Before its sixth version SAELens kept what is metadata now beside the rest.
+    metadata = {**config, **config.get("metadata", {})}
+    hook_name = metadata.get("hook_name") or metadata.get("hook_point")
+    return {
+        "model": metadata.get("model_name"),
+        "hook_name": hook_name,
+        "layer": layer_of_hook(hook_name),
+        "d_sae": config.get("d_sae"),
+        "published_l0": metadata.get("l0"),
+        "architecture": metadata.get("training_architecture") or config.get("architecture"),
+    }
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,22 +1,14 @@
 """A table of the SAEs that patterns select, made without reading or fetching any weights."""
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from absorb_pl.errors import AbsorbError
-from absorb_pl.models.bundled import SPELLER
-from absorb_pl.models.placement import LOAD_ERRORS, local_folder, local_path
-from absorb_pl.saes.bundled import bundled_sae_path
-from absorb_pl.saes.folders import FILES, not_found, read_config
-from absorb_pl.saes.formats import disk_loader
-from absorb_pl.saes.functions import is_function_name
-from absorb_pl.saes.loading import split_hook
+from absorb_pl.saes.name_parts import split_hook
 from absorb_pl.saes.names import expand_sae_names
-from absorb_pl.saes.releases import describe_release, require_release
+from absorb_pl.saes.origins import origin_of
+from absorb_pl.saes.properties import layer_of_hook
 
 COLUMNS = {
     "name": "str",
@@ -57,60 +49,9 @@ def list_saes(patterns: Sequence[str]) -> pd.DataFrame:
     return table.astype({name: dtype for name, dtype in COLUMNS.items() if dtype != "str"})
 
 
-def layer_of_hook(hook_name: str | None) -> int | None:
-    """Number of the block in a hook's name.
-
-    Args:
-        hook_name: A TransformerLens hook name.
-
-    Returns:
-        The number; None where there is none.
-
-    Example:
-        >>> layer_of_hook("blocks.12.hook_resid_post"), layer_of_hook("hook_embed")
-        (12, None)
-    """
-    found = re.search(r"blocks\.(\d+)\.", hook_name or "")
-    return int(found[1]) if found else None
-
-
 def _describe(name: str) -> dict[str, Any]:
     source, hook_name = split_hook(name)
-    described = _source(source)
+    described = origin_of(source).describe(source)
     if hook_name is None:
         return described
     return {**described, "hook_name": hook_name, "layer": layer_of_hook(hook_name)}
-
-
-def _source(name: str) -> dict[str, Any]:
-    bundled = name.startswith(f"{SPELLER}/") and local_folder(name) is None
-    path = bundled_sae_path(name) if bundled else local_path(name)
-    if path is not None:
-        return {"release": SPELLER if bundled else None, **_folder(name, path)}
-    if is_function_name(name):
-        return {}
-    require_release(name)
-    return describe_release(name)
-
-
-def _folder(name: str, path: Path) -> dict[str, Any]:
-    try:
-        loader = disk_loader(path)
-        if loader is None and not (path / FILES[0]).is_file():
-            raise not_found(name, f"There is no {FILES[0]} in that folder.")
-        config = read_config(path) if loader is None else loader(path, "meta")[0]
-    except AbsorbError:
-        raise
-    except LOAD_ERRORS as error:
-        raise not_found(name, f"The folder does not load: {error}.") from error
-    # Before its sixth version SAELens kept what is metadata now beside the rest.
-    metadata = {**config, **config.get("metadata", {})}
-    hook_name = metadata.get("hook_name") or metadata.get("hook_point")
-    return {
-        "model": metadata.get("model_name"),
-        "hook_name": hook_name,
-        "layer": layer_of_hook(hook_name),
-        "d_sae": config.get("d_sae"),
-        "published_l0": metadata.get("l0"),
-        "architecture": metadata.get("training_architecture") or config.get("architecture"),
-    }

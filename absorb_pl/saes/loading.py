@@ -1,27 +1,21 @@
 """Sparse autoencoders by name: bundled, in folders, of SAELens's releases, or made by a function of the user's."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sae_lens import SAE, TrainingSAE
+from sae_lens import SAE
 
-from absorb_pl.errors import AbsorbError, SaeWeightsError
-from absorb_pl.models.bundled import SPELLER
-from absorb_pl.models.placement import check_device, check_dtype, local_folder, local_path, own_memory, require_finite
+from absorb_pl.errors import SaeWeightsError
+from absorb_pl.models.placement import check_device, check_dtype, own_memory, require_finite
 from absorb_pl.saes.adapters import AdaptedSae
-from absorb_pl.saes.bundled import bundled_sae_path
-from absorb_pl.saes.controls import CONTROL_KINDS, control_sae
-from absorb_pl.saes.folders import inference_sae, load_folder
-from absorb_pl.saes.functions import function_sae, is_function_name
+from absorb_pl.saes.controls import control_sae
 from absorb_pl.saes.identity import sae_tensors
-from absorb_pl.saes.properties import refuse_transcoder, require_floats
-from absorb_pl.saes.releases import load_release
-
-_AT_HOOK = re.compile(r"(.+)@([\w.]*hook_\w+)")
+from absorb_pl.saes.name_parts import split_control, split_hook
+from absorb_pl.saes.origins import origin_of
+from absorb_pl.saes.properties import refuse_transcoder
 
 
 @contextmanager
@@ -79,7 +73,7 @@ def load_sae(
     if control is not None:
         return control_sae(load_sae(named, device=device, dtype=dtype, converter=converter), control)
     source, hook_name = split_hook(name)
-    sae = _load(source, check_device(device), dtype, converter)
+    sae = origin_of(source).load(source, check_device(device), dtype, converter)
     refuse_transcoder(name, sae)
     if isinstance(sae, SAE):
         own_memory(sae)
@@ -115,56 +109,3 @@ def _refuse_zeros(name: str, sae: SAE[Any] | AdaptedSae) -> None:
                 expected=f"an SAE that has learnt something, but all of its {key} is zero",
                 remedy="Save the SAE again, or load it in a wider dtype.",
             )
-
-
-def split_control(name: str) -> tuple[str, str | None]:
-    """Part an SAE's name from the control asked for after it.
-
-    Args:
-        name: Name for `load_sae`.
-
-    Returns:
-        The name of the SAE itself, and the kind of control or None.
-
-    Example:
-        >>> split_control("my_sae#random")
-        ('my_sae', 'random')
-    """
-    sae, _, kind = name.rpartition("#")
-    return (sae, kind) if kind in CONTROL_KINDS and local_path(name) is None else (name, None)
-
-
-def split_hook(name: str) -> tuple[str, str | None]:
-    """Part an SAE's name from the hook named after it.
-
-    Args:
-        name: Name for `load_sae`.
-
-    Returns:
-        The name without the hook, and the hook or None. A path that exists as it reads has no hook after it.
-
-    Example:
-        >>> split_hook("my_sae@blocks.3.hook_resid_post")
-        ('my_sae', 'blocks.3.hook_resid_post')
-    """
-    found = _AT_HOOK.fullmatch(name)
-    return (name, None) if found is None or local_path(name) is not None else (found[1], found[2])
-
-
-def _load(name: str, device: str, dtype: str, converter: Callable[..., Any] | None) -> SAE[Any] | AdaptedSae:
-    bundled = name.startswith(f"{SPELLER}/") and local_folder(name) is None
-    path = bundled_sae_path(name) if bundled else local_path(name)
-    if path is not None:
-        return load_folder(name, path, device, dtype, converter)
-    if not is_function_name(name):
-        return load_release(name, device, dtype, converter)
-    if converter is not None:
-        raise AbsorbError(
-            "converter", converter, expected="None for an SAE made by a function", remedy="Convert it in the function."
-        )
-    made = function_sae(name)
-    require_floats(name, sae_tensors(made))
-    if isinstance(made, TrainingSAE):
-        return inference_sae(made, device, dtype)
-    sae = made if isinstance(made, SAE) else AdaptedSae(made)
-    return sae.to(device=torch.device(device), dtype=check_dtype(dtype))

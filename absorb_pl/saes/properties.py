@@ -1,5 +1,6 @@
 """What an SAE says of itself and whether it fits a model: hook, width, heads, and what it needs to be measured."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,23 @@ def sae_hook_name(sae: Any) -> str:
             remedy="Pass hook_name, name the SAE `<name>@<hook name>`, or write it into the SAE's cfg.json.",
         )
     return hook_name
+
+
+def layer_of_hook(hook_name: str | None) -> int | None:
+    """Number of the block in a hook's name.
+
+    Args:
+        hook_name: A TransformerLens hook name.
+
+    Returns:
+        The number; None where there is none.
+
+    Example:
+        >>> layer_of_hook("blocks.12.hook_resid_post"), layer_of_hook("hook_embed")
+        (12, None)
+    """
+    found = re.search(r"blocks\.(\d+)\.", hook_name or "")
+    return int(found[1]) if found else None
 
 
 def sae_architecture(sae: Any) -> str:

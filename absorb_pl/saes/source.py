@@ -12,10 +12,10 @@ from torch import Tensor
 from absorb_pl.errors import ManifestMismatchError
 from absorb_pl.models.placement import local_path
 from absorb_pl.saes.identity import sae_identity
-from absorb_pl.saes.listing import layer_of_hook
-from absorb_pl.saes.loading import load_sae, split_control
+from absorb_pl.saes.loading import load_sae
+from absorb_pl.saes.name_parts import split_control
 from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
-from absorb_pl.saes.properties import check_sae_fits, require_rows, sae_architecture, sae_hook_name
+from absorb_pl.saes.properties import check_sae_fits, layer_of_hook, require_rows, sae_architecture, sae_hook_name
 from absorb_pl.saes.scale import Folding, decoder_norms, folding_of, to_unit_norms
 
 
