@@ -1,4 +1,4 @@
-"""Origins of SAEs: which name is of which, and one more of one's own goes through loading, patterns, lists and studies."""
+"""Origins of SAEs: which name is of which, and one of one's own goes through loading, patterns, lists and studies."""
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ class Unit:
 
     def __init__(self, latents):
         self.W_dec = torch.eye(48)[:latents]
+        self.identity = f"unit {latents}"
 
     def encode(self, x):
         return (x @ self.W_dec.T).relu()
@@ -40,7 +41,7 @@ class Units(places.Origin):
     def describe(self, name):
         return {"hook_name": HOOK, "layer": 1, "d_sae": int(name.removeprefix("units/"))}
 
-    def load(self, name, device, dtype, converter):
+    def load(self, name, device, *_):
         if name not in self.names(name):
             raise SaeNotFoundError("name", name, expected="units/3, units/5 or units/12", remedy="Name one of them.")
         return AdaptedSae(Unit(int(name.removeprefix("units/")))).to(device)
