@@ -156,6 +156,7 @@ def study_config() -> Callable[..., Any]:
     """Makes a `StudyConfig` of `tests/conf/study.yaml` with folders below the one given; words override."""
     from jsonargparse import ArgumentParser
 
+    from absorb_pl.commands import with_rule_settings
     from absorb_pl.study import StudyConfig
 
     def make(folder: Path, *words: str) -> Any:
@@ -164,7 +165,7 @@ def study_config() -> Callable[..., Any]:
         parser.add_class_arguments(StudyConfig)
         given = [f"--run_dir={folder / 'run'}", f"--cache_dir={folder / 'cache'}", *words]
         file = Path(__file__).parent / "conf" / "study.yaml"
-        settings = parser.instantiate_classes(parser.parse_args([f"--config={file}", *given]))
+        settings = parser.instantiate_classes(parser.parse_args(with_rule_settings([f"--config={file}", *given])))
         settings.pop("config")
         return StudyConfig(**settings)
 
