@@ -3,7 +3,7 @@
 All of them read the same first-letter prompts, made with the speller's tokenizer, so that prompts are equally long.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,26 +113,33 @@ class Setting:
 
 
 @contextmanager
-def open_shape(name: str, device: str) -> Iterator[Setting]:
+def open_shape(
+    name: str, device: str, dtype: str = "float32", shapes: Mapping[str, Shape] = SHAPES
+) -> Iterator[Setting]:
     """Load the model of a shape, or make it with random weights for the length of a `with` block.
 
     Args:
-        name: A key of `SHAPES`.
+        name: A key of `shapes`.
         device: Where it runs.
+        dtype: Dtype of the model's weights.
+        shapes: The shapes to choose from.
 
     Yields:
         The setting.
     """
-    shape = SHAPES[name]
+    shape = shapes[name]
     disable_progress_bar()
     with TemporaryDirectory() as temporary:
         folder = speller_path()
         if shape.config is not None:
             folder = Path(temporary)
             torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(shape.config).eval().save_pretrained(folder)
+            with torch.device(device):
+                made = AutoModelForCausalLM.from_config(shape.config, dtype=getattr(torch, dtype))
+            made.eval().save_pretrained(folder)
+            del made
             AutoTokenizer.from_pretrained(speller_path()).save_pretrained(folder)
-        model = load_language_model(str(folder), device=device)
+        model = load_language_model(str(folder), device=device, dtype=dtype)
         task = first_letter_task(model.tokenizer, only_start_of_word=True)
         answers = answer_token_ids(task, model.tokenizer)
         on_device = AnswerTokens(answers.answers.to(device), answers.positives.to(device))

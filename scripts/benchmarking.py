@@ -220,10 +220,10 @@ def compare(
     figures: dict[str, Tensor] = {}
     for _ in range(repeats):
         for way in (plain, this):
-            _wait(device)
+            wait(device)
             start, processor_start = time.perf_counter(), time.process_time()
             figures[way.name] = way.run(way.items)
-            _wait(device)
+            wait(device)
             seconds[way.name].append((time.perf_counter() - start) / way.items)
             processor[way.name].append((time.process_time() - processor_start) / way.items)
     both = min(plain.items, this.items)
@@ -266,21 +266,22 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def matmul_rate(device: str, *, turns: int = 5) -> float:
-    """Floating-point operations a second in a large square matrix product, float32.
+def matmul_rate(device: str, dtype: torch.dtype = torch.float32, *, turns: int = 5) -> float:
+    """Floating-point operations a second in a large square matrix product.
 
     Args:
         device: Where to multiply.
+        dtype: Of the matrices.
         turns: Products to take the median of.
     """
     size = 8 * MATMUL_SIZE if is_cuda(device) else MATMUL_SIZE
-    a, b = torch.rand(2, size, size, device=device)
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     seconds = []
     for _ in range(turns + 1):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         torch.mm(a, b)
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / statistics.median(seconds[1:])
 
@@ -307,7 +308,8 @@ def is_cuda(device: str) -> bool:
     return torch.device(device).type == "cuda"
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Wait until a device has done all it was given."""
     if is_cuda(device):
         torch.cuda.synchronize(device)
 

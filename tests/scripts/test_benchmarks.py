@@ -35,6 +35,25 @@ def test_both_ways_agree_and_the_ratios_are_written(script, tmp_path, name, comp
         assert comparison["ratio"] == pytest.approx(plain / this)
 
 
+def test_the_engine_is_held_against_the_machines_own_rate(script, tmp_path):
+    file = tmp_path / "gpu.json"
+    script("bench_gpu").main(["--quick", "--device", "cpu", "--json", str(file)])
+    written = json.loads(file.read_text())
+    identity, *engine, plain = written["measurements"]
+    assert identity["ms"] > 0
+    assert plain["ms a word"] > 0
+    assert {(one["what"], one["sequences a run"]) for one in engine} == {
+        (f"{what}, {context}", size)
+        for what in ("integrated gradients", "ablations")
+        for context in ("own contexts", "shared context")
+        for size in (64, 1024)
+    }
+    rate = written["machine"]["float32 matmul_gflops"]
+    for one in engine:
+        share = one["gflop a word"] / (1e-3 * one["ms a word"]) / rate
+        assert float(one["of matmul rate"].rstrip("%")) == pytest.approx(100 * share, abs=0.06, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_a_sweep_gives_what_separate_studies_give(script, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw_figures", lambda _: {})

@@ -1,0 +1,167 @@
+"""What integrated gradients and ablations of words cost at the shape of Gemma-2-2B, as shares of the chip's own rate.
+
+Weights are random, so nothing is downloaded. Each figure is a median over turns, for several sizes of a run of the
+model; launches and waits are counted by PyTorch's profiler in one more turn. The plain way, whole sequences step after
+step, stands beside it.
+
+    python scripts/bench_gpu.py --json gpu.json
+    python scripts/bench_gpu.py --quick   # small, on any machine
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from bench_attribution import STEPS, parameter_gradients, plain_integrated_gradients
+from benchmark_shapes import Setting, Shape, open_shape
+from benchmarking import Report, is_cuda, matmul_rate, new_report, parse_arguments, peak_memory, wait
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Gemma2Config
+
+from absorb_pl.attribution import word_ablations, word_integrated_gradients
+from absorb_pl.engine import compute_prefix
+from absorb_pl.models.identity import model_identity
+from absorb_pl.words import TokenizedPrompts
+
+SHAPES = {
+    "small": Shape(
+        "blocks.1.hook_resid_post",
+        latents=512,
+        words=4,
+        plain_words=1,
+        config=Gemma2Config(
+            vocab_size=8192,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    ),
+    "gemma2-2b": Shape(
+        "blocks.12.hook_resid_post",
+        latents=16_384,
+        words=512,
+        plain_words=4,
+        config=Gemma2Config(pad_token_id=0, bos_token_id=1, eos_token_id=2),
+    ),
+}
+RUN_SIZES = (64, 1024)
+PROFILED_WORDS = 16
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+
+
+def main(args: list[str] | None = None) -> Report:
+    """Run the benchmark, print its tables, and return its figures."""
+    options = parse_arguments(__doc__, SHAPES, args)
+    dtype = "bfloat16" if is_cuda(options.device) else "float32"
+    report = new_report("gpu", options.device)
+    rate = matmul_rate(options.device, getattr(torch, dtype))
+    report.machine[f"{dtype} matmul_gflops"] = round(rate / 1e9, 1)
+    for name in options.shapes:
+        words = options.words or (2 if options.quick else SHAPES[name].words)
+        with open_shape(name, options.device, dtype, SHAPES) as setting:
+            start = time.perf_counter()
+            model_identity(setting.model)
+            wait(options.device)
+            identity = time.perf_counter() - start
+            _add(report, {"shape": name, "what": "identity of the model", "ms": round(1e3 * identity, 1)})
+            _engine(report, setting, words, rate, options.repeats)
+            _plain(report, setting, min(words, SHAPES[name].plain_words), options.repeats)
+    report.show()
+    report.write(options.json)
+    return report
+
+
+def _engine(report: Report, setting: Setting, words: int, rate: float, repeats: int) -> None:
+    model, hook = setting.model, setting.shape.hook_name
+    [sae] = setting.saes(1)
+    for shared_context in (False, True):
+        prompts = setting.prompts(words, shared_context=shared_context)
+        context = "shared context" if shared_context else "own contexts"
+        for size in RUN_SIZES:
+
+            def integrate(count: int, size: int = size, prompts: TokenizedPrompts = prompts) -> None:
+                few = prompts.select(slice(count))
+                prefix = compute_prefix(model, few, [hook], batch_size=size)
+                word_integrated_gradients(model, sae, few, setting.metric, steps=STEPS, prefix=prefix, batch_size=size)
+
+            def ablate(count: int, size: int = size, prompts: TokenizedPrompts = prompts) -> None:
+                few = prompts.select(slice(count))
+                prefix = compute_prefix(model, few, [hook], batch_size=size)
+                word_ablations(model, sae, few, setting.metric, prefix=prefix, batch_size=size)
+
+            for what, run in (("integrated gradients", integrate), ("ablations", ablate)):
+                named = {"shape": setting.name, "what": f"{what}, {context}", "sequences a run": size}
+                _add(report, named | _measured(run, setting.device, words, repeats, rate))
+
+
+def _add(report: Report, figures: dict[str, Any]) -> None:
+    """Keep figures, and print them at once: a run that is cut off has shown what it found."""
+    report.measurements.append(figures)
+    print(figures, flush=True)
+
+
+def _measured(run: Callable[[int], None], device: str, words: int, repeats: int, rate: float) -> dict[str, Any]:
+    run(words)
+    wait(device)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run(words)
+        wait(device)
+        seconds.append((time.perf_counter() - start) / words)
+    with FlopCounterMode(display=False) as counter:
+        run(words)
+    flops = counter.get_total_flops() / words
+    median = statistics.median(seconds)
+    figures = {
+        "ms a word": round(1e3 * median, 3),
+        "gflop a word": round(flops / 1e9, 4),
+        "of matmul rate": f"{flops / median / rate:.1%}",
+        "peak MiB so far": round(peak_memory(device)),
+    }
+    return figures | (_launches(run, min(words, PROFILED_WORDS)) if is_cuda(device) else {})
+
+
+def _launches(run: Callable[[int], None], words: int) -> dict[str, Any]:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        run(words)
+        torch.cuda.synchronize()
+    counts: dict[str, int] = {}
+    for event in profiler.key_averages():
+        counts[event.key] = counts.get(event.key, 0) + event.count
+    return {
+        "launches a word": round(sum(counts.get(key, 0) for key in LAUNCHES) / words, 1),
+        "waits a word": round(sum(counts.get(key, 0) for key in WAITS) / words, 2),
+    }
+
+
+def _plain(report: Report, setting: Setting, words: int, repeats: int) -> None:
+    [sae] = setting.saes(1)
+    prompts = setting.prompts(words, shared_context=False)
+    plain = partial(plain_integrated_gradients, setting, sae, prompts)
+    with parameter_gradients(setting.model.original_model, sae):
+        plain(1)
+        seconds = []
+        for _ in range(repeats):
+            wait(setting.device)
+            start = time.perf_counter()
+            plain(words)
+            wait(setting.device)
+            seconds.append((time.perf_counter() - start) / words)
+    figures = {"ms a word": round(1e3 * statistics.median(seconds), 3)}
+    _add(report, {"shape": setting.name, "what": "integrated gradients, own contexts, the plain way"} | figures)
+
+
+if __name__ == "__main__":
+    main()
