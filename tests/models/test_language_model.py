@@ -28,6 +28,7 @@ from absorb_pl.models import (
     check_hook,
     context_length,
     has_next_token_logits,
+    identity,
     load_language_model,
     model_identity,
     tokenizer_identity,
@@ -178,6 +179,27 @@ def test_a_tokenizer_s_identity_ignores_padding_state_and_added_bos(copy):
     }
     (copy / "tokenizer.json").write_text(json.dumps(content))
     assert tokenizer_identity(AutoTokenizer.from_pretrained(str(copy))) != identity
+
+
+def test_a_content_hash_sees_every_piece_of_a_large_tensor_and_no_threads(monkeypatch):
+    large = torch.arange(2**16, dtype=torch.int64).reshape(256, 256)  # 32 pieces of 8 rows
+    monkeypatch.setattr(identity, "_PIECE_BYTES", 2**14)
+    expected = content_hash({"a": large}, {})
+    assert content_hash({"a": large.T.contiguous().T}, {}) == expected
+    for place in range(0, 2**16, 2**11):
+        changed = large.clone()
+        changed.view(-1)[place] += 1
+        assert content_hash({"a": changed}, {}) != expected
+    swapped = torch.cat([large[8:16], large[:8], large[16:]])
+    assert content_hash({"a": swapped}, {}) != expected
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 5):
+            torch.set_num_threads(count)
+            assert content_hash({"a": large}, {}) == expected
+    finally:
+        torch.set_num_threads(threads)
+    assert len({content_hash({"a": torch.zeros(shape)}, {}) for shape in ((), (0,), (0, 3), (3, 0))}) == 4
 
 
 def test_a_content_hash_sees_names_dtypes_shapes_and_settings():
