@@ -95,11 +95,14 @@ def test_interrupts_end_with_their_code(signum, code, study, monkeypatch, capsys
 
 
 def test_an_interrupt_is_a_keyboard_interrupt_in_python(study_config, monkeypatch, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
     send_at(monkeypatch, collector, "write_rows", 1, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        run_study(study_config(tmp_path))
-    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study_config(tmp_path))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -18,7 +18,7 @@ _NOT_TOKENIZATION = {"padding", "post_processor", "truncation"}
 def model_identity(model: Any) -> str:
     """Hash a language model's weights and configuration, whatever its device and folder.
 
-    Takes about a second for each gigabyte of weights on one core, and is shared among PyTorch's threads.
+    Takes about a second for each gigabyte of weights, divided among PyTorch's threads.
 
     Args:
         model: A TransformerLens model.
