@@ -106,7 +106,7 @@ class Splice:
         """Encode, scale, decode."""
         self.latents = self.kept * self.sae.encode(activation)
         self.latents.requires_grad_().retain_grad()
-        return self.sae.decode(self.latents) + self.kept * self.error
+        return (self.sae.decode(self.latents) + self.kept * self.error).to(activation.dtype)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ step, stands beside it.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from bench_attribution import STEPS, parameter_gradients, plain_integrated_gradients
 from benchmark_shapes import Setting, Shape, open_shape
-from benchmarking import Report, is_cuda, matmul_rate, new_report, parse_arguments, peak_memory, wait
+from benchmarking import Report, is_cuda, new_report, parse_arguments, peak_memory, timed
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Gemma2Config
@@ -64,27 +63,23 @@ def main(args: list[str] | None = None) -> Report:
     """Run the benchmark, print its tables, and return its figures."""
     options = parse_arguments(__doc__, SHAPES, args)
     dtype = "bfloat16" if is_cuda(options.device) else "float32"
-    report = new_report("gpu", options.device)
-    rate = matmul_rate(options.device, getattr(torch, dtype))
-    report.machine[f"{dtype} matmul_gflops"] = round(rate / 1e9, 1)
+    report = new_report("gpu", options.device, getattr(torch, dtype))
     for name in options.shapes:
         words = options.words or (2 if options.quick else SHAPES[name].words)
         with open_shape(name, options.device, dtype, SHAPES) as setting:
-            start = time.perf_counter()
-            model_identity(setting.model)
-            wait(options.device)
-            identity = time.perf_counter() - start
+            identity, _ = timed(partial(model_identity, setting.model), options.device)
             _add(report, {"shape": name, "what": "identity of the model", "ms": round(1e3 * identity, 1)})
-            _engine(report, setting, words, rate, options.repeats)
-            _plain(report, setting, min(words, SHAPES[name].plain_words), options.repeats)
+            [sae] = setting.saes(1)
+            _engine(report, setting, sae, words, options.repeats)
+            _plain(report, setting, sae, min(words, SHAPES[name].plain_words), options.repeats)
     report.show()
     report.write(options.json)
     return report
 
 
-def _engine(report: Report, setting: Setting, words: int, rate: float, repeats: int) -> None:
+def _engine(report: Report, setting: Setting, sae: Any, words: int, repeats: int) -> None:
     model, hook = setting.model, setting.shape.hook_name
-    [sae] = setting.saes(1)
+    rate = 1e9 * report.machine["matmul_gflops"]
     for shared_context in (False, True):
         prompts = setting.prompts(words, shared_context=shared_context)
         context = "shared context" if shared_context else "own contexts"
@@ -113,17 +108,10 @@ def _add(report: Report, figures: dict[str, Any]) -> None:
 
 def _measured(run: Callable[[int], None], device: str, words: int, repeats: int, rate: float) -> dict[str, Any]:
     run(words)
-    wait(device)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run(words)
-        wait(device)
-        seconds.append((time.perf_counter() - start) / words)
+    median = statistics.median(timed(partial(run, words), device)[0] for _ in range(repeats)) / words
     with FlopCounterMode(display=False) as counter:
         run(words)
     flops = counter.get_total_flops() / words
-    median = statistics.median(seconds)
     figures = {
         "ms a word": round(1e3 * median, 3),
         "gflop a word": round(flops / 1e9, 4),
@@ -146,20 +134,13 @@ def _launches(run: Callable[[int], None], words: int) -> dict[str, Any]:
     }
 
 
-def _plain(report: Report, setting: Setting, words: int, repeats: int) -> None:
-    [sae] = setting.saes(1)
+def _plain(report: Report, setting: Setting, sae: Any, words: int, repeats: int) -> None:
     prompts = setting.prompts(words, shared_context=False)
     plain = partial(plain_integrated_gradients, setting, sae, prompts)
     with parameter_gradients(setting.model.original_model, sae):
         plain(1)
-        seconds = []
-        for _ in range(repeats):
-            wait(setting.device)
-            start = time.perf_counter()
-            plain(words)
-            wait(setting.device)
-            seconds.append((time.perf_counter() - start) / words)
-    figures = {"ms a word": round(1e3 * statistics.median(seconds), 3)}
+        median = statistics.median(timed(partial(plain, words), setting.device)[0] for _ in range(repeats)) / words
+    figures = {"ms a word": round(1e3 * median, 3)}
     _add(report, {"shape": setting.name, "what": "integrated gradients, own contexts, the plain way"} | figures)
 
 

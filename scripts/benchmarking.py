@@ -13,8 +13,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -25,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 TOLERANCE = 1e-3
 MATMUL_SIZE = 1024
 WIDTH = 150
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ class Report:
             )
             for comparison in self.comparisons
         ]
-        console.print(_table(headers, rows))
+        if rows:
+            console.print(_table(headers, rows))
         if self.measurements:
             headers = tuple(dict.fromkeys(key for measurement in self.measurements for key in measurement))
             rows = [tuple(str(measurement.get(key, "")) for key in headers) for measurement in self.measurements]
@@ -162,12 +165,13 @@ def parse_arguments(description: str | None, shapes: Iterable[str], args: list[s
     return options
 
 
-def new_report(name: str, device: str) -> Report:
+def new_report(name: str, device: str, dtype: torch.dtype = torch.float32) -> Report:
     """Begin a report with a description of the machine.
 
     Args:
         name: Name of the benchmark.
         device: Where it runs.
+        dtype: Of the matrices that the machine's rate is measured with.
     """
     return Report(
         name,
@@ -177,7 +181,7 @@ def new_report(name: str, device: str) -> Report:
             "cores": os.cpu_count(),
             "load": round(os.getloadavg()[0], 2),
             "torch": torch.__version__,
-            "matmul_gflops": round(matmul_rate(device) / 1e9, 1),
+            "matmul_gflops": round(matmul_rate(device, dtype) / 1e9, 1),
         },
     )
 
@@ -220,11 +224,9 @@ def compare(
     figures: dict[str, Tensor] = {}
     for _ in range(repeats):
         for way in (plain, this):
-            wait(device)
-            start, processor_start = time.perf_counter(), time.process_time()
-            figures[way.name] = way.run(way.items)
-            wait(device)
-            seconds[way.name].append((time.perf_counter() - start) / way.items)
+            processor_start = time.process_time()
+            took, figures[way.name] = timed(partial(way.run, way.items), device)
+            seconds[way.name].append(took / way.items)
             processor[way.name].append((time.process_time() - processor_start) / way.items)
     both = min(plain.items, this.items)
     ours, theirs = figures[this.name][:both], figures[plain.name][:both]
@@ -276,13 +278,7 @@ def matmul_rate(device: str, dtype: torch.dtype = torch.float32, *, turns: int =
     """
     size = 8 * MATMUL_SIZE if is_cuda(device) else MATMUL_SIZE
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
-    seconds = []
-    for _ in range(turns + 1):
-        wait(device)
-        start = time.perf_counter()
-        torch.mm(a, b)
-        wait(device)
-        seconds.append(time.perf_counter() - start)
+    seconds = [timed(partial(torch.mm, a, b), device)[0] for _ in range(turns + 1)]
     return 2 * size**3 / statistics.median(seconds[1:])
 
 
@@ -308,8 +304,21 @@ def is_cuda(device: str) -> bool:
     return torch.device(device).type == "cuda"
 
 
-def wait(device: str) -> None:
-    """Wait until a device has done all it was given."""
+def timed(run: Callable[[], Result], device: str) -> tuple[float, Result]:
+    """Seconds that a device takes to the end of what a function gives it, and what the function returns.
+
+    Args:
+        run: The function.
+        device: Where it runs.
+    """
+    _wait(device)
+    start = time.perf_counter()
+    result = run()
+    _wait(device)
+    return time.perf_counter() - start, result
+
+
+def _wait(device: str) -> None:
     if is_cuda(device):
         torch.cuda.synchronize(device)
 

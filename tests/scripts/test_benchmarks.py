@@ -48,10 +48,22 @@ def test_the_engine_is_held_against_the_machines_own_rate(script, tmp_path):
         for context in ("own contexts", "shared context")
         for size in (64, 1024)
     }
-    rate = written["machine"]["float32 matmul_gflops"]
+    rate = written["machine"]["matmul_gflops"]
     for one in engine:
         share = one["gflop a word"] / (1e-3 * one["ms a word"]) / rate
         assert float(one["of matmul rate"].rstrip("%")) == pytest.approx(100 * share, abs=0.06, rel=1e-3)
+
+
+def test_the_plain_way_keeps_the_dtype_of_a_bfloat16_model(script):
+    shapes = script("bench_gpu").SHAPES
+    with script("benchmark_shapes").open_shape("small", "cpu", "bfloat16", shapes) as setting:
+        [sae] = setting.saes(1)
+        prompts = setting.prompts(1, shared_context=False)
+        scores = script("bench_attribution").plain_integrated_gradients(setting, sae, prompts, 1)
+    assert setting.model.cfg.dtype == torch.bfloat16
+    assert scores.shape == (1, 512)
+    assert scores.isfinite().all()
+    assert scores.abs().max() > 0
 
 
 @pytest.mark.slow
