@@ -18,7 +18,7 @@ from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.ranges import Count, NotNegative, check_ranges
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.properties import sae_hook_name
 from absorb_pl.words.positions import TokenizedPrompts
 

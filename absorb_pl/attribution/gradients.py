@@ -13,6 +13,7 @@ from absorb_pl.engine.splice import FwdHook, SaeReconstructionCache, apply_saes_
 from absorb_pl.errors import AbsorbError, NonFiniteError, ShapeError
 from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.models.hooked_model import HookedModel
+from absorb_pl.saes.interface import SparseAutoencoder
 
 Metric = Callable[[Tensor], Tensor]
 """From the model's output to one value per prompt.
@@ -70,7 +71,7 @@ def calculate_attribution_grads(
     prompt: Any,
     metric_fn: Metric,
     track_hook_points: Sequence[str] | None = None,
-    include_saes: Mapping[str, Any] | None = None,
+    include_saes: Mapping[str, SparseAutoencoder] | None = None,
     return_logits: bool = True,
     include_error_term: bool = True,
     extra_fwd_hooks: Sequence[FwdHook] | None = None,
@@ -137,7 +138,7 @@ def calculate_feature_attribution(
     input: Any,
     metric_fn: Metric,
     track_hook_points: Sequence[str] | None = None,
-    include_saes: Mapping[str, Any] | None = None,
+    include_saes: Mapping[str, SparseAutoencoder] | None = None,
     return_logits: bool = True,
     include_error_term: bool = True,
     extra_fwd_hooks: Sequence[FwdHook] | None = None,

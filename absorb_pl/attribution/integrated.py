@@ -9,12 +9,14 @@ from torch import Tensor
 
 from absorb_pl.attribution.gradients import Metric, activation_gradients, check_finite, check_metric
 from absorb_pl.attribution.positions import PatchIndices, patch_columns
-from absorb_pl.engine.splice import ApplySaesAndRunOutput, FwdHook, apply_saes_and_run, encode
+from absorb_pl.engine.splice import ApplySaesAndRunOutput, FwdHook, apply_saes_and_run
 from absorb_pl.errors import PromptError
 from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.saes.interface import SparseAutoencoder
+from absorb_pl.saes.rows import encode
 
 
 @dataclass
@@ -57,7 +59,7 @@ def calculate_integrated_gradient_attribution_patching(
     patch_indices: PatchIndices | None = None,
     corrupted_input: Any | None = None,
     track_hook_points: Sequence[str] | None = None,
-    include_saes: Mapping[str, Any] | None = None,
+    include_saes: Mapping[str, SparseAutoencoder] | None = None,
     return_logits: bool = True,
     include_error_term: bool = True,
     interpolation_steps: Count = 10,
@@ -226,7 +228,7 @@ class _Patch:
         return moved
 
     def difference(self, clean: Tensor, corrupted: Tensor | None) -> Tensor:
-        """Corrupted - clean at every position, position by position where nothing is paired."""
+        """Corrupted - clean at every position, position by position if nothing is paired."""
         if corrupted is None or self.corrupted is None:
             return -at_least_float32(clean)
         counterpart = clean.clone()

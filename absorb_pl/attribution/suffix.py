@@ -10,14 +10,14 @@ from torch import Tensor
 
 from absorb_pl.attribution.gradients import activation_gradients, check_metric
 from absorb_pl.engine.prefix import Engine, PrefixBucket, WordPrefix, bucket_logits, compute_prefix
-from absorb_pl.engine.splice import encode
 from absorb_pl.errors import HookNotFoundError, PromptError
 from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.portions import rows_at_once
 from absorb_pl.saes.properties import sae_hook_name
+from absorb_pl.saes.rows import encode
 from absorb_pl.words.positions import TokenizedPrompts
 
 WordMetric = Callable[[Tensor, Tensor], Tensor]

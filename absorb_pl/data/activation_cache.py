@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from absorb_pl.data.artifacts import (
     read_manifest,
 )
 from absorb_pl.errors import NonFiniteError
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.identity import content_hash, model_identity, tokenizer_identity
 from absorb_pl.words.positions import TokenizedPrompts
 
@@ -84,7 +85,7 @@ class ActivationCache:
 
 
 def activation_identities(
-    model: Any, prompts: TokenizedPrompts, hook_names: Sequence[str], dtype: StorageDtype
+    model: HookedModel, prompts: TokenizedPrompts, hook_names: Sequence[str], dtype: StorageDtype
 ) -> dict[str, dict[str, object]]:
     """Everything that determines the cached rows of each hook.
 
@@ -114,7 +115,7 @@ def activation_path(cache_dir: Path, identity: Identity) -> Path:
 
 
 def open_activations(cache_dir: Path, identity: Identity) -> ActivationCache | None:
-    """The cached rows with this identity, checked against their checksums; None where there are none.
+    """The cached rows with this identity, checked against their checksums; None if there are none.
 
     Raises:
         CacheCorruptedError: A shard is missing, cut short or altered.
@@ -187,7 +188,7 @@ def _write_at(file: Path, content: bytes, offset: int) -> None:
 
 
 def check_finite(rows: Tensor, index: Tensor, hook: str, dtype: str) -> None:
-    """Raise where a row to be stored is not finite.
+    """Raise if a row to be stored is not finite.
 
     Raises:
         NonFiniteError: Names the hook and the first such row.

@@ -104,7 +104,7 @@ def open_artifact(path: Path, identity: Identity, *, verify: bool = True) -> Pat
         verify: Recompute the checksums, not only the sizes.
 
     Returns:
-        `path`, or None where there is no artifact.
+        `path`, or None if there is no artifact.
 
     Raises:
         ManifestMismatchError: It was made from something else.

@@ -41,7 +41,7 @@ def check_entries(folder: Path, entries: Mapping[str, Mapping[str, Any]], *, ver
         folder: Where the files lie.
         entries: From `file_entries`.
         verify: Recompute the checksums, not only the sizes.
-        remedy: What to do where one differs.
+        remedy: What to do if one differs.
 
     Raises:
         CacheCorruptedError: A file is missing, cut short or altered.

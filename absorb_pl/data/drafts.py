@@ -112,7 +112,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: yields a path beside `path` that takes its place when the block ends well.
 
     Args:
-        path: The file; its folder is made where it does not exist.
+        path: The file; its folder is made if it does not exist.
 
     Raises:
         OutputFolderError: The folder cannot be written.

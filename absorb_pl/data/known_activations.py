@@ -20,6 +20,7 @@ from absorb_pl.data.artifacts import identity_key
 from absorb_pl.data.drafts import whole_file
 from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.models.bundled import SPELLER, speller_path
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.placement import local_folder
 from absorb_pl.words import TaskConfig
 from absorb_pl.words.tables import find_table
@@ -67,7 +68,7 @@ class KnownActivations:
         return torch.tensor(self.labels)
 
 
-def fingerprint(model: Any, task: TaskConfig, **settings: str) -> str | None:
+def fingerprint(model: HookedModel, task: TaskConfig, **settings: str) -> str | None:
     """Short hash of all that determines cached rows and can be told without loading a model.
 
     Args:

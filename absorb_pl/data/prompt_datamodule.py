@@ -73,7 +73,7 @@ class PromptBatches:
 class PromptDataModule(LightningDataModule):
     """Serves the prompts of a task, one per word, to predict loops.
 
-    A prompt begins with the model's beginning-of-sequence token where it has one. For an encoder whose tokenizer ends
+    A prompt begins with the model's beginning-of-sequence token if it has one. For an encoder whose tokenizer ends
     texts with a separator it ends with that, as in `[CLS] cat has the first letter: [SEP]`.
 
     Args:

@@ -80,7 +80,7 @@ class RunFolder:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Measure a stage; yields a dictionary for counts worth keeping, that of before where it has run before.
+        """Measure a stage; yields a dictionary for counts worth keeping, that of before if it has run before.
 
         Args:
             name: Name of the stage in the manifest.

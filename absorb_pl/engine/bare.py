@@ -2,7 +2,7 @@
 
 Between the steps of an integrated gradient only one activation changes. Everything before it in depth (earlier blocks)
 and in the text (earlier tokens) stays, and need not be run again: blocks before the change are skipped, and keys and
-values of the prefix are read (see `prefix_attention`). A bare model is used only where it was seen to give what the
+values of the prefix are read (see `prefix_attention`). A bare model is used only if it was seen to give what the
 hooked model gives.
 """
 
@@ -29,6 +29,7 @@ from absorb_pl.engine.prefix_attention import (
     PrefixStates,
     attention_run,
 )
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.placement import model_device
 
 _WRAPPED = "._original_component"
@@ -41,7 +42,7 @@ class Site:
 
     Attributes:
         block: First block that must run for it; the number of blocks where none must.
-        module: Module inside that block whose input or output it is; None where it is the block's own input.
+        module: Module inside that block whose input or output it is; None if it is the block's own input.
         is_input: Whether it is that module's input rather than its output.
         shape: Shape of the activation of a token: d_model, or heads and their width.
     """
@@ -82,7 +83,7 @@ class BareModel:
         model: A `TransformerBridge`.
 
     Raises:
-        Exception: Whatever Hugging Face raises where an architecture cannot be taken out of its wrappers.
+        Exception: Whatever Hugging Face raises if an architecture cannot be taken out of its wrappers.
     """
 
     def __init__(self, model: Any) -> None:
@@ -111,7 +112,7 @@ class BareModel:
             position: Token to change.
 
         Returns:
-            Where the hook's activation is; None where it is no block's nor its modules' input or output, or the models
+            Where the hook's activation is; None if it is no block's nor its modules' input or output, or the models
             do not agree.
         """
         if hook_name not in self._sites:
@@ -299,7 +300,7 @@ def _tensors(hf_model: nn.Module) -> Iterable[Tensor]:
     yield from hf_model.buffers()
 
 
-def _try_to_make(model: Any) -> BareModel | None:
+def _try_to_make(model: HookedModel) -> BareModel | None:
     try:
         bare = BareModel(model)
         bare.prefix_states(torch.zeros(1, 1, dtype=torch.long, device=model_device(model)))

@@ -57,7 +57,7 @@ class PrefixBucket:
         rows: Which prompts these are.
         token_ids: Tokens still to be run: from the word on, or all of them.
         index: Where the word is in `token_ids`.
-        shared: What is kept of the tokens before and the blocks below; None where whole sequences are run.
+        shared: What is kept of the tokens before and the blocks below; None if whole sequences are run.
         activations: Clean activations at the word, by hook name, `[rows, d_model]`.
     """
 

@@ -6,15 +6,13 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from absorb_pl.errors import PromptError
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.models.prompt_batch import PromptBatch, check_causal, read_prompts
-from absorb_pl.saes.adapters import SparseAutoencoder
-from absorb_pl.saes.properties import require_rows
+from absorb_pl.saes.interface import SparseAutoencoder
 
 FwdHook = tuple[str, Callable[..., Tensor | None]]
 
@@ -66,7 +64,7 @@ class ApplySaesAndRunOutput:
 
 def apply_saes_and_run(
     model: HookedModel,
-    saes: Mapping[str, Any],
+    saes: Mapping[str, SparseAutoencoder],
     input: Any,
     include_error_term: bool = True,
     track_model_hooks: Sequence[str] | None = None,
@@ -157,33 +155,6 @@ def apply_saes_and_run(
             return ApplySaesAndRunOutput(_losses(model, prompts), model_activations, sae_activations)
         model_output = prompts.align(model(prompts.token_ids, return_type=return_type), fill=torch.nan)
     return ApplySaesAndRunOutput(model_output, model_activations, sae_activations)
-
-
-def encode(sae: SparseAutoencoder, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Latents of activations on the SAE's own device and in its precision, without gradients.
-
-    An SAE that normalises its input keeps the norm for the next `decode`, and for one only.
-
-    Args:
-        sae: Anything with `encode`, `decode` and `W_dec`.
-        x: Activations at its hook, `[..., d_model]`.
-
-    Returns:
-        Latents, `[..., latents]`.
-
-    Raises:
-        SaeArchitectureError: Single rows are given to an SAE whose latents depend on earlier tokens.
-
-    Example:
-        >>> import torch
-        >>> from types import SimpleNamespace
-        >>> encode(SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu), torch.tensor([1.0, -2.0]))
-        tensor([1., 0.])
-    """
-    if x.ndim == 2:
-        require_rows(sae)
-    with torch.no_grad():
-        return sae.encode(x.to(sae.W_dec)).detach()
 
 
 def _keep_grad(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.functional.absorption import SILENT, sample_candidates
 from absorb_pl.functional.agreement import score_agreement
 from absorb_pl.ranges import Count, NotNegative, Seed, check_ranges
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.schema import ABLATIONS, dtypes, empty_table
 from absorb_pl.words.answers import PositiveToken
 from absorb_pl.words.prompting import SpellingPrompt
@@ -192,7 +192,7 @@ def agreement_table(pairs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         `sae, num_words, num_pairs, num_ranked_words`, and for `ig_score` and `attribution` each `_pearson`,
-        `_spearman`, `_sign` and `_top` (see `functional.Agreement`); missing where undefined. Attributions are
+        `_spearman`, `_sign` and `_top` (see `functional.Agreement`); missing if undefined. Attributions are
         negated first, so that all figures are high where the estimate is good.
 
     Example:

@@ -18,7 +18,7 @@ from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.models.language_model import context_length
 from absorb_pl.models.next_token import require_next_token_logits
 from absorb_pl.ranges import Cosine, Count, CountOrZero, NotNegative, Range, Seed, check_ranges
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
 from absorb_pl.saes.properties import sae_hook_name
 from absorb_pl.saes.rows import encode_rows

@@ -27,7 +27,7 @@ from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.scale import to_unit_norms
 from absorb_pl.schema import ordered_words

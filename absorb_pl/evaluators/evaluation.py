@@ -22,7 +22,8 @@ from absorb_pl.rules.judgement import Judgement, judge
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules, rules_without_model
 from absorb_pl.rules.rule import AbsorptionRule
-from absorb_pl.saes.adapters import AdaptedSae, SparseAutoencoder
+from absorb_pl.saes.adapters import AdaptedSae
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.properties import require_rows, require_width
 from absorb_pl.saes.scale import to_unit_norms

@@ -9,7 +9,7 @@ from absorb_pl.functional.latents import LATENT_DECISION_THRESHOLD, latent_score
 from absorb_pl.functional.metrics import binary_metrics
 from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.rows import encoder_parts
 
 
@@ -37,7 +37,7 @@ def latent_table(
     Returns:
         One row per class and rank: `label, rank, latent, cos_encoder, cos_decoder, f1, precision, recall, auroc`,
         beside the probe's own `probe_f1, probe_precision, probe_recall, probe_auroc`. Classes that do not occur
-        among the words are left out; AUROC is missing where no other class occurs.
+        among the words are left out; AUROC is missing if no other class occurs.
     """
     check_ranges(latent_table, locals())
     encoder, bias, threshold = encoder_parts(sae)

@@ -13,13 +13,15 @@ from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.functional.projection import ProjectionScores, probe_projection, projection_scores
 from absorb_pl.functional.similarity import cosine_similarity_matrix, unit_rows
 from absorb_pl.rules.evidence import Projections
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
+from absorb_pl.saes.portions import rows_at_once
 from absorb_pl.saes.rows import encode_and_project
 from absorb_pl.schema import PROJECTIONS, dtypes
 
 _FIELDS = {"top_score": "top_projection", "second_score": "second_projection"}
 _LISTS = ("absorber_latents", "absorber_projections", "absorber_probe_cos")
-_CHUNK_VALUES = 2**24
+_MATRICES = 8
+"""Matrices of words × latents that are held at once, with what the backward pass keeps."""
 
 
 @torch.no_grad()
@@ -33,7 +35,6 @@ def score_projections(
     main_latents: Mapping[str, Sequence[int]],
     *,
     stored_absorbers: int = 5,
-    chunk_values: int = _CHUNK_VALUES,
 ) -> pd.DataFrame:
     """Project what words' latents contribute to the reconstruction on their class's probe.
 
@@ -49,7 +50,6 @@ def score_projections(
         class_names: Names of the classes.
         main_latents: The main latents of each class.
         stored_absorbers: Most absorbers that will be asked for.
-        chunk_values: Most latent activations held at once, whatever the SAE's width.
 
     Returns:
         One row per word with the columns of `absorb_pl.schema.PROJECTIONS`, classes in order.
@@ -58,7 +58,7 @@ def score_projections(
     directions = at_least_float32(probe_weight.to(device))
     cosines = cosine_similarity_matrix(directions, at_least_float32(sae.W_dec))
     units = unit_rows(directions)
-    chunk = max(1, chunk_values // len(sae.W_dec))
+    chunk = rows_at_once(len(sae.W_dec), matrices=_MATRICES)
     columns: dict[str, list[Any]] = {name: [] for name in PROJECTIONS}
     for c, label in enumerate(class_names):
         own = torch.tensor([number for number, name in enumerate(labels) if name == label], dtype=torch.long)

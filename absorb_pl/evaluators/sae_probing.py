@@ -18,7 +18,7 @@ from absorb_pl.functional.sae_stats import SaeStatistics
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.ranges import Count, Fraction, Positive, Range, Seed, check_ranges
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from absorb_pl.experiments.runs import Frames, FrameStage
 from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.rules.rule import AbsorptionRule
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.study.stages import StudyStages
 
 COLUMNS = (

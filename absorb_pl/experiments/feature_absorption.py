@@ -28,7 +28,7 @@ from absorb_pl.functional.rates import LetterOutcome, sae_rate
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.ranges import Count, Fraction, check_ranges
 from absorb_pl.rules.registry import configured_rules
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.words.vocab import LETTERS
 
 FEATURE_ABSORPTION_EXPERIMENT_NAME = "feature_absorption"
@@ -229,7 +229,7 @@ def absorption_rate(df: pd.DataFrame) -> float:
         df: From `run_feature_absortion_experiments` or `calculate_ig_ablation_and_cos_sims`.
 
     Returns:
-        The mean over letters of absorbed ÷ sample portion ÷ probe true positives; NaN where no word was judged.
+        The mean over letters of absorbed ÷ sample portion ÷ probe true positives; NaN if no word was judged.
 
     Example:
         >>> df = pd.DataFrame({"letter": ["a", "a", "b"], "is_absorption": [True, False, False]})

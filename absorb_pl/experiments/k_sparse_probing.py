@@ -23,7 +23,7 @@ from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.training import KSparseProbe
 from absorb_pl.ranges import Count, Fraction, check_ranges
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.rows import encoder_parts
 from absorb_pl.words.vocab import LETTERS
 

@@ -22,7 +22,7 @@ from absorb_pl.functional.metrics import binary_metrics
 from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.ranges import Count, check_ranges
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.rows import encoder_parts
 from absorb_pl.study.stages import StudyStages
 from absorb_pl.words.vocab import LETTERS

@@ -18,7 +18,7 @@ from absorb_pl.experiments.common import SaeInfo
 from absorb_pl.functional.sae_stats import SaeStatistics
 from absorb_pl.probes.fitting import quiet_lightning
 from absorb_pl.probes.latents import encode_latents
-from absorb_pl.saes.adapters import SparseAutoencoder
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.study.config import StageName, StudyConfig
 from absorb_pl.study.stage import Files, Stage
 from absorb_pl.study.stages import StudyStages

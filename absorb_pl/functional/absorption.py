@@ -105,7 +105,7 @@ def most_negative_latents(
 def written_cosines(
     activations: Float[Tensor, " latents"], probe_cos: Float[Tensor, " latents"]
 ) -> Float[Tensor, " latents"]:
-    """Cosines with the probe of what latents write: that of the decoder row, or against it where they are negative.
+    """Cosines with the probe of what latents write: that of the decoder row, or against it if they are negative.
 
     Args:
         activations: Activations of some latents.

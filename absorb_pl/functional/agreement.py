@@ -20,8 +20,8 @@ class Agreement:
 
     Attributes:
         num_pairs: Number of (word, latent) pairs.
-        pearson: Linear correlation over all pairs; None where it is undefined.
-        spearman: The same of ranks; None where it is undefined.
+        pearson: Linear correlation over all pairs; None if it is undefined.
+        spearman: The same of ranks; None if it is undefined.
         sign: Share of pairs whose estimate and effect have the same sign; None without pairs.
         top: Share of words whose most negative latent is the same by estimate and by effect; None without a word
             to rank.
@@ -74,7 +74,7 @@ def pearson_correlation(a: Float[Tensor, " pairs"], b: Float[Tensor, " pairs"]) 
         b: Values of the same pairs.
 
     Returns:
-        The correlation, or None where it is undefined: fewer than two pairs, or all values of a side equal.
+        The correlation, or None if it is undefined: fewer than two pairs, or all values of a side equal.
 
     Raises:
         NonFiniteError: A value is NaN or infinite.
@@ -102,7 +102,7 @@ def spearman_correlation(a: Float[Tensor, " pairs"], b: Float[Tensor, " pairs"])
         b: Values of the same pairs.
 
     Returns:
-        The correlation, or None where it is undefined: fewer than two pairs, or all values of a side equal.
+        The correlation, or None if it is undefined: fewer than two pairs, or all values of a side equal.
 
     Raises:
         NonFiniteError: A value is NaN or infinite.

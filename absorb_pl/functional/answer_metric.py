@@ -19,7 +19,7 @@ def letter_metric(
         last_logits: Logits at the prompt's last position.
         labels: Class of each row.
         answer_ids: Token of each class's answer, e.g. `" A"` … `" Z"`.
-        positive_ids: Token that counts as the right answer of each class, where it is not its `answer_ids` entry.
+        positive_ids: Token that counts as the right answer of each class, if it is not its `answer_ids` entry.
 
     Returns:
         One value per row, in float64: differences of metrics are small beside the logits.

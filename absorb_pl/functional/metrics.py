@@ -14,11 +14,11 @@ class BinaryMetrics(NamedTuple):
     """Metrics of every column.
 
     Attributes:
-        f1: `2·TP / (2·TP + FP + FN)`; 0 where that is 0/0.
-        precision: `TP / (TP + FP)`; 0 where nothing is predicted positive.
-        recall: `TP / (TP + FN)`; 0 where nothing is positive.
+        f1: `2·TP / (2·TP + FP + FN)`; 0 if that is 0/0.
+        precision: `TP / (TP + FP)`; 0 if nothing is predicted positive.
+        recall: `TP / (TP + FN)`; 0 if nothing is positive.
         auroc: Area under the ROC curve, ties counting half; NaN exactly where `defined` is false.
-        defined: True where the column has both positive and negative rows. Only there do the metrics say
+        defined: True if the column has both positive and negative rows. Only there do the metrics say
             something about the scores; leave the other columns out of means.
     """
 

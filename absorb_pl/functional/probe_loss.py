@@ -16,7 +16,7 @@ def learnable_classes(positives: Num[Tensor, " classes"], rows: int) -> Bool[Ten
         rows: Number of rows.
 
     Returns:
-        True where a one-vs-rest probe can be trained.
+        True if a one-vs-rest probe can be trained.
 
     Raises:
         LabelError: No class has both.

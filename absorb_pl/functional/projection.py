@@ -56,8 +56,8 @@ class ProjectionScores:
         second_projection: Its projection.
         absorber_latents: Latents that could be absorbers (see `may_absorb`), largest projection first; -1 where a
             word has fewer than others.
-        absorber_projections: Their projections; 0 where there is none.
-        absorber_probe_cos: Cosines of what they write; 0 where there is none.
+        absorber_projections: Their projections; 0 if there is none.
+        absorber_probe_cos: Cosines of what they write; 0 if there is none.
     """
 
     probe_projection: Float[Tensor, " words"]

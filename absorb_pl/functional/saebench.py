@@ -72,7 +72,7 @@ def fraction_by_absorbers(
     """Absorption fraction of version 0.6.0.
 
     Args:
-        absorber_projections: Positive projections of latents that are not main; 0 where there is none.
+        absorber_projections: Positive projections of latents that are not main; 0 if there is none.
         absorber_probe_cos: Their cosines with the probe.
         probe_projection: Projection of the activation itself.
         main_projection: Summed projection of the main latents.

@@ -41,7 +41,7 @@ def cosine_similarity_matrix(a: Float[Tensor, "n width"], b: Float[Tensor, "m wi
         b: Directions of the same width.
 
     Returns:
-        Cosines in float32 or better; 0 where a row is all zeros (a dead latent, a class left out).
+        Cosines in float32 or better; 0 if a row is all zeros (a dead latent, a class left out).
 
     Raises:
         NonFiniteError: A direction holds NaN or infinite values.

@@ -16,7 +16,7 @@ def closest_names(name: str, known: Iterable[str]) -> str:
         known: What there is.
 
     Returns:
-        At most three names, with commas between them; empty where nothing is known.
+        At most three names, with commas between them; empty if nothing is known.
 
     Example:
         >>> closest_names(" blue*/", ["black", "blues", "glue", "red", "orange"])

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from absorb_pl.errors import HookNotFoundError, ModelNotFoundError, ModelWeightsError
 from absorb_pl.models.bundled import SPELLER, speller_path
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.next_token import has_next_token_logits
 from absorb_pl.models.placement import LOAD_ERRORS, check_device, check_dtype, local_folder, own_memory, require_finite
 from absorb_pl.models.processing import process_model
@@ -114,7 +115,7 @@ def check_hook(model: Any, hook_name: str) -> None:
         )
 
 
-def context_length(model: Any) -> int:
+def context_length(model: HookedModel) -> int:
     """Give the most tokens that a model takes at once.
 
     Args:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from absorb_pl.errors import AbsorbError, NonFiniteError
+from absorb_pl.models.hooked_model import HookedModel
 
 DTYPES = {
     "float32": torch.float32,
@@ -128,7 +128,7 @@ def check_device(device: str) -> str:
     return device
 
 
-def model_device(model: Any) -> torch.device:
+def model_device(model: HookedModel) -> torch.device:
     """Give the device of a language model's weights.
 
     Args:

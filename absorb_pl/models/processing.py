@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 from transformer_lens.model_bridge import TransformerBridge
 
 from absorb_pl.errors import ModelProcessingError
+from absorb_pl.models.hooked_model import HookedModel
 
 WEIGHT_STEPS = ("center_writing_weights", "center_unembed", "fold_ln", "fold_value_biases")
 """What is done to weights, by TransformerLens's names."""
@@ -54,7 +55,7 @@ def process_model(model: TransformerBridge, steps: Sequence[str]) -> None:
     _GIVEN[model] = steps
 
 
-def model_processing(model: Any) -> tuple[str, ...]:
+def model_processing(model: HookedModel) -> tuple[str, ...]:
     """Give what was done to a model by `process_model`.
 
     Args:

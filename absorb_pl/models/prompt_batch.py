@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from absorb_pl.errors import ContextLengthError, PromptError, ShapeError
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import context_length
 from absorb_pl.models.placement import model_device
 from absorb_pl.words.positions import TokenizedPrompts
@@ -160,7 +161,7 @@ class PromptBatch:
         return self.real.view(len(self), self.width, *[1] * (values.ndim - 2)).to(values.device)
 
 
-def read_prompts(model: Any, input: Any, argument: str = "input") -> PromptBatch:
+def read_prompts(model: HookedModel, input: Any, argument: str = "input") -> PromptBatch:
     """Read prompts of any form.
 
     Texts are tokenised one by one, so each has the ids it has alone. A tensor that begins with the tokenizer's pad
@@ -206,7 +207,7 @@ def read_prompts(model: Any, input: Any, argument: str = "input") -> PromptBatch
     return PromptBatch(padded.to(model_device(model)), lengths)
 
 
-def check_causal(model: Any, prompts: PromptBatch) -> None:
+def check_causal(model: HookedModel, prompts: PromptBatch) -> None:
     """Refuse prompts of different lengths for a model that would see their padding.
 
     Args:
@@ -250,7 +251,7 @@ def _row(model: Any, prompt: Any, argument: str) -> Tensor:
     raise _no_prompt(prompt, argument)
 
 
-def _rows_of_tensor(model: Any, token_ids: Tensor, argument: str) -> list[Tensor]:
+def _rows_of_tensor(model: HookedModel, token_ids: Tensor, argument: str) -> list[Tensor]:
     token_ids = torch.atleast_2d(token_ids)
     if token_ids.ndim != 2 or token_ids.is_floating_point():
         raise _no_prompt(token_ids, argument)

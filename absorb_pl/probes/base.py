@@ -37,7 +37,7 @@ class OneVsRestModule(LightningModule):
         min_steps_per_epoch: Optimiser steps that an epoch should have at least; `fit_probe` cuts smaller batches
             where the rows are too few.
         steps: Whether an optimiser steps through the batches.
-        rows_per_step: Rows per optimiser step, where a batch is a whole epoch; None where a batch is a step.
+        rows_per_step: Rows per optimiser step, where a batch is a whole epoch; None if a batch is a step.
 
     Args:
         input_dim: Width of the layer's input.
@@ -122,7 +122,7 @@ class OneVsRestModule(LightningModule):
             self.set_class_counts(*cast(Any, data).class_counts())
 
     def on_train_start(self) -> None:
-        """Count the training labels row by row where no datamodule does."""
+        """Count the training labels row by row if no datamodule does."""
         self._first_epoch = self.current_epoch
         if self._counted:
             return

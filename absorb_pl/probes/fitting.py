@@ -51,7 +51,7 @@ def fit_probe(
 ) -> pd.DataFrame:
     """Fit a probe on one device; it is in evaluation mode afterwards.
 
-    May be called inside a step of another Trainer. Batches are smaller than `batch_size` where an epoch would
+    May be called inside a step of another Trainer. Batches are smaller than `batch_size` if an epoch would
     have fewer than the probe's `min_steps_per_epoch` steps. An epoch of few rows is one batch for the Trainer, whose
     loop takes longer than such steps themselves; the probe cuts it into its steps.
 

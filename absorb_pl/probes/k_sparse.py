@@ -15,11 +15,13 @@ from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional.k_sparse import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, solve_k_sparse
 from absorb_pl.functional.validation import require_finite
 from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
-from absorb_pl.probes.latents import chunks_for, encode_latents
+from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.probes.rows import training_batches
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.loading import load_sae
+from absorb_pl.saes.portions import rows_at_once
 from absorb_pl.saes.properties import require_width
 from absorb_pl.saes.rows import encode_rows
 from absorb_pl.saes.scale import to_unit_norms
@@ -166,16 +168,16 @@ class SaeProbe(OneVsRestModule):
 
     @torch.no_grad()
     def _encode_training_rows(self) -> "_EncodedRows | None":
-        """Latents of all training rows; None where they are more than one chunk.
+        """Latents of all training rows; None if they are more than one chunk.
 
         Every epoch would encode the same rows again, which takes most of a fit on a few thousand words. Latents that
-        fire on none of them are left out where they are the most: their weights begin and stay at 0.
+        fire on none of them are left out if they are the most: their weights begin and stay at 0.
         """
         index, latents = [], []
         for batch in training_batches(self.trainer):
             index.append(batch["index"].cpu())
             latents.append(self.inputs(batch["x"].to(self.device)))
-            if len(chunks_for(torch.cat(index), self.fc.in_features)) > 1:
+            if sum(map(len, index)) > rows_at_once(self.fc.in_features):
                 return None
         rows = torch.cat(index)
         place = torch.zeros(int(rows.max()) + 1, dtype=torch.long).index_copy_(0, rows, torch.arange(len(rows)))
@@ -186,7 +188,7 @@ class SaeProbe(OneVsRestModule):
         return _EncodedRows(place, whole[:, firing], firing)
 
     def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:
-        """Logits of the ranking probe on a training batch, from latents encoded once where they fit.
+        """Logits of the ranking probe on a training batch, from latents encoded once if they fit.
 
         Args:
             batch: The batch.
@@ -222,7 +224,7 @@ class SaeProbe(OneVsRestModule):
         Returns:
             One logit per class.
         """
-        parts, whole = chunks_for(x, self.fc.in_features), super().logits
+        parts, whole = x.split(rows_at_once(self.fc.in_features)), super().logits
         if len(parts) == 1:
             return whole(x)
         if not torch.is_grad_enabled():
@@ -260,7 +262,7 @@ class SaeProbe(OneVsRestModule):
                 expected="a checkpoint written at the end of a fit",
                 remedy="Fit it to its last epoch, or use the checkpoint of the last epoch.",
             )
-        return torch.cat([self.scores(self.inputs(part)) for part in chunks_for(x, self.fc.in_features)])
+        return torch.cat([self.scores(self.inputs(part)) for part in x.split(rows_at_once(self.fc.in_features))])
 
     def test_step(self, batch: Batch) -> None:
         """F1 of the solved probes for each k."""
@@ -306,7 +308,7 @@ class SaeProbe(OneVsRestModule):
         self.solved.fill_(True)
 
 
-def _resolve_sae(sae: Any, dtype: str) -> Any:
+def _resolve_sae(sae: SparseAutoencoder, dtype: str) -> Any:
     if isinstance(sae, str):
         return to_unit_norms(load_sae(sae, dtype=dtype), in_place=True)
     if not all(hasattr(sae, name) for name in ("encode", "W_dec")):

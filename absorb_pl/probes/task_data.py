@@ -14,6 +14,7 @@ import torch
 
 from absorb_pl.data.drafts import writing_to
 from absorb_pl.errors import CacheCorruptedError, LabelError, PromptError
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.models.prompt_batch import read_prompts
 from absorb_pl.ranges import Count, CountOrZero, Fraction, Seed, check_ranges
@@ -111,7 +112,7 @@ def create_dataset_probe_training(
 
 
 def gen_and_save_df_acts_probing(
-    model: Any,
+    model: HookedModel,
     train_dataset: Dataset,
     test_dataset: Dataset,
     path: str | Path,
@@ -172,7 +173,7 @@ def gen_and_save_df_acts_probing(
 
 
 def load_df_acts_probing(
-    model: Any, path: str | Path, layer: CountOrZero
+    model: HookedModel, path: str | Path, layer: CountOrZero
 ) -> tuple[pd.DataFrame, pd.DataFrame, np.memmap, np.memmap]:
     """Read what `gen_and_save_df_acts_probing` wrote.
 

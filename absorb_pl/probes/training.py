@@ -13,15 +13,15 @@ from absorb_pl.functional.k_sparse import DEFAULT_KS, check_ks, rank_latents, so
 from absorb_pl.probes.base import Batch, OptimizerName
 from absorb_pl.probes.fitting import fit_probe
 from absorb_pl.probes.k_sparse import SaeProbe
-from absorb_pl.probes.latents import sae_device
 from absorb_pl.probes.linear import LinearProbe, Solver
 from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.rows import encode_rows
 
 ExtraLoss = Callable[[LinearProbe, Tensor, Tensor], Tensor]
 DEFAULT_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-"""Where the paper's functions train: on a GPU where there is one."""
+"""Where the paper's functions train: on a GPU if there is one."""
 
 
 class _ProbeWithExtraLoss(LinearProbe):
@@ -282,7 +282,7 @@ def train_sparse_multi_probe(
 
 
 def train_k_sparse_probes(
-    sae: Any,
+    sae: SparseAutoencoder,
     train_labels: Sequence[tuple[str, int]],
     train_activations: Float[Tensor, "rows d_model"],
     ks: Iterable[int] = DEFAULT_KS,
@@ -313,6 +313,7 @@ def train_k_sparse_probes(
 
     Example:
         >>> class Identity(torch.nn.Module):
+        ...     W_dec = torch.eye(3)
         ...     def encode(self, x):
         ...         return x.relu()
         >>> x = torch.eye(3).repeat(6, 1)
@@ -354,7 +355,7 @@ def train_k_sparse_probes(
 
 @torch.no_grad()
 def _sae_latents(sae: Any, x: Tensor, post_act: bool) -> Tensor:
-    device = sae_device(sae, x.device)
+    device = sae.W_dec.device
     if post_act:
         return encode_rows(sae, x.to(device)).float()
     if not hasattr(sae, "run_with_cache"):

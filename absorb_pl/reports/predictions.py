@@ -25,7 +25,7 @@ class PredictionReport(PredictionTableWriter):
     Args:
         path: The table to write.
         sort_by: Columns that identify a row and give the order.
-        columns: Columns and dtypes of the table where nothing was predicted.
+        columns: Columns and dtypes of the table if nothing was predicted.
     """
 
     name: str

@@ -21,7 +21,7 @@ _MEASURES = {"absorption_rate": "absorption rate", "absorption_fraction": "absor
 def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """Rates against each threshold of one rule, one line per SAE, from the sparsest (dark) to the densest (bright).
 
-    The value used for the rule's own rates is marked by a dashed line. A panel is left out where a threshold moves no
+    The value used for the rule's own rates is marked by a dashed line. A panel is left out if a threshold moves no
     SAE's measure.
 
     Args:

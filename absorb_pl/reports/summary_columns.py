@@ -16,7 +16,7 @@ class TextColumn:
     Attributes:
         name: What it holds.
         cells: One for each row.
-        rules: The rules it is of, where it is not of the SAE alone.
+        rules: The rules it is of, if it is not of the SAE alone.
     """
 
     name: str
@@ -25,7 +25,7 @@ class TextColumn:
 
     @property
     def title(self) -> str:
-        """The name in one line, with the rules where it has any."""
+        """The name in one line, with the rules if it has any."""
         return f"{self.name} ({', '.join(self.rules)})" if self.rules else self.name
 
 

@@ -41,7 +41,7 @@ def log_study(run_dir: Path, tables: Mapping[str, pd.DataFrame], figures: Mappin
     """Write the TensorBoard events of a study.
 
     The run `study` holds figures, the summary and curves of linear probes, the run of each SAE its rates,
-    hyper-parameters and the curve of its k-sparse probes. All are below `run_dir/tensorboard`, except where they are
+    hyper-parameters and the curve of its k-sparse probes. All are below `run_dir/tensorboard`, unless they are
     more than `MOST_RUNS`: then those of SAEs are below `run_dir/tensorboard_saes`.
 
     Args:

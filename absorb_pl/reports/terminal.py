@@ -16,7 +16,7 @@ from absorb_pl.reports.names import shared_folder, short_names
 from absorb_pl.reports.summary_columns import TextColumn, rate_text, summary_columns, summary_rows
 
 ColumnChoice = Literal["fit", "all"]
-"""Columns of a printed summary: those that fit, or all, in tables below each other where one is too narrow."""
+"""Columns of a printed summary: those that fit, or all, in tables below each other if one is too narrow."""
 
 _WIDEST = 1000
 _WIDTH_OF_FILES = 120
@@ -31,7 +31,7 @@ def print_summary(
 
     Args:
         summary: The `summary` table of a study.
-        console: Where to print; the terminal when None, with 120 columns where there is none.
+        console: Where to print; the terminal when None, with 120 columns if there is none.
         notes: Lines to print below it.
         columns: Which columns.
     """
@@ -79,7 +79,7 @@ def print_places(folder: Path, events: Sequence[str], console: Console | None = 
     """Print where a run's tables and figures are, and which command shows the events.
 
     Args:
-        folder: With `tables`, `figures` and, where there are any, `saebench`.
+        folder: With `tables`, `figures` and, if there are any, `saebench`.
         events: Names of folders of TensorBoard events there, from `log_study`.
         console: Where to print; the terminal when None.
     """

@@ -30,7 +30,7 @@ def children_table(words: pd.DataFrame, letters: pd.DataFrame, held_out: pd.Data
 
     Returns:
         `held_out` with `num_candidates`, the candidate words that were judged, `num_absorbed` and `absorption_rate`,
-        which is missing where the probe sees none of the child's words.
+        which is missing if the probe sees none of the child's words.
 
     Example:
         >>> held_out = pd.DataFrame(

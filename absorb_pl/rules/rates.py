@@ -47,14 +47,14 @@ def letters_table(
 
     Args:
         letters: From `evaluate_sae`.
-        words: Verdicts on its candidate words: `label, is_absorption`, and `absorption_fraction` where there is one.
+        words: Verdicts on its candidate words: `label, is_absorption`, and `absorption_fraction` if there is one.
         rule: Name of the rule that gave them.
         settings: How rates are summed up.
         class_names: All classes of the task; those missing from `letters` get a row that says why.
 
     Returns:
         `letters` with `rule, num_judged, num_absorbed, sum_fraction, absorption_rate, ci_low, ci_high, evaluable,
-        reason, absorption_fraction, fraction_ci_low, fraction_ci_high`; rates are missing where they are not evaluable,
+        reason, absorption_fraction, fraction_ci_low, fraction_ci_high`; rates are missing if they are not evaluable,
         fractions also where the rule gives none.
     """
     judged = words.groupby("label")["is_absorption"].agg(["size", "sum"]).reindex(letters["label"], fill_value=0)
@@ -82,7 +82,7 @@ def summary_row(
 
     Args:
         letters: From `evaluate_sae` or `letters_table`.
-        words: Verdicts on its candidate words: `label, is_absorption`, and `absorption_fraction` where there is one.
+        words: Verdicts on its candidate words: `label, is_absorption`, and `absorption_fraction` if there is one.
         latents: From `latent_table`.
         settings: How rates are summed up.
     """

@@ -1,9 +1,10 @@
 """Sparse autoencoders: finding, loading, checking, identifying and running them."""
 
-from absorb_pl.saes.adapters import AdaptedSae, SparseAutoencoder
+from absorb_pl.saes.adapters import AdaptedSae
 from absorb_pl.saes.bundled import bundled_sae_path, list_bundled_saes
 from absorb_pl.saes.controls import control_sae
 from absorb_pl.saes.identity import sae_identity
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.listing import list_saes
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.names import expand_sae_names

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from absorb_pl.errors import AbsorbError, SaeArchitectureError
 from absorb_pl.ranges import Seed, check_ranges
 from absorb_pl.saes.adapters import AdaptedSae
+from absorb_pl.saes.interface import SparseAutoencoder
 
 CONTROL_KINDS = ("random", "shuffled_decoder")
 """`random` has directions drawn afresh; in `shuffled_decoder` latents fire as they do but point elsewhere."""
 
 
 @torch.no_grad()
-def control_sae(sae: Any, kind: str, seed: Seed = 0) -> Any:
+def control_sae(sae: SparseAutoencoder, kind: str, seed: Seed = 0) -> Any:
     """Make an SAE like another one whose latents carry no meaning, or point where others did.
 
     * `random`: decoder rows are drawn evenly from all directions and scaled to the norms they had; each encoder column
@@ -73,7 +74,7 @@ def control_sae(sae: Any, kind: str, seed: Seed = 0) -> Any:
     return control
 
 
-def _copy(sae: Any) -> Any:
+def _copy(sae: SparseAutoencoder) -> Any:
     if not isinstance(sae, SAE):
         return copy.deepcopy(sae)
     # A SAELens SAE holds functions bound to itself, which a deep copy would share with it.
@@ -87,7 +88,7 @@ def _copy(sae: Any) -> Any:
     return control
 
 
-def _write(sae: Any, control: Any, name: str, value: Tensor) -> None:
+def _write(sae: SparseAutoencoder, control: Any, name: str, value: Tensor) -> None:
     held = getattr(control, name)
     value = value.to(held)
     held.detach().copy_(value)
@@ -95,5 +96,5 @@ def _write(sae: Any, control: Any, name: str, value: Tensor) -> None:
         raise _refused(sae, f"an SAE whose `{name}` can be written to", f"Keep `{name}` itself in an attribute.")
 
 
-def _refused(sae: Any, expected: str, remedy: str) -> SaeArchitectureError:
+def _refused(sae: SparseAutoencoder, expected: str, remedy: str) -> SaeArchitectureError:
     return SaeArchitectureError("sae", type(sae).__name__, expected=expected, remedy=remedy)

@@ -88,7 +88,7 @@ def describe_folder(name: str, path: Path) -> dict[str, Any]:
         path: A folder, or a file with weights.
 
     Returns:
-        `model, hook_name, layer, d_sae, published_l0, architecture`; None where nothing says.
+        `model, hook_name, layer, d_sae, published_l0, architecture`; None if nothing says.
 
     Raises:
         SaeNotFoundError: The folder holds no SAE.
@@ -140,7 +140,7 @@ def is_checkpoint(config: dict[str, Any]) -> bool:
         config: Fields of `cfg.json`.
 
     Returns:
-        True where the architecture exists in training alone, or fields are there that all training configurations
+        True if the architecture exists in training alone, or fields are there that all training configurations
         and no inference configurations have.
 
     Example:

@@ -50,7 +50,7 @@ def disk_loader(path: Path) -> DiskLoader | None:
         path: A folder, or a file with weights.
 
     Returns:
-        The reader; None where none of the formats is known by its files.
+        The reader; None if none of the formats is known by its files.
 
     Raises:
         SaeArchitectureError: The files are those of transcoders.

@@ -1,4 +1,4 @@
-"""SAEs made by a function of the user's: `module:function`, with literal arguments and a key where it gives several."""
+"""SAEs made by a function of the user's: `module:function`, with literal arguments and a key if it gives several."""
 
 import ast
 import importlib

@@ -46,7 +46,7 @@ def hook_of_path(path: Path) -> str | None:
             or `-mlp`, or is that word, and below it `layer_<n>` (or `embedding`).
 
     Returns:
-        `blocks.12.hook_resid_post`, `blocks.12.attn.hook_z`, `blocks.12.hook_mlp_out` or `hook_embed`; None where
+        `blocks.12.hook_resid_post`, `blocks.12.attn.hook_z`, `blocks.12.hook_mlp_out` or `hook_embed`; None if
         the path says nothing of the kind.
 
     Example:

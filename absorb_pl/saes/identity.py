@@ -18,7 +18,7 @@ def sae_identity(sae: Any) -> str:
 
     Args:
         sae: A SAELens SAE, any module, or a plain object (see `SparseAutoencoder`): its tensors are hashed with all its
-            settings and the code that it runs (see `Contents`), or its `identity` where it names one.
+            settings and the code that it runs (see `Contents`), or its `identity` if it names one.
 
     Returns:
         32 hexadecimal digits.

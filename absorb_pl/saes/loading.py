@@ -40,7 +40,7 @@ def load_sae(
               training, or a folder or file of one of SAELens's releases as it was published (`docs/saes.md`);
             * `"<release>/<id>"` with a release known to SAELens;
             * `"<module>:<function>"` for a function of yours that gives a `SparseAutoencoder`, with arguments
-              (`my_saes:load(layer=3)`) and, where it gives a mapping, a key (`my_saes:load/wide`).
+              (`my_saes:load(layer=3)`) and, if it gives a mapping, a key (`my_saes:load/wide`).
 
             Behind any of them `@<hook name>` says which hook it reads (`my_sae@blocks.3.hook_resid_post`), in place
             of what the SAE itself says; `#random` or `#shuffled_decoder` at the end gives that control of the SAE

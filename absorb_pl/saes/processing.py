@@ -7,7 +7,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from absorb_pl.errors import ModelProcessingError
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.processing import NO_BOS, PROCESSING_STEPS, WEIGHT_STEPS, describe_processing, model_processing
+from absorb_pl.saes.interface import SparseAutoencoder
 
 # What leaves activations as they are, or is a study's own setting (`model_dtype`).
 _WITHOUT_EFFECT = {
@@ -28,7 +30,7 @@ _WITHOUT_EFFECT = {
 }
 
 
-def sae_processing(sae: Any) -> tuple[str, ...]:
+def sae_processing(sae: SparseAutoencoder) -> tuple[str, ...]:
     """Read off an SAE's metadata how the model was processed that made the activations it was trained on.
 
     SAELens loads models without processing, so what `model_from_pretrained_kwargs` does not name or calls false was not
@@ -73,7 +75,7 @@ def sae_processing(sae: Any) -> tuple[str, ...]:
     return tuple(name for name in PROCESSING_STEPS if options.get(name))
 
 
-def trained_positions(sae: Any) -> range | None:
+def trained_positions(sae: SparseAutoencoder) -> range | None:
     """Read off an SAE's metadata which positions of a text it was trained on (`seqpos_slice`).
 
     Args:
@@ -125,7 +127,7 @@ def check_positions(trained: range | None, positions: Int[Tensor, " words"], nam
         )
 
 
-def check_processing(model: Any, sae: Any) -> None:
+def check_processing(model: HookedModel, sae: SparseAutoencoder) -> None:
     """Check that a model has the processing that an SAE asks for.
 
     Only of a `TransformerBridge` can it be told; another model is taken to be what it should be.
@@ -146,7 +148,7 @@ def check_processing(model: Any, sae: Any) -> None:
         check_given_processing(model_processing(model), sae)
 
 
-def check_given_processing(given: tuple[str, ...], sae: Any) -> None:
+def check_given_processing(given: tuple[str, ...], sae: SparseAutoencoder) -> None:
     """Check that what was done to a model is what an SAE asks for.
 
     Args:
@@ -168,6 +170,6 @@ def check_given_processing(given: tuple[str, ...], sae: Any) -> None:
     )
 
 
-def _metadata(sae: Any) -> Any:
+def _metadata(sae: SparseAutoencoder) -> Any:
     cfg = getattr(sae, "cfg", None) or getattr(getattr(sae, "sae", None), "cfg", None)
     return getattr(cfg, "metadata", None)

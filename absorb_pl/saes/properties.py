@@ -15,12 +15,14 @@ from absorb_pl.errors import (
     SaeWeightsError,
     SaeWidthError,
 )
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import check_hook
+from absorb_pl.saes.interface import SparseAutoencoder
 
 _WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "log_threshold", "b_gate", "b_mag", "r_mag")
 
 
-def sae_hook_name(sae: Any) -> str:
+def sae_hook_name(sae: SparseAutoencoder) -> str:
     """Give the name of the hook that an SAE was trained at.
 
     Args:
@@ -57,7 +59,7 @@ def layer_of_hook(hook_name: str | None) -> int | None:
         hook_name: A TransformerLens hook name.
 
     Returns:
-        The number; None where there is none.
+        The number; None if there is none.
 
     Example:
         >>> layer_of_hook("blocks.12.hook_resid_post"), layer_of_hook("hook_embed")
@@ -67,8 +69,8 @@ def layer_of_hook(hook_name: str | None) -> int | None:
     return int(found[1]) if found else None
 
 
-def sae_architecture(sae: Any) -> str:
-    """Give the architecture that an SAE was trained as, where it says so, else the one it infers as.
+def sae_architecture(sae: SparseAutoencoder) -> str:
+    """Give the architecture that an SAE was trained as, if it says so, else the one it infers as.
 
     Args:
         sae: A SAELens SAE, or one from elsewhere, which may name its `architecture`.
@@ -86,7 +88,7 @@ def sae_architecture(sae: Any) -> str:
     return str(named() if callable(named) else named or type(sae).__name__)
 
 
-def reads_sequences(sae: Any) -> bool:
+def reads_sequences(sae: SparseAutoencoder) -> bool:
     """Tell whether an SAE's latents at a token depend on the tokens before it.
 
     SAELens's temporal SAEs do: they predict part of each activation from the context. An SAE from elsewhere says so
@@ -96,7 +98,7 @@ def reads_sequences(sae: Any) -> bool:
         sae: The SAE.
 
     Returns:
-        True where single rows of activations cannot be encoded.
+        True if single rows of activations cannot be encoded.
 
     Example:
         >>> reads_sequences(torch.nn.Linear(2, 2))
@@ -105,7 +107,7 @@ def reads_sequences(sae: Any) -> bool:
     return isinstance(sae, TemporalSAE) or bool(getattr(sae, "reads_sequences", False))
 
 
-def require_rows(sae: Any) -> None:
+def require_rows(sae: SparseAutoencoder) -> None:
     """Refuse SAEs that cannot encode an activation by itself.
 
     Args:
@@ -153,7 +155,7 @@ def require_floats(name: str, tensors: Mapping[str, Any]) -> None:
             )
 
 
-def refuse_transcoder(name: str, sae: Any) -> None:
+def refuse_transcoder(name: str, sae: object) -> None:
     """Refuse transcoders of every kind.
 
     Args:
@@ -180,12 +182,12 @@ def refuse_transcoder(name: str, sae: Any) -> None:
         )
 
 
-def check_hooks_agree(sae: Any, hook_name: str | None) -> None:
+def check_hooks_agree(sae: SparseAutoencoder, hook_name: str | None) -> None:
     """Refuse an SAE on activations of another hook than the one it was trained at.
 
     Args:
         sae: The SAE; one that does not say its hook reads any.
-        hook_name: Hook of the activations; None where nothing says it.
+        hook_name: Hook of the activations; None if nothing says it.
 
     Raises:
         HookMismatchError: They differ.
@@ -209,7 +211,7 @@ def check_hooks_agree(sae: Any, hook_name: str | None) -> None:
         )
 
 
-def require_width(sae: Any, width: int) -> None:
+def require_width(sae: SparseAutoencoder, width: int) -> None:
     """Refuse an SAE on activations of another width than it reads.
 
     Args:
@@ -236,7 +238,7 @@ def require_width(sae: Any, width: int) -> None:
         )
 
 
-def check_sae_fits(model: Any, sae: Any, hook_name: str | None = None) -> None:
+def check_sae_fits(model: HookedModel, sae: SparseAutoencoder, hook_name: str | None = None) -> None:
     """Check that a model has the SAE's hook and that activations there are as wide as the SAE's input.
 
     Runs the model on one token. Activations split into heads count as wide as their heads together.
@@ -248,7 +250,7 @@ def check_sae_fits(model: Any, sae: Any, hook_name: str | None = None) -> None:
 
     Raises:
         HookNotFoundError: If the model has no such hook, or the SAE names none.
-        SaeWidthError: If the widths differ, or a SAELens SAE does not expect heads where there are some, or the
+        SaeWidthError: If the widths differ, or a SAELens SAE does not expect heads if there are some, or the
             other way round.
 
     Example:

@@ -127,7 +127,7 @@ def describe_release(name: str) -> dict[str, Any]:
         name: `<release>/<id>`.
 
     Returns:
-        `release, model, hook_name, layer, d_sae, published_l0, architecture`; None where the names do not say.
+        `release, model, hook_name, layer, d_sae, published_l0, architecture`; None if the names do not say.
 
     Example:
         >>> described = describe_release("gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82")

@@ -1,8 +1,7 @@
-"""SAEs on rows: one activation per word with its heads side by side, as the activation cache holds them."""
+"""Running SAEs: on activations as a hook has them, and on rows, one per word with its heads side by side."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,18 +9,45 @@ from sae_lens import SAE
 from torch import Tensor
 
 from absorb_pl.errors import SaeInterfaceError
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.properties import require_rows, require_width
 from absorb_pl.saes.scale import unwrapped_sae
 
 
-def encode_rows(sae: Any, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows latents"]:
+def encode(sae: SparseAutoencoder, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Latents of activations on the SAE's own device and in its precision, without gradients.
+
+    An SAE that normalises its input keeps the norm for the next `decode`, and for one only.
+
+    Args:
+        sae: The SAE.
+        x: Activations at its hook, `[..., d_model]`.
+
+    Returns:
+        Latents, `[..., latents]`.
+
+    Raises:
+        SaeArchitectureError: Single rows are given to an SAE whose latents depend on earlier tokens.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> encode(SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu), torch.tensor([1.0, -2.0]))
+        tensor([1., 0.])
+    """
+    if x.ndim == 2:
+        require_rows(sae)
+    with torch.no_grad():
+        return sae.encode(x.to(sae.W_dec)).detach()
+
+
+def encode_rows(sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows latents"]:
     """Latents of rows, in the SAE's own precision and on its device, without gradients.
 
     Rows are converted at the SAE's border. An SAE that reads activations split into heads (SAELens's
     `reshape_activations="hook_z"`) takes rows in which they lie side by side, and is left as it was.
 
     Args:
-        sae: Anything with `encode`.
+        sae: The SAE.
         x: Activations, one vector per row.
 
     Returns:
@@ -36,18 +62,16 @@ def encode_rows(sae: Any, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows 
         >>> encode_rows(SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu), torch.tensor([[1.0, -2.0]]))
         tensor([[1., 0.]])
     """
-    require_rows(sae)
     require_width(sae, x.shape[-1])
-    decoder = getattr(sae, "W_dec", None)
-    with torch.no_grad(), _flat(sae):
-        return sae.encode(x.to(decoder) if isinstance(decoder, Tensor) else x).detach()
+    with _flat(sae):
+        return encode(sae, x)
 
 
-def decode_rows(sae: Any, latents: Float[Tensor, "rows latents"]) -> Float[Tensor, "rows d_in"]:
+def decode_rows(sae: SparseAutoencoder, latents: Float[Tensor, "rows latents"]) -> Float[Tensor, "rows d_in"]:
     """Reconstructions of the rows encoded last, without gradients.
 
     Args:
-        sae: Anything with `decode`.
+        sae: The SAE.
         latents: What `encode_rows` gave for them.
 
     Returns:
@@ -63,7 +87,7 @@ def decode_rows(sae: Any, latents: Float[Tensor, "rows latents"]) -> Float[Tenso
 
 
 def encode_and_project(
-    sae: Any, x: Float[Tensor, "rows d_in"], direction: Float[Tensor, " d_in"]
+    sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], direction: Float[Tensor, " d_in"]
 ) -> tuple[Float[Tensor, "rows latents"], Float[Tensor, "rows latents"]]:
     """Latents of rows, and how far what each contributes to the reconstruction reaches along a direction.
 
@@ -73,7 +97,7 @@ def encode_and_project(
     all latents of a row.
 
     Args:
-        sae: Anything with `encode` and a differentiable `decode`.
+        sae: The SAE; its `decode` must be differentiable.
         x: Activations, one vector per row.
         direction: A direction in the SAE's input, heads side by side; of length one for projections.
 
@@ -106,7 +130,7 @@ def encode_and_project(
 
 
 def encoder_parts(
-    sae: Any,
+    sae: SparseAutoencoder,
 ) -> tuple[Float[Tensor, "d_in latents"], Float[Tensor, " latents"], Float[Tensor, " latents"] | None]:
     """Encoder columns, biases and thresholds by which single latents are scored.
 
@@ -119,7 +143,7 @@ def encoder_parts(
         sae: A SAELens SAE, or any object with `W_dec`.
 
     Returns:
-        `W_enc` as it is, bias and threshold in float32 or better; the threshold is None where the SAE has none.
+        `W_enc` as it is, bias and threshold in float32 or better; the threshold is None if the SAE has none.
 
     Example:
         >>> from types import SimpleNamespace
@@ -140,7 +164,7 @@ def encoder_parts(
     )
 
 
-def _tensor(sae: Any, name: str) -> Tensor | None:
+def _tensor(sae: SparseAutoencoder, name: str) -> Tensor | None:
     value = getattr(sae, name, None)
     return value.detach() if isinstance(value, Tensor) else None
 
@@ -150,7 +174,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _flat(sae: Any) -> Iterator[None]:
+def _flat(sae: SparseAutoencoder) -> Iterator[None]:
     """Make a SAELens SAE that splits activations into heads take them side by side, for a while."""
     sae = unwrapped_sae(sae)
     if not (isinstance(sae, SAE) and sae.hook_z_reshaping_mode):

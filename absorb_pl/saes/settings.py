@@ -5,6 +5,7 @@ from dataclasses import fields
 from functools import wraps
 from typing import Any, get_type_hints
 
+from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
@@ -84,7 +85,7 @@ def refuse_unsupported(name: str, config: Mapping[str, Any]) -> None:
     _check_types(metadata, _OF_METADATA)
 
 
-def check_settings(sae: Any) -> None:
+def check_settings(sae: SAE[Any]) -> None:
     """Refuse settings of a loaded SAE that have another type than they should, or no sense.
 
     Args:

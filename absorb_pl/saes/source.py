@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from absorb_pl.errors import ManifestMismatchError
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.placement import local_path
 from absorb_pl.saes.identity import sae_identity
 from absorb_pl.saes.loading import load_sae
@@ -31,7 +32,7 @@ class SaeSource:
         architecture: How it was trained, where its metadata say so, else how it infers.
         d_sae: Number of latents.
         control: Which control of an SAE it is; empty for an SAE itself.
-        folded: Where norms of decoder rows went: `weights` or `latents`; empty where they were 1.
+        folded: Where norms of decoder rows went: `weights` or `latents`; empty if they were 1.
         positions: Positions of a text that it was trained on; None for all.
     """
 
@@ -46,7 +47,7 @@ class SaeSource:
     positions: range | None = None
 
     @classmethod
-    def check(cls, name: str, model: Any, dtype: str = "float32") -> "SaeSource":
+    def check(cls, name: str, model: HookedModel, dtype: str = "float32") -> "SaeSource":
         """Load an SAE once to check it against the model.
 
         Args:
@@ -91,7 +92,7 @@ class SaeSource:
 
     @property
     def layer(self) -> int:
-        """Number of the block in the hook's name; -1 where there is none."""
+        """Number of the block in the hook's name; -1 if there is none."""
         layer = layer_of_hook(self.hook_name)
         return -1 if layer is None else layer
 

@@ -55,7 +55,7 @@ def rescore_run(
         run_dir: The run folder of a finished study.
         rule: Name of a rule of that study.
         columns: Columns of the printed table: `fit` for those that fit the terminal, or `all`.
-        thresholds: The rule's thresholds by name; those of the study where they are left out or None.
+        thresholds: The rule's thresholds by name; those of the study if they are left out or None.
 
     Returns:
         The tables: those of a study with these thresholds.

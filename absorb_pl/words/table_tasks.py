@@ -1,4 +1,4 @@
-"""Tasks made of a table of labelled texts: any labels, one answer per label, and a hierarchy where there is one."""
+"""Tasks made of a table of labelled texts: any labels, one answer per label, and a hierarchy if there is one."""
 
 import random
 from collections import Counter

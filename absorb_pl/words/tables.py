@@ -1,4 +1,4 @@
-"""Tables of labelled texts, CSV or Parquet: read whole, and refused by file, column and row where they do not fit."""
+"""Tables of labelled texts, CSV or Parquet: read whole, and refused by file, column and row if they do not fit."""
 
 import csv
 from collections.abc import Sequence

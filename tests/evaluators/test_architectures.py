@@ -8,7 +8,7 @@ from absorb_pl.data import PromptDataModule, read_residuals
 from absorb_pl.evaluators import AbsorptionEvaluator, AbsorptionInputs
 from absorb_pl.evaluators.projections import score_projections
 from absorb_pl.rules import PaperRule, PaperSettings, rule_named
-from absorb_pl.saes import encode_rows, to_unit_norms
+from absorb_pl.saes import encode_rows, portions, to_unit_norms
 from absorb_pl.words import TaskConfig
 
 HOOK = "blocks.1.hook_resid_post"
@@ -106,9 +106,9 @@ class Words:
         evaluator = AbsorptionEvaluator(self.model, {"sae": sae}, inputs, rule.needs, batch_size)
         return rule.judge(evaluator.tabulate_words(self.data, rows).sort_values("row", ignore_index=True))
 
-    def projections(self, sae, mains, **how):
+    def projections(self, sae, mains):
         rows, classes = list(range(len(self.labels))), self.data.task.classes
-        found = score_projections(sae, self.x, rows, self.labels, self.probe, classes, mains, **how)
+        found = score_projections(sae, self.x, rows, self.labels, self.probe, classes, mains)
         return found.sort_values("row", ignore_index=True)
 
 
@@ -140,7 +140,7 @@ def measured(words, make_sae):
     + [(name, folded) for name in FOLDABLE],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_what_leaves_every_verdict_as_it_is(words, measured, architecture, change):
+def test_what_leaves_every_verdict_as_it_is(words, measured, architecture, change, monkeypatch):
     sae, mains, gradients, projections = measured(architecture)
     other, new_mains = change(sae, mains)
     scale = encode_rows(sae, words.x).abs().max().item()
@@ -148,7 +148,8 @@ def test_what_leaves_every_verdict_as_it_is(words, measured, architecture, chang
     assert after["is_absorption"].tolist() == gradients["is_absorption"].tolist()
     close = {"rel": 1e-3, "abs": 1e-4 * gradients["top_score"].abs().max()}
     assert after["top_score"].tolist() == pytest.approx(gradients["top_score"].tolist(), **close)
-    after = words.projections(other, new_mains, chunk_values=5 * len(other.W_dec))
+    monkeypatch.setattr(portions, "CHUNK_BYTES", 8 * 4 * 5 * len(other.W_dec))
+    after = words.projections(other, new_mains)
     for column in ("top_score", "main_projection", "all_projection"):
         assert after[column].tolist() == pytest.approx(projections[column].tolist(), rel=1e-3, abs=1e-4 * scale)
     for name in ("saebench-0.6.0", "saebench-0.3.2"):

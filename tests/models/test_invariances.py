@@ -16,9 +16,9 @@ from absorb_pl.functional import (
     probe_projection,
     projection_scores,
 )
-from absorb_pl.probes import encode_latents, latents
+from absorb_pl.probes import encode_latents
 from absorb_pl.rules import rule_named
-from absorb_pl.saes import decode_rows, encode_rows
+from absorb_pl.saes import decode_rows, encode_rows, portions
 from absorb_pl.words import TokenizedPrompts
 
 PROBE = torch.randn(32, generator=torch.Generator().manual_seed(8))
@@ -174,7 +174,7 @@ def test_a_dead_latent_does_not_matter(sae: SAE[Any]) -> None:
 
 def test_how_rows_are_batched_does_not_matter(sae: SAE[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     whole, sums = encode_latents(sae, X, torch.arange(48)), statistics(sae)
-    monkeypatch.setattr(latents, "CHUNK_BYTES", 4 * 48 * 7)
+    monkeypatch.setattr(portions, "CHUNK_BYTES", 4 * 48 * 7)
     torch.testing.assert_close(encode_latents(sae, X, torch.arange(48)), whole, rtol=1e-5, atol=1e-6)
     parts = statistics(sae)
     assert (parts.l0, parts.num_dead) == (sums.l0, sums.num_dead)

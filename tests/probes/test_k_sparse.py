@@ -18,11 +18,11 @@ from absorb_pl.probes import (
     encode_latents,
     fit_probe,
     fitting,
-    latents,
     train_k_sparse_probes,
     train_sparse_multi_probe,
 )
 from absorb_pl.probes.rows import TensorBatches
+from absorb_pl.saes import portions
 
 GOLDEN_SAE = Path(__file__).parents[1] / "golden" / "gpt2-micro" / "sae_standard_A"
 KS = [1, 2, 5]
@@ -131,7 +131,7 @@ def test_an_sae_named_in_a_checkpoint_is_loaded_again(tmp_path):
 
 
 def test_chunks_change_nothing(fitted, sae, data, monkeypatch):
-    monkeypatch.setattr(latents, "CHUNK_BYTES", 4 * 30 * 64)
+    monkeypatch.setattr(portions, "CHUNK_BYTES", 4 * 30 * 64)
     torch.manual_seed(0)
     probe = SaeProbe(sae, 4, ks=KS)
     fit_probe(probe, *data)

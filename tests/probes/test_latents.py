@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from absorb_pl.functional import SaeStatistics, cosine_similarity_matrix, similarity
-from absorb_pl.probes import encode_latents, latents
-from absorb_pl.probes.latents import CHUNK_BYTES, chunks_for
+from absorb_pl.probes import encode_latents
+from absorb_pl.saes import portions
+from absorb_pl.saes.portions import CHUNK_BYTES, rows_at_once
 
 MILLION = 2**20
 
@@ -39,7 +40,7 @@ class MostBytes(TorchDispatchMode):
 
 def test_a_million_latents_take_a_few_chunks_of_memory(monkeypatch: Any):
     """Three matrices of a chunk's size at most: pre-activations, latents, and what is asked of them."""
-    monkeypatch.setattr(latents, "CHUNK_BYTES", 2**26)
+    monkeypatch.setattr(portions, "CHUNK_BYTES", 2**26)
     sae = StandardSAE(StandardSAEConfig(d_in=16, d_sae=MILLION))
     sae.requires_grad_(False)
     stats = SaeStatistics.empty(16, MILLION)
@@ -53,7 +54,7 @@ def test_a_million_latents_take_a_few_chunks_of_memory(monkeypatch: Any):
 
 @pytest.mark.parametrize(("width", "itemsize"), [(MILLION, 4), (MILLION, 8), (65_536, 4), (10**9, 4)])
 def test_chunks_are_cut_by_bytes(width: int, itemsize: int):
-    parts = chunks_for(torch.empty(4_000, 0), width, itemsize)
+    parts = torch.empty(4_000, 0).split(rows_at_once(width, itemsize))
     assert sum(len(part) for part in parts) == 4_000
     assert all(len(part) * width * itemsize <= CHUNK_BYTES or len(part) == 1 for part in parts)
     assert (len(parts[0]) + 1) * width * itemsize > CHUNK_BYTES or len(parts) == 1
@@ -66,7 +67,7 @@ def test_statistics_do_not_depend_on_chunks(monkeypatch: Any, dtype: str):
     x, ids = torch.randn(50, 16), torch.tensor([3, 60])
     found = []
     for chunk in (2**29, 8 * 64 * 7):
-        monkeypatch.setattr(latents, "CHUNK_BYTES", chunk)
+        monkeypatch.setattr(portions, "CHUNK_BYTES", chunk)
         stats = SaeStatistics.empty(16, 64)
         found.append((encode_latents(sae, x, ids, stats), stats.l0, stats.explained_variance))
     assert found[0][0].dtype == torch.float32

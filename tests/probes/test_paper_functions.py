@@ -114,6 +114,8 @@ def test_a_k_sparse_probe_reads_its_latents():
 
 def test_k_sparse_probes_of_the_published_ks():
     class Relu(torch.nn.Module):
+        W_dec = torch.eye(60)
+
         def encode(self, x):
             return x.relu()
 

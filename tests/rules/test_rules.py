@@ -21,7 +21,7 @@ from absorb_pl.rules import (
     known_rules,
     rule_named,
 )
-from absorb_pl.saes import load_sae
+from absorb_pl.saes import load_sae, portions
 from absorb_pl.schema import WORDS, ordered_words
 from absorb_pl.words import (
     LETTERS,
@@ -202,7 +202,7 @@ def load_copy(sae):
 
 
 @pytest.mark.parametrize("change", [permuted, folded, with_a_dead_latent], ids=lambda change: change.__name__)
-def test_what_leaves_every_verdict_as_it_is(case, change):
+def test_what_leaves_every_verdict_as_it_is(case, change, monkeypatch):
     other, mains = change(case.sae, case.mains)
     rows, thresholds = case.paper["results"][::4], thresholds_of(case.paper)
     before = case.gradients(case.sae, case.mains, rows, thresholds)
@@ -210,7 +210,8 @@ def test_what_leaves_every_verdict_as_it_is(case, change):
     assert after["is_absorption"].tolist() == before["is_absorption"].tolist()
     x, labels = case.residuals(rows), [row["letter"] for row in rows]
     before = case.projections(case.sae, case.mains, x, labels)
-    after = case.projections(other, mains, x, labels, chunk_values=2 * len(other.W_dec))
+    monkeypatch.setattr(portions, "CHUNK_BYTES", 8 * 4 * 2 * len(other.W_dec))
+    after = case.projections(other, mains, x, labels)
     for name in ("saebench-0.6.0", "saebench-0.3.2"):
         one, two = (rule_named(name)().judge(words) for words in (before, after))
         assert two["is_absorption"].tolist() == one["is_absorption"].tolist()

@@ -8,9 +8,9 @@ import torch
 
 from absorb_pl.data import ActivationCollector
 from absorb_pl.engine import apply_saes_and_run
-from absorb_pl.engine.splice import encode
 from absorb_pl.errors import AbsorbError, SaeArchitectureError, SaeWidthError
 from absorb_pl.saes import check_sae_fits, decode_rows, encode_rows, load_sae
+from absorb_pl.saes.rows import encode
 from absorb_pl.saes.source import SaeSource
 
 ARCHITECTURES = ["standard", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit"]
