@@ -9,6 +9,7 @@ from typing import Any
 
 STUDY = "Measure splitting and absorption in a list of SAEs, from words to tables and figures."
 RESCORE = "Apply other thresholds of a rule to the evidence that a finished study stored, without a model."
+CALIBRATE = "Hold absorption rules against SAEs of which it is known what they absorb."
 LIST = "Show which SAEs names or patterns select, with width and published L0; nothing is downloaded."
 _RULES = "--rules."
 
@@ -73,10 +74,23 @@ def _run_list(settings: dict[str, Any]) -> None:
     print_listing(list_saes(settings["patterns"]))
 
 
+def _add_calibrate(parser: Any) -> None:
+    from absorb_pl.study.calibration import CalibrationConfig
+
+    parser.add_class_arguments(CalibrationConfig)
+
+
+def _run_calibrate(settings: dict[str, Any]) -> None:
+    from absorb_pl.study.calibration import CalibrationConfig, calibrate
+
+    calibrate(CalibrationConfig(**settings))
+
+
 COMMANDS = {
     "study": Command(_add_study, _run_study),
     "rescore": Command(_add_rescore, _run_rescore),
     "list": Command(_add_list, _run_list),
+    "calibrate": Command(_add_calibrate, _run_calibrate),
 }
 
 

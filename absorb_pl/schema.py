@@ -40,12 +40,14 @@ _TOP = {
     "top_latent": Column("int64", "Latent that comes first by the score the rule ranks by."),
     "top_score": Column(
         "float64",
-        "Its score: integrated gradients for the paper's rules, projection on the probe for SAEBench's.",
+        "Its score: integrated gradients for the paper's rules, projection on the probe for SAEBench's, what it writes "
+        "along the feature for `absorb-pl-1`.",
         "logits; activation",
     ),
     "top_probe_cos": Column(
         "float64",
-        "Cosine of what it writes with the probe: of its decoder row, with the sign turned if it is negative.",
+        "Cosine of what it writes with the probe: of its decoder row, with the sign turned if it is negative. For "
+        "`absorb-pl-1` with what the tracking latent writes.",
     ),
     "second_latent": Column("int64", "Latent that comes second."),
     "second_score": Column("float64", "Its score.", "logits; activation"),
@@ -73,11 +75,32 @@ _PROJECTED = {
     "absorber_probe_cos": Column("object", "Cosines of what they write with the probe."),
 }
 
+_CARRIED = {
+    "own_latents": Column(
+        "object", "The feature's own latents: the one that tracks the class, then those aligned with it."
+    ),
+    "feature_size": Column(
+        "float64",
+        "Size of the feature along what its tracking latent writes, less its mean on other classes.",
+        "activation",
+    ),
+    "own_part": Column("float64", "What the feature's own latents write along it.", "activation"),
+    "others_part": Column(
+        "float64", "What other latents write along it, less their mean on other classes.", "activation"
+    ),
+    "usual_part": Column("float64", "Part of the feature that its own latents usually write on words of the class."),
+    "carrier_latents": Column("object", "Those of the others that write most along it."),
+    "carrier_parts": Column("object", "What they write.", "activation"),
+}
+
 GRADIENTS: Columns = {**_SAE, **_WORD, **_CAUSAL, **_TOP, **_RANKED}
 """Evidence of the paper's rules: integrated gradients at the candidate words."""
 
 PROJECTIONS: Columns = {"row": _WORD["row"], **_LABEL, **_TOP, **_PROJECTED}
 """Evidence of SAEBench's rules: projections at the words on which the probe sees the class."""
+
+CARRIED: Columns = {"row": _WORD["row"], **_LABEL, **_TOP, **_CARRIED}
+"""Evidence of `absorb-pl-1`: what latents carry of a feature, at the words on which the probe sees the class."""
 
 WORDS: Columns = {
     **_SAE,
@@ -93,6 +116,7 @@ WORDS: Columns = {
     **_TOP,
     **_RANKED,
     **_PROJECTED,
+    **_CARRIED,
 }
 """Verdicts with the evidence they rest on; what a rule does not use is missing."""
 
@@ -129,6 +153,8 @@ LETTERS: Columns = {
     "probe_precision": Column("float64", "Its precision."),
     "probe_recall": Column("float64", "Its recall."),
     "main_latent_recall": Column("float64", "Share of the class's words on which a main latent fires."),
+    "tracking_latent": Column("int64", "Latent that tells the class best on training words, at its best threshold."),
+    "tracking_f1": Column("float64", "Its F1 there."),
     "sae_fires": Column("bool", "Whether any latent of the SAE fires on any held-out word."),
     **FOUND_BY_RULE,
 }
@@ -264,6 +290,43 @@ SPELLING: Columns = {
 }
 """One row per setting of a spelling sweep."""
 
+CALIBRATION: Columns = {
+    "family": Column("str", "`planted` for SAEs made to absorb, else the world that an SAE was trained in."),
+    "setting": Column("str", "Planted setting, or name of the SAE."),
+    "seed": Column("int64", "Seed of the planted world, or of the samples."),
+    **_RULE,
+    "num_words": Column("int64", "Words that were judged.", "words"),
+    "num_classes": Column("int64", "Classes that can be evaluated."),
+    "true_rate": Column("float64", "Share of the judged words that are absorbed in truth, mean over classes."),
+    "absorption_rate": _INTERVAL["absorption_rate"],
+    "ci_low": _INTERVAL["ci_low"],
+    "ci_high": _INTERVAL["ci_high"],
+    "all_rate": Column("float64", "Share of all words of these classes that are absorbed, judged or not."),
+    "true_share": Column("float64", "Share of the feature that other latents carry in truth, mean over classes."),
+    "absorption_fraction": _INTERVAL["absorption_fraction"],
+    "word_auroc": Column("float64", "How well the rule orders words by whether they are absorbed."),
+}
+"""One row per setting, seed and rule: what the rule says beside what is true."""
+
+CALIBRATION_SUMMARY: Columns = {
+    "family": CALIBRATION["family"],
+    "setting": Column("str", "Planted setting; empty for all SAEs of a world together."),
+    **_RULE,
+    "evaluations": Column("int64", "Evaluations with a rate."),
+    "not_evaluable": Column("int64", "Evaluations without one."),
+    "true_rate": Column("float64", "Mean true rate."),
+    "rate_bias": Column("float64", "Mean of rate − true rate."),
+    "rate_rmse": Column("float64", "Root of the mean square of that."),
+    "rate_spearman": Column("float64", "Rank correlation of rate and true rate over SAEs."),
+    "coverage": Column("float64", "How often the interval of the rate holds the share of all words that are absorbed."),
+    "true_share": Column("float64", "Mean true share."),
+    "share_bias": Column("float64", "Mean of fraction − true share."),
+    "share_rmse": Column("float64", "Root of the mean square of that."),
+    "share_spearman": Column("float64", "Rank correlation of fraction and true share over SAEs."),
+    "word_auroc": Column("float64", "Mean of the evaluations' AUROC."),
+}
+"""One row per planted setting, or world, and rule: how far the rule is from the truth."""
+
 TABLES: Mapping[str, Columns] = {
     "summary": SUMMARY,
     "letters": LETTERS,
@@ -276,6 +339,8 @@ TABLES: Mapping[str, Columns] = {
     "children": CHILDREN,
     "ablations": ABLATIONS,
     "spelling": SPELLING,
+    "calibration": CALIBRATION,
+    "calibration_summary": CALIBRATION_SUMMARY,
 }
 """The tables by name, as their files are called."""
 

@@ -11,13 +11,14 @@ from torch.nn.functional import one_hot
 
 from absorb_pl.data.splits import check_split, stratified_split
 from absorb_pl.errors import LabelError, RuleError
+from absorb_pl.evaluators.carried import gather_carried
 from absorb_pl.evaluators.projections import gather_projections
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import InnerFraction, Seed, check_ranges
-from absorb_pl.rules.evidence import Gradients
+from absorb_pl.rules.evidence import Carried, Gradients, Projections
 from absorb_pl.rules.judgement import Judgement, judge
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules, rules_without_model
@@ -63,7 +64,7 @@ def evaluate_rules(
         if rule.needs in evidence:
             continue
         if not isinstance(rule.needs, Gradients):
-            evidence[rule.needs] = gather_projections(sae, rows, found.letters, rule.needs)
+            evidence[rule.needs] = gather_from_rows(sae, rows, found.letters, rule.needs)
         elif gather_gradients is None:
             raise _needs_model(rule)
         else:
@@ -72,6 +73,22 @@ def evaluate_rules(
         judge(rule, evidence[rule.needs], found.letters, found.latents, rates, rows.class_names) for rule in rules
     ]
     return found, judged
+
+
+def gather_from_rows(
+    sae: SparseAutoencoder, rows: EvaluationRows, letters: pd.DataFrame, evidence: Projections | Carried
+) -> pd.DataFrame:
+    """Gather evidence for which cached activations are enough.
+
+    Args:
+        sae: The SAE.
+        rows: The held-out words.
+        letters: From `evaluate_sae`.
+        evidence: What to gather.
+    """
+    if isinstance(evidence, Carried):
+        return gather_carried(sae, rows, letters, evidence)
+    return gather_projections(sae, rows, letters, evidence)
 
 
 def sae_tables(

@@ -101,8 +101,8 @@ class SaeProbing:
         latents: From `latent_table`.
         k_sparse: From `k_sparse_table`.
         letters: One row per class: `label, main_latents, num_splits, num_words, num_probe_true_positives,
-            num_candidates, sample_portion, probe_f1, probe_precision, probe_recall, main_latent_recall, sae_fires`; the
-            last says whether any latent of the SAE fires on any held-out word.
+            num_candidates, sample_portion, probe_f1, probe_precision, probe_recall, main_latent_recall,
+            tracking_latent, tracking_f1, sae_fires`; see `absorb_pl.schema.LETTERS`.
         candidates: One row per candidate word kept: `row, label, probe_logit, k_sparse_logit`.
     """
 
@@ -148,8 +148,16 @@ def evaluate_sae(
         },
         latents=latent_table(sae, rows.x, rows.y, rows.probe_weight, rows.probe_logits, rows.class_names),
         k_sparse=table,
-        letters=letters.assign(sae_fires=statistics.num_active > 0),
+        letters=_tracked(letters, k_sparse, rows.class_names).assign(sae_fires=statistics.num_active > 0),
         candidates=candidates,
+    )
+
+
+def _tracked(letters: pd.DataFrame, k_sparse: SaeProbe, class_names: tuple[str, ...]) -> pd.DataFrame:
+    numbers = [class_names.index(label) for label in letters["label"]]
+    return letters.assign(
+        tracking_latent=k_sparse.tracking.cpu()[numbers].numpy(),
+        tracking_f1=k_sparse.tracking_f1.cpu()[numbers].numpy(),
     )
 
 

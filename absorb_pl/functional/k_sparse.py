@@ -12,6 +12,7 @@ from torch import Tensor
 
 from absorb_pl.errors import ShapeError
 from absorb_pl.functional.logistic import balanced_row_weights, newton_logistic
+from absorb_pl.functional.metrics import optimal_f1_threshold
 from absorb_pl.functional.validation import require_finite, require_two_sided
 from absorb_pl.ranges import Count, Positive, check_ranges
 
@@ -82,6 +83,34 @@ def rank_latents(weight: Float[Tensor, "classes latents"], count: Count) -> Int[
     check_ranges(rank_latents, locals())
     require_finite(weight=weight)
     return weight.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
+def tracking_ranks(
+    activations: Float[Tensor, "classes rows ranks"], y: Bool[Tensor, "rows classes"]
+) -> tuple[Int[Tensor, " classes"], Float[Tensor, " classes"]]:
+    """Find the latent that tells each class best by itself, at its best threshold.
+
+    Args:
+        activations: Activations of each class's ranked latents.
+        y: Labels.
+
+    Returns:
+        Its rank, the lower one of equally good latents, and its F1.
+
+    Raises:
+        NonFiniteError: `activations` holds NaN or infinite values.
+
+    Example:
+        >>> activations = torch.tensor([[[9.0, 1.0], [0.0, 1.0], [9.0, 0.0]]])
+        >>> tracking_ranks(activations, torch.tensor([[True], [True], [False]]))
+        (tensor([1]), tensor([1.], dtype=torch.float64))
+    """
+    ranks = activations.shape[2]
+    columns = activations.transpose(0, 1).flatten(1)
+    _, f1 = optimal_f1_threshold(columns, y.repeat_interleave(ranks, dim=1))
+    f1 = f1.view(-1, ranks)
+    best = f1.amax(dim=1)
+    return (f1 == best[:, None]).int().argmax(dim=1), best
 
 
 def solve_k_sparse(

@@ -12,7 +12,14 @@ from torchmetrics import MetricCollection
 
 from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
-from absorb_pl.functional.k_sparse import DEFAULT_KS, check_ks, k_sparse_logits, rank_latents, solve_k_sparse
+from absorb_pl.functional.k_sparse import (
+    DEFAULT_KS,
+    check_ks,
+    k_sparse_logits,
+    rank_latents,
+    solve_k_sparse,
+    tracking_ranks,
+)
 from absorb_pl.functional.validation import require_finite
 from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.latents import encode_latents
@@ -39,6 +46,10 @@ class _EncodedRows(NamedTuple):
     place: Tensor
     latents: Tensor
     kept: Tensor | None = None
+
+
+_TRACKED = 15
+"""Ranked latents of a class among which the one that tracks it is looked for."""
 
 
 class SaeProbe(OneVsRestModule):
@@ -90,6 +101,8 @@ class SaeProbe(OneVsRestModule):
     latent_ids: Tensor
     weight: Tensor
     bias: Tensor
+    tracking: Tensor
+    tracking_f1: Tensor
     solved: Tensor
 
     def __init__(
@@ -121,6 +134,8 @@ class SaeProbe(OneVsRestModule):
         self.register_buffer("latent_ids", torch.zeros(num_outputs, self.ks[-1], dtype=torch.long))
         self.register_buffer("weight", torch.zeros(len(self.ks), num_outputs, self.ks[-1]))
         self.register_buffer("bias", torch.full((len(self.ks), num_outputs), MISSING_LOGIT))
+        self.register_buffer("tracking", torch.zeros(num_outputs, dtype=torch.long))
+        self.register_buffer("tracking_f1", torch.zeros(num_outputs, dtype=torch.float64))
         self.register_buffer("solved", torch.tensor(False))
         by_k = ProbeMetrics([f"_k{k}" for k in self.ks], ["f1"])
         self.metrics["test_metrics"] = MetricCollection([by_k], prefix="test/")
@@ -305,6 +320,11 @@ class SaeProbe(OneVsRestModule):
         self.bias.fill_(MISSING_LOGIT)
         self.weight[:, self.class_mask] = solution.weight.to(self.weight)
         self.bias[:, self.class_mask] = solution.bias.to(self.bias)
+        self.tracking.copy_(latent_ids[:, 0])
+        self.tracking_f1.zero_()
+        rank, f1 = tracking_ranks(activations[:, :, :_TRACKED], y.to(activations.device))
+        ids = latent_ids[self.class_mask].gather(1, rank[:, None].to(latent_ids.device))
+        self.tracking[self.class_mask], self.tracking_f1[self.class_mask] = ids.squeeze(1), f1.to(self.tracking_f1)
         self.solved.fill_(True)
 
 

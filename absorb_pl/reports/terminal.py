@@ -35,7 +35,7 @@ def print_summary(
         notes: Lines to print below it.
         columns: Which columns.
     """
-    console = console or _console()
+    console = console or wide_console()
     found = summary_columns(summary)
     heads = _heads(summary)
     widest_rate = max(_width(column) for column in found if column.name == "rate")
@@ -66,7 +66,7 @@ def print_rates(summary: pd.DataFrame, console: Console | None = None) -> None:
         summary: Rows of the `summary` table of a study.
         console: Where to print; the terminal when None.
     """
-    console = console or _console()
+    console = console or wide_console()
     for (_, name), rules in summary_rows(summary).items():
         rates = [
             f"{rule} {rate_text(row)}" + ("" if row["evaluable"] else f": {row['reason']}")
@@ -83,7 +83,7 @@ def print_places(folder: Path, events: Sequence[str], console: Console | None = 
         events: Names of folders of TensorBoard events there, from `log_study`.
         console: Where to print; the terminal when None.
     """
-    console = console or _console()
+    console = console or wide_console()
     places = {"Tables": f"{folder / 'tables'} (summary.parquet is the one above)", "Figures": f"{folder / 'figures'}"}
     if (folder / "saebench").is_dir():
         places["SAEBench"] = str(folder / "saebench")
@@ -112,7 +112,8 @@ def print_listing(listing: pd.DataFrame, console: Console | None = None) -> None
     _print_whole(console or Console(), table)
 
 
-def _console() -> Console:
+def wide_console() -> Console:
+    """The terminal, or 120 columns if output goes to a file and `COLUMNS` says nothing else."""
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_WIDTH_OF_FILES)
 

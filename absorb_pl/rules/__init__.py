@@ -1,6 +1,6 @@
 """The absorption rules, and all that follows from them: verdicts, rates, sensitivity."""
 
-from absorb_pl.rules.evidence import Gradients, Projections
+from absorb_pl.rules.evidence import Carried, Gradients, Projections
 from absorb_pl.rules.judgement import Judgement, judge
 from absorb_pl.rules.paper import (
     PaperPublishedLettersRule,
@@ -15,8 +15,13 @@ from absorb_pl.rules.rule import AbsorptionRule, Decisions
 from absorb_pl.rules.saebench import SaeBench032Rule, SaeBench060Rule, SaeBenchRule, SaeBenchSettings
 from absorb_pl.rules.silent_mains import SilentMainsRule, SilentMainsSettings
 
+from absorb_pl.rules.absorb_pl_1 import AbsorbPl1Rule, AbsorbPl1Settings  # isort: skip
+
 __all__ = [
+    "AbsorbPl1Rule",
+    "AbsorbPl1Settings",
     "AbsorptionRule",
+    "Carried",
     "Decisions",
     "Gradients",
     "Judgement",

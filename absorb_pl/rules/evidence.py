@@ -1,4 +1,4 @@
-"""What a word offers to a rule: integrated gradients, or projections on the probe."""
+"""What a word offers to a rule: integrated gradients, projections on the probe, or what latents carry of a feature."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from absorb_pl.ranges import Count, Range, check_ranges
+from absorb_pl.ranges import Cosine, Count, Range, check_ranges
 from absorb_pl.words.answers import PositiveToken
 
 
@@ -51,7 +51,26 @@ class Projections:
         check_ranges(Projections, vars(self))
 
 
-Evidence = Gradients | Projections
+@dataclass(frozen=True)
+class Carried:
+    """What latents other than a feature's own write along its direction; columns in `absorb_pl.schema.CARRIED`.
+
+    At all words on which the probe sees the class; cached activations are enough.
+
+    Attributes:
+        min_alignment: Least cosine of a decoder row with the tracking latent's at which both write one feature.
+        stored_absorbers: How many carriers per word are kept.
+    """
+
+    name: ClassVar[str] = "carried"
+    min_alignment: Cosine = 0.95
+    stored_absorbers: Count = 5
+
+    def __post_init__(self) -> None:
+        check_ranges(Carried, vars(self))
+
+
+Evidence = Gradients | Projections | Carried
 
 
 def stored_scores(words: pd.DataFrame, columns: Sequence[str]) -> dict[str, Tensor]:

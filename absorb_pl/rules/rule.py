@@ -11,7 +11,7 @@ from torch import Tensor
 
 from absorb_pl.errors import RuleError
 from absorb_pl.functional.rates import LettersMode
-from absorb_pl.rules.evidence import Evidence, Gradients, Projections, stored_scores
+from absorb_pl.rules.evidence import Evidence, Gradients, stored_scores
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class AbsorptionRule(ABC):
 
     def count_candidates(self, letters: pd.DataFrame) -> pd.DataFrame:
         """Letters of `evaluate_sae` with this rule's `num_candidates` and `sample_portion`."""
-        if self.evidence is not Projections:
+        if self.evidence is Gradients:
             return letters
         return letters.assign(num_candidates=letters["num_probe_true_positives"], sample_portion=1.0)
 

@@ -134,9 +134,9 @@ class StudyConfig:
         return configured_rules(self.rules)
 
     def _check_until(self) -> None:
-        needed = {"projections": "projections", "absorption": "gradients"}
+        needed = {"projections": {"projections", "carried"}, "absorption": {"gradients"}}
         kinds = {rule.evidence.name for rule in self.chosen_rules()}
-        stages = [stage for stage in get_args(StageName) if needed.get(stage, "") in {"", *kinds}]
+        stages = [stage for stage in get_args(StageName) if stage not in needed or needed[stage] & kinds]
         if self.until not in stages:
             raise AbsorbError(
                 "until",

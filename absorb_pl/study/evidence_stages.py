@@ -13,54 +13,77 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import CacheCorruptedError
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
-from absorb_pl.evaluators.evaluation import with_texts
-from absorb_pl.evaluators.projections import gather_projections
+from absorb_pl.evaluators.evaluation import gather_from_rows, with_texts
 from absorb_pl.evaluators.writers import PredictionTableWriter
-from absorb_pl.rules.evidence import Gradients, Projections
+from absorb_pl.rules.evidence import Carried, Evidence, Gradients, Projections
 from absorb_pl.study.probing_stages import SaeProbingStage
 from absorb_pl.study.stage import Files, Stage
 
 
 class ProjectionStage(Stage):
-    """Projects the held-out words on which the linear probe sees the class on the probe, from cached activations.
+    """Gathers what cached activations say of the held-out words on which the linear probe sees the class.
+
+    A unit is an SAE with one kind of evidence (see `units`).
 
     Args:
         cache_dir: Root of the cache.
         words: The prompts.
         probing: The finished stage that found main latents.
-        evidence: What is to be kept of each word, for several rules.
+        evidence: What is to be gathered, for several rules.
     """
 
     name = "projections"
     title = "projections"
 
     def __init__(
-        self, cache_dir: Path, words: PromptDataModule, probing: SaeProbingStage, evidence: Iterable[Projections]
+        self,
+        cache_dir: Path,
+        words: PromptDataModule,
+        probing: SaeProbingStage,
+        evidence: Iterable[Projections | Carried],
     ) -> None:
         super().__init__(cache_dir)
         self.words, self.probing = words, probing
-        self.evidence = list(evidence)
+        kinds = list(dict.fromkeys(evidence))
+        self._most = max((each.stored_absorbers for each in kinds if isinstance(each, Projections)), default=0)
+        self._units: dict[str, tuple[str, Projections | Carried]] = {
+            self._unit(sae, each): (sae, Projections(self._most) if isinstance(each, Projections) else each)
+            for sae in probing.saes
+            for each in kinds
+        }
 
     @override
     def identity(self, unit: str) -> dict[str, Any]:
-        most = max(each.stored_absorbers for each in self.evidence)
-        return {"probing": self.probing.identity(unit), "stored_absorbers": most, "format": 2}
+        sae, evidence = self._units[unit]
+        asked = {"stored_absorbers": evidence.stored_absorbers, "format": 2}
+        if isinstance(evidence, Carried):
+            asked = {"evidence": evidence.name, **asdict(evidence), "format": 1}
+        return {"probing": self.probing.identity(sae), **asked}
 
     @override
     def make(self, unit: str, device: torch.device) -> Files:
-        source = self.probing.saes[unit]
+        name, evidence = self._units[unit]
+        source = self.probing.saes[name]
         sae, rows = source.load(device), self.probing.probes.held_out(source.hook_name)
-        most = Projections(max(each.stored_absorbers for each in self.evidence))
-        found = gather_projections(sae, rows, self.probing.result(unit).letters, most)
+        found = gather_from_rows(sae, rows, self.probing.result(name).letters, evidence)
         cfg = getattr(sae, "cfg", None)
         return {
             "words.parquet": with_texts(found, self.words.texts),
             "sae_cfg.json": cfg.to_dict() if cfg is not None and hasattr(cfg, "to_dict") else None,
         }
 
-    def table(self, unit: str) -> pd.DataFrame:
-        """Projections of an SAE's words."""
-        return self.read(unit, "words.parquet").assign(sae=unit)
+    @override
+    def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
+        """Make what is missing of SAEs; returns how many units that were."""
+        return super().run([unit for unit, (sae, _) in self._units.items() if sae in units], make_trainer)
+
+    def table(self, sae: str, evidence: Projections | Carried) -> pd.DataFrame:
+        """Evidence on an SAE's words."""
+        return self.read(self._unit(sae, evidence), "words.parquet").assign(sae=sae)
+
+    @staticmethod
+    def _unit(sae: str, evidence: Projections | Carried) -> str:
+        return sae if isinstance(evidence, Projections) else "@".join([sae, evidence.name, *_unusual(evidence)])
 
     def sae_cfg(self, unit: str) -> dict[str, Any] | None:
         """Configuration of an SAE, as SAELens writes it; None for one without."""
@@ -179,5 +202,10 @@ def check_complete(sae: str, words: pd.DataFrame, candidates: pd.DataFrame) -> N
 
 
 def _unit(sae: str, evidence: Gradients) -> str:
-    unusual = [value for value, usual in zip(astuple(evidence), astuple(Gradients()), strict=True) if value != usual]
-    return "@".join([sae, *map(str, unusual)])
+    return "@".join([sae, *_unusual(evidence)])
+
+
+def _unusual(evidence: Evidence) -> list[str]:
+    """The settings that are not the usual ones."""
+    usual = astuple(type(evidence)())
+    return [str(value) for value, other in zip(astuple(evidence), usual, strict=True) if value != other]

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pandas as pd
 
-from absorb_pl.rules.evidence import Evidence, Gradients, Projections
+from absorb_pl.rules.evidence import Carried, Evidence, Gradients, Projections
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.study.config import StageName, StudyConfig
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
@@ -25,7 +25,7 @@ class StudyStages:
         activations: Activations: `rows(hook, index)`.
         probes: The linear probes: `weights(hook)`, `curve(hook)`, `held_out(hook)`.
         probing: The k-sparse probes, main latents and candidate words: `result(sae)`, `probes_of(sae)`, `curve(sae)`.
-        projections: Evidence of SAEBench's rules: `table(sae)`; None if no rule needs it.
+        projections: Evidence that cached activations are enough for: `table(sae, evidence)`; None if no rule needs it.
         gradients: Evidence of the paper's rules: `table(sae, evidence)`; None if no rule needs it.
     """
 
@@ -44,7 +44,7 @@ class StudyStages:
         data = ProbeData(activations, config.test_fraction, config.seed)
         probes = LinearProbeStage(cache_dir, data, config.linear_probe)
         probing = SaeProbingStage(cache_dir, subject.saes, probes, config.k_sparse, config.splits)
-        projected = [each for each in needs if isinstance(each, Projections)]
+        projected = [each for each in needs if isinstance(each, Projections | Carried)]
         scored = [each for each in needs if isinstance(each, Gradients)]
         return cls(
             subject,
@@ -71,7 +71,7 @@ class StudyStages:
             assert self.gradients is not None
             return self.gradients.table(sae, needs)
         assert self.projections is not None
-        return self.projections.table(sae)
+        return self.projections.table(sae, needs)
 
 
 def _up_to(until: StageName, stages: Sequence[Stage | None]) -> list[Stage]:
