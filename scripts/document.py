@@ -28,6 +28,8 @@ ABOUT = {
     "children": "One row per SAE, rule, class and finer label; only for tasks with finer labels.",
     "ablations": "One row per SAE, word and latent that fires (`AblationEvaluator`).",
     "spelling": "One row per setting (`SpellingSweep`).",
+    "calibration": "One row per setting or SAE, seed and rule (`absorb-pl calibrate`).",
+    "calibration_summary": "One row per planted setting, or world, and rule (`absorb-pl calibrate`).",
 }
 
 

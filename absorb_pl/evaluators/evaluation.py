@@ -196,8 +196,7 @@ def evaluate_activations(
     """
     check_ranges(evaluate_activations, locals())
     judges = configured_rules(rules)
-    if unfit := next((rule for rule in judges if rule.evidence is Gradients), None):
-        raise _needs_model(unfit)
+    check_rules_without_model(judges)
     names = tuple(sorted(set(map(str, labels))))
     if len(labels) != len(activations) or len(names) < 2 or (words is not None and len(words) != len(labels)):
         raise LabelError(
@@ -225,6 +224,19 @@ def evaluate_activations(
         for name in ("words", "candidates"):
             tables[name]["word"] = [words[row] for row in tables[name]["row"]]
     return {**tables, "words": ordered_words(tables["words"])}
+
+
+def check_rules_without_model(rules: Sequence[AbsorptionRule]) -> None:
+    """Refuse rules that activations are not enough for.
+
+    Args:
+        rules: The rules.
+
+    Raises:
+        RuleError: One of them reads gradients of a language model.
+    """
+    if unfit := next((rule for rule in rules if rule.evidence is Gradients), None):
+        raise _needs_model(unfit)
 
 
 def _needs_model(rule: AbsorptionRule) -> RuleError:

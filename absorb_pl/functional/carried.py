@@ -125,8 +125,8 @@ def usual_part(
         The upper quartile of `own / size` over the words on which they fire, at most 1; 1 if they fire on none.
 
     Example:
-        >>> usual_part(torch.full((4,), 2.0), torch.tensor([1.6, 1.6, 1.6, 0.0]), torch.tensor([1.0, 1.0, 1.0, 0.0]))
-        0.8
+        >>> usual_part(torch.full((4,), 2.0), torch.tensor([1.5, 1.5, 1.5, 0.0]), torch.tensor([1.0, 1.0, 1.0, 0.0]))
+        0.75
     """
     check_ranges(usual_part, locals())
     firing = (own_max.double() >= silent) & (size.double() > 0)

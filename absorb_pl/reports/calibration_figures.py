@@ -49,7 +49,7 @@ def planted_figure(summary: pd.DataFrame) -> Figure:
         points = 100 * grid.to_numpy(float)
         axis.imshow(points, cmap="RdBu_r", vmin=-_MOST_POINTS, vmax=_MOST_POINTS, aspect="auto")
         for (row, column), value in np.ndenumerate(points):
-            text = "–" if np.isnan(value) else f"{value:+.1f}"
+            text = "–" if np.isnan(value) else f"{value:+.1f}" if abs(value) >= 0.05 else "0"
             shade = "white" if abs(value) > 0.7 * _MOST_POINTS else "black"
             axis.text(column, row, text, ha="center", va="center", fontsize=7, color=shade)
         axis.set_xticks(range(len(rules)), [_broken(rule) for rule in rules], fontsize=7)

@@ -51,7 +51,7 @@ def _add(table: Table, name: str, rows: pd.DataFrame, rules: list[str], what: st
     by_rule = rows.set_index("rule")
     cells = []
     for rule in rules:
-        rate, share = (by_rule.at[rule, f"{of}_{what}"] for of in ("rate", "share"))
+        rate, share = (float(by_rule[f"{of}_{what}"][rule]) for of in ("rate", "share"))
         cells.append("  ".join(_cell(value, what) for value in (rate, share)))
     true = f"{100 * rows['true_rate'].iloc[0]:.1f}" if what != "spearman" else ""
     table.add_row(name, true, *cells)
@@ -62,4 +62,5 @@ def _cell(value: float, what: str) -> str:
         return "    –"
     if what == "spearman":
         return f"{value:5.2f}"
-    return f"{100 * value:+5.1f}" if what == "bias" else f"{100 * value:5.1f}"
+    points = round(100 * value, 1) or 0.0  # no −0.0
+    return f"{points:+5.1f}" if what == "bias" and points else f"{points:5.1f}"

@@ -13,7 +13,7 @@ from typing_extensions import override
 from absorb_pl.data.drafts import check_writable, user_path, whole_file
 from absorb_pl.data.publication import publishing
 from absorb_pl.errors import AbsorbError
-from absorb_pl.evaluators.evaluation import evaluate_activations
+from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_activations
 from absorb_pl.interruption import interruptible
 from absorb_pl.models.closest import closest_names
 from absorb_pl.probes.fitting import quiet_lightning
@@ -68,7 +68,9 @@ class CalibrationConfig:
         check_ranges(CalibrationConfig, vars(self))
         for name in ("run_dir", "cache_dir"):
             object.__setattr__(self, name, str(user_path(getattr(self, name))))
-        object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in configured_rules(self.rules)})
+        rules = configured_rules(self.rules)
+        check_rules_without_model(rules)
+        object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in rules})
         object.__setattr__(self, "planted", _chosen("planted", self.planted, list(PLANTED)))
         object.__setattr__(self, "trained", _chosen("trained", self.trained, list_trained_saes()))
         if not self.planted and not self.trained:

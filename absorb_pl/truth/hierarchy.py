@@ -23,6 +23,8 @@ from absorb_pl.saes.rows import encode_rows
 HierarchyName = Literal["frequent-children", "rare-children", "superposition"]
 """The worlds that SAEs have been trained in."""
 
+_MOST_SAMPLES = 200_000
+"""Samples among which those with a parent are looked for."""
 _NEAREST = 10
 """Latents nearest to a feature among which the one that tracks it is looked for."""
 
@@ -152,7 +154,7 @@ class HierarchyWorld:
         """
         check_ranges(HierarchyWorld.labelled, locals())
         wanted = rows_per_parent
-        tries = int(4 * wanted / max(self.settings.parent_probability, 1e-6)) + 1_000
+        tries = min(_MOST_SAMPLES, int(4 * wanted / max(self.settings.parent_probability, 1e-6)) + 1_000)
         sizes, activations = self.sample(tries, seed)
         kept = [(sizes[:, parent] > 0).nonzero().squeeze(1)[:wanted] for parent in range(self.settings.parents)]
         if min(map(len, kept)) < wanted:

@@ -33,7 +33,7 @@ def score_against_truth(tables: Mapping[str, pd.DataFrame], truth: pd.DataFrame)
         >>> tables = evaluate_activations(made.sae, world.activations, world.labels, "absorb-pl-1")
         >>> scored = score_against_truth(tables, made.truth)
         >>> scored[["true_rate", "absorption_rate", "word_auroc"]].round(3).to_dict("records")
-        [{'true_rate': 0.208, 'absorption_rate': 0.208, 'word_auroc': 1.0}]
+        [{'true_rate': 0.25, 'absorption_rate': 0.25, 'word_auroc': 1.0}]
     """
     by_row = truth.set_index("row")
     rows = []

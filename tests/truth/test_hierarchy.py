@@ -1,0 +1,96 @@
+"""Worlds in which SAEs are trained, and the truth about hand-made and trained SAEs in them."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from absorb_pl.errors import SaeNotFoundError, ShapeError
+from absorb_pl.saes import load_sae
+from absorb_pl.truth.hierarchy import HIERARCHIES, HierarchySettings, HierarchyWorld, hierarchy_truth
+from absorb_pl.truth.trained import list_trained_saes, trained_sae_path
+
+SETTINGS = HierarchySettings(parents=4, children=3, unrelated=10, d_model=32, child_probability=0.5)
+
+
+class Read:
+    """An SAE with a latent per feature; a parent's latent is silent if a child in `absorbing` is there."""
+
+    def __init__(self, world: HierarchyWorld, absorbing: list[int]) -> None:
+        self.directions, self.absorbing, self.world = world.directions.clone(), absorbing, world
+        rows = self.directions.clone()
+        for child in absorbing:
+            parent = (child - world.settings.parents) // world.settings.children
+            rows[child] = self.directions[child] + self.directions[parent]
+        self.norms = rows.norm(dim=1)
+        self.W_dec = normalize(rows, dim=1)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        sizes = (x @ self.directions.T).clamp(min=0)
+        sizes[sizes < 0.05] = 0
+        for child in self.absorbing:
+            parent = (child - self.world.settings.parents) // self.world.settings.children
+            sizes[sizes[:, child] > 0, parent] = 0
+        return sizes * self.norms
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents @ self.W_dec
+
+
+def test_samples_have_one_parent_at_most_and_children_of_it_alone():
+    world = HierarchyWorld(SETTINGS)
+    sizes, activations = world.sample(4_000, seed=3)
+    assert torch.equal(activations, world.dictionary(sizes))
+    there = sizes > 0
+    assert int(there[:, :4].sum(dim=1).max()) == 1
+    for parent in range(4):
+        children = there[:, list(world.children_of(parent))]
+        assert not children[~there[:, parent]].any()
+        assert int(children.sum(dim=1).max()) == 1
+    assert torch.equal(world.sample(50, seed=3)[0], world.sample(50, seed=3)[0])
+    assert not torch.equal(world.sample(50, seed=3)[0], world.sample(50, seed=4)[0])
+
+
+def test_labelled_samples_are_as_many_of_each_parent():
+    sizes, activations, labels = HierarchyWorld(SETTINGS).labelled(30, seed=0)
+    assert labels == [letter for letter in "abcd" for _ in range(30)]
+    assert (sizes[torch.arange(120), torch.arange(120) // 30] > 0).all()
+    assert len(activations) == 120
+    with pytest.raises(ShapeError, match="parent_probability"):
+        HierarchyWorld(HierarchySettings(parents=2, parent_probability=0.0)).labelled(5, seed=0)
+
+
+def test_the_truth_of_a_hand_made_sae_is_which_children_absorb():
+    world = HierarchyWorld(SETTINGS)
+    absorbing = [world.children_of(0)[1], world.children_of(2)[0]]
+    sizes, activations, labels = world.labelled(60, seed=1)
+    truth = hierarchy_truth(world, Read(world, absorbing), sizes, activations)
+    expected = (sizes[:, absorbing] > 0).any(dim=1)
+    assert truth["row"].tolist() == list(range(240))
+    assert truth["label"].tolist() == labels
+    assert truth["is_absorbed"].tolist() == expected.tolist()
+    assert truth["tracking_latent"].tolist() == [row // 60 for row in range(240)]
+    # A child is about as large as its parent, so its latent writes that much of the parent's direction.
+    assert truth.loc[expected.numpy(), "share"].min() > 0.5
+    overlap = world.directions @ world.directions.T - torch.eye(len(world.directions))
+    assert truth.loc[~expected.numpy(), "share"].max() <= 4 * float(overlap.abs().max())
+    assert not hierarchy_truth(world, Read(world, []), sizes, activations)["is_absorbed"].any()
+
+
+def test_there_are_trained_saes_of_several_architectures_in_each_world():
+    names = list_trained_saes()
+    assert len(names) >= 24
+    for world in HIERARCHIES:
+        architectures = {name.split("/")[1].rsplit("-", 1)[0] for name in names if name.startswith(f"{world}/")}
+        assert len(architectures) >= 4
+    with pytest.raises(SaeNotFoundError, match="frequent-children/topk-2"):
+        trained_sae_path("frequent-children/topk-4")
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("frequent-children/topk-2", 0.15, 0.3), ("rare-children/batchtopk-2.5", 0.0, 0.02)]
+)
+def test_trained_saes_absorb_as_much_as_the_documents_say(name: str, least: float, most: float):
+    world = HierarchyWorld(HIERARCHIES[name.split("/")[0]])  # type: ignore[index]
+    sizes, activations, _ = world.labelled(100, seed=5)
+    truth = hierarchy_truth(world, load_sae(str(trained_sae_path(name))), sizes, activations)
+    assert least <= truth["is_absorbed"].mean() <= most
