@@ -63,8 +63,6 @@ CountOrMinusOne = Annotated[int, Range(-1, _MOST)]
 """A number of things, which may be none; -1 for as many as there are."""
 Place = Annotated[int, Range(-_MOST, -1)] | Count
 """A place counted from the start (1 is the first) or from the end (-1 is the last)."""
-Resamples = Annotated[int, Range(100, 10**6)]
-"""Bootstrap replicates; fewer leave no tails to read an interval off."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """A seed, as all the generators in use take it."""
 Fraction = Annotated[float | int, Range(0, 1)]

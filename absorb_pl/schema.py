@@ -124,6 +124,9 @@ _INTERVAL = {
     "absorption_rate": Column("float64", "Absorbed words ÷ words on which the probe sees the class."),
     "ci_low": Column("float64", "Lower end of its interval."),
     "ci_high": Column("float64", "Upper end of its interval."),
+    "se_words": Column("float64", "Standard error of the rate from the words, each by itself."),
+    "se_absorbers": Column("float64", "What is added, in squares, because one latent absorbs several words."),
+    "se_sampling": Column("float64", "What is added, in squares, because a sample of the candidates was judged."),
     "evaluable": Column("bool", "Whether there is a rate."),
     "reason": Column("str", "Why not."),
     "absorption_fraction": Column("float64", "Mean absorbed share of the feature per such word."),
@@ -185,6 +188,9 @@ SUMMARY: Columns = {
     "main_latent_recall": Column("float64", "Mean over classes of the share of words on which a main latent fires."),
     "num_splits": Column("float64", "Mean over classes of main latents beyond the first.", "latents"),
     **_INTERVAL,
+    "pooled_rate": Column("float64", "Absorbed words ÷ words on which the probe sees the class, over all classes."),
+    "pooled_ci_low": Column("float64", "Lower end of its interval."),
+    "pooled_ci_high": Column("float64", "Upper end of its interval."),
     "num_words": Column("int64", "Words that the rate is over.", "words"),
 }
 """One row per SAE and rule."""
@@ -327,6 +333,35 @@ CALIBRATION_SUMMARY: Columns = {
 }
 """One row per planted setting, or world, and rule: how far the rule is from the truth."""
 
+CROSSFIT: Columns = {
+    **_SAE,
+    **_RULE,
+    "label": Column("str", "Class; empty for the mean over classes."),
+    "folds": Column("int64", "Parts of the words, each held out once per repeat."),
+    "repeats": Column("int64", "How often folds and seeds were drawn anew."),
+    "num_words": Column("int64", "Words that the rate is over, mean over repeats.", "words"),
+    **{name: column for name, column in _INTERVAL.items() if not name.startswith("se_")},
+    **{name: column for name, column in _INTERVAL.items() if name.startswith("se_")},
+    "se_selection": Column("float64", "What is added, in squares, by the choice of words and seeds."),
+    "pooled_rate": Column("float64", "Absorbed words ÷ words on which the probe sees the class, over all classes."),
+    "pooled_ci_low": Column("float64", "Lower end of its interval."),
+    "pooled_ci_high": Column("float64", "Upper end of its interval."),
+}
+"""One row per SAE and rule, and one per class: rates over words that were all judged out of sample."""
+
+CROSSFIT_WORDS: Columns = {
+    **_SAE,
+    **_RULE,
+    "repeat": Column("int64", "Number of the repeat."),
+    "fold": Column("int64", "Fold in which the word was held out."),
+    "row": _WORD["row"],
+    **_LABEL,
+    "is_absorption": Column("bool", "Whether the rule says that the feature was absorbed at this word."),
+    "absorption_fraction": Column("float64", "Share of the feature that was absorbed, for rules that say so."),
+    "top_latent": _TOP["top_latent"],
+}
+"""One row per SAE, rule, repeat and word on which the probe sees the class."""
+
 TABLES: Mapping[str, Columns] = {
     "summary": SUMMARY,
     "letters": LETTERS,
@@ -339,6 +374,8 @@ TABLES: Mapping[str, Columns] = {
     "children": CHILDREN,
     "ablations": ABLATIONS,
     "spelling": SPELLING,
+    "crossfit": CROSSFIT,
+    "crossfit_words": CROSSFIT_WORDS,
     "calibration": CALIBRATION,
     "calibration_summary": CALIBRATION_SUMMARY,
 }

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from absorb_pl import schema
+from absorb_pl.study.crossfit_stage import CrossfitStage
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, SaeProbingStage
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "absorb_pl"
-STAGES = (ActivationStage, LinearProbeStage, SaeProbingStage, ProjectionStage, GradientStage)
+STAGES = (ActivationStage, LinearProbeStage, SaeProbingStage, ProjectionStage, GradientStage, CrossfitStage)
 MARKS = ("<!-- made by scripts/document.py -->", "<!-- end -->")
 ABOUT = {
     "summary": "One row per SAE and rule.",
@@ -28,6 +29,8 @@ ABOUT = {
     "children": "One row per SAE, rule, class and finer label; only for tasks with finer labels.",
     "ablations": "One row per SAE, word and latent that fires (`AblationEvaluator`).",
     "spelling": "One row per setting (`SpellingSweep`).",
+    "crossfit": "One row per SAE and rule, and one per class; of a study with `crossfit`.",
+    "crossfit_words": "One row per SAE, rule, repeat and word; of a study with `crossfit`.",
     "calibration": "One row per setting or SAE, seed and rule (`absorb-pl calibrate`).",
     "calibration_summary": "One row per planted setting, or world, and rule (`absorb-pl calibrate`).",
 }
@@ -86,9 +89,12 @@ def pictures() -> str:
         "    sae_probing --> projections",
         "    sae_probing --> absorption",
         "    model --> absorption",
+        "    activations --> crossfit",
+        "    saes --> crossfit",
         "    projections --> rules{{rules judge}}",
         "    absorption --> rules",
         "    rules --> tables([tables, figures, TensorBoard])",
+        "    crossfit --> tables",
     ]
     return (
         f"Rooms; an arrow says who imports whom (only arrows that no chain of others stands for):\n\n"

@@ -69,7 +69,7 @@ def write_sae(golden, folder, **metadata):
 @pytest.fixture(scope="module")
 def studies(folder, study_config, _one_thread, _without_figures):
     """Tables of SAEs that ask for two kinds of processing, and of one that asks for none on hand-centred weights."""
-    quick = ("--k_sparse.ks=[1,2,3]", "--splits.max_k=3", "--rates.resamples=100")
+    quick = ("--k_sparse.ks=[1,2,3]", "--splits.max_k=3")
     mixed = study_config(
         folder / "mixed", f"--model={folder / 'raw'}", f"--saes={[str(folder / 'asks'), str(folder / 'false')]}", *quick
     )

@@ -118,7 +118,7 @@ def writings(make_sae, study_config, _one_thread, _without_figures, tmp_path_fac
     names["trained", "unit"] = "tests/golden/gpt2-micro/sae_standard_A"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        quick = ("--k_sparse.ks=[1,2,3]", "--splits.max_k=3", "--rates.resamples=100")
+        quick = ("--k_sparse.ks=[1,2,3]", "--splits.max_k=3")
         config = study_config(folder, f"--saes={list(names.values())}", *quick)
         return run_study(config).tables, names
 

@@ -43,6 +43,7 @@ def evaluate_rules(
     splits: SplitSettings | None = None,
     rates: RateSettings | None = None,
     gather_gradients: GatherGradients | None = None,
+    chosen_on: EvaluationRows | None = None,
 ) -> tuple[SaeProbing, list[Judgement]]:
     """Evaluate one SAE on held-out words and judge it by rules; evidence that several rules need is gathered once.
 
@@ -54,11 +55,12 @@ def evaluate_rules(
         splits: How main latents and candidate words are found.
         rates: How rates are summed up.
         gather_gradients: Gives the gradients at candidate words; without it, rules that need them are refused.
+        chosen_on: Words by which main latents are chosen; the held-out words when None, as published.
 
     Raises:
         RuleError: A rule needs gradients and there is no way to get them.
     """
-    found = evaluate_sae(sae, k_sparse, rows, splits)
+    found = evaluate_sae(sae, k_sparse, rows, splits, chosen_on)
     evidence: dict[Any, pd.DataFrame] = {}
     for rule in rules:
         if rule.needs in evidence:

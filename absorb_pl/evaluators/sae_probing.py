@@ -115,7 +115,11 @@ class SaeProbing:
 
 @torch.no_grad()
 def evaluate_sae(
-    sae: SparseAutoencoder, k_sparse: SaeProbe, rows: EvaluationRows, settings: SplitSettings | None = None
+    sae: SparseAutoencoder,
+    k_sparse: SaeProbe,
+    rows: EvaluationRows,
+    settings: SplitSettings | None = None,
+    chosen_on: EvaluationRows | None = None,
 ) -> SaeProbing:
     """Evaluate one SAE on the held-out words, encoding them once.
 
@@ -124,6 +128,7 @@ def evaluate_sae(
         k_sparse: Its trained k-sparse probes.
         rows: The held-out words.
         settings: How main latents and candidates are found.
+        chosen_on: Words by which main latents are chosen; the held-out words when None, as published.
     """
     settings = settings or SplitSettings()
     statistics = SaeStatistics.empty(rows.x.shape[1], sae.W_dec.shape[0])
@@ -133,7 +138,7 @@ def evaluate_sae(
     table = k_sparse_table(logits, rows.y, k_sparse.ks, k_sparse.latent_ids, rows.class_names)
     letters, candidates = _letters_and_candidates(
         rows,
-        main_latents_by_label(table, settings.f1_jump, settings.max_k),
+        _chosen_mains(sae, k_sparse, table, settings, chosen_on),
         activations,
         logits,
         k_sparse.ks,
@@ -151,6 +156,24 @@ def evaluate_sae(
         letters=_tracked(letters, k_sparse, rows.class_names).assign(sae_fires=statistics.num_active > 0),
         candidates=candidates,
     )
+
+
+def _chosen_mains(
+    sae: SparseAutoencoder,
+    k_sparse: SaeProbe,
+    held_out: pd.DataFrame,
+    settings: SplitSettings,
+    chosen_on: EvaluationRows | None,
+) -> dict[str, list[int]]:
+    """Main latents of the classes that occur among the held-out words, by the F1 on those or on other words."""
+    if chosen_on is None:
+        return main_latents_by_label(held_out, settings.f1_jump, settings.max_k)
+    ids = k_sparse.latent_ids.cpu()
+    activations = encode_latents(sae, chosen_on.x, ids.flatten()).unflatten(1, ids.shape)
+    logits = k_sparse_logits(activations, k_sparse.weight.cpu(), k_sparse.bias.cpu())
+    table = k_sparse_table(logits, chosen_on.y, k_sparse.ks, k_sparse.latent_ids, chosen_on.class_names)
+    mains = main_latents_by_label(table, settings.f1_jump, settings.max_k)
+    return {label: mains[label] for label in held_out["label"].unique() if label in mains}
 
 
 def _tracked(letters: pd.DataFrame, k_sparse: SaeProbe, class_names: tuple[str, ...]) -> pd.DataFrame:

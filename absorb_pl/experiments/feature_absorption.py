@@ -244,5 +244,5 @@ def absorption_rate(df: pd.DataFrame) -> float:
         )
         for _, rows in df.groupby("letter")
     ]
-    value = sae_rate(letters, mode="published", resamples=100).value
+    value = sae_rate(letters, mode="published").value
     return float("nan") if value is None else value

@@ -14,7 +14,6 @@ from absorb_pl.functional.absorption import (
 )
 from absorb_pl.functional.agreement import score_agreement
 from absorb_pl.functional.answer_metric import letter_metric
-from absorb_pl.functional.bootstrap import bootstrap_interval
 from absorb_pl.functional.k_sparse import DEFAULT_KS, k_sparse_logits, rank_latents, solve_k_sparse
 from absorb_pl.functional.latents import LATENT_DECISION_THRESHOLD, latent_scores, top_latents_by_encoder
 from absorb_pl.functional.linear_optimum import minimise_probe_loss
@@ -37,7 +36,6 @@ __all__ = [
     "SaeStatistics",
     "auroc",
     "binary_metrics",
-    "bootstrap_interval",
     "cosine_similarity_matrix",
     "fraction_by_absorbers",
     "fraction_by_all",

@@ -63,6 +63,7 @@ def summary_columns(summary: pd.DataFrame) -> list[TextColumn]:
         _of_sae(saes, "expl. var.", lambda row: f"{row['explained_variance']:.3f}"),
         *(words if len(words) > 1 else [TextColumn("n", words[0].cells)]),
         *_by_rule(saes, "fraction", with_fraction, _fraction),
+        *_by_rule(saes, "pooled", rules, _pooled),
         _of_sae(saes, "main recall", lambda row: f"{row['main_latent_recall']:.2f}"),
         _of_sae(saes, "dead", lambda row: f"{row['dead_fraction']:.0%}"),
         _of_sae(saes, "probe F1", lambda row: f"{row['probe_f1']:.3f}"),
@@ -86,14 +87,31 @@ def rate_text(row: _Row) -> str:
     return _with_interval(row["absorption_rate"], row["ci_low"], row["ci_high"])
 
 
+def fraction_text(row: _Row) -> str:
+    """A fraction with its interval.
+
+    Args:
+        row: Of a summary, with a fraction.
+
+    Example:
+        >>> fraction_text({"absorption_fraction": 0.1, "fraction_ci_low": 0.05, "fraction_ci_high": 0.2})
+        '10.0% [ 5.0, 20.0]'
+    """
+    return _with_interval(row["absorption_fraction"], row["fraction_ci_low"], row["fraction_ci_high"])
+
+
 def _rate(row: _Row | None) -> str:
     return "-" if row is None else rate_text(row)
 
 
 def _fraction(row: _Row | None) -> str:
-    if row is None or pd.isna(row["absorption_fraction"]):
+    return "-" if row is None or pd.isna(row["absorption_fraction"]) else fraction_text(row)
+
+
+def _pooled(row: _Row | None) -> str:
+    if row is None or not row["evaluable"]:
         return "-"
-    return _with_interval(row["absorption_fraction"], row["fraction_ci_low"], row["fraction_ci_high"])
+    return _with_interval(row["pooled_rate"], row["pooled_ci_low"], row["pooled_ci_high"])
 
 
 def _words(row: _Row | None) -> str:

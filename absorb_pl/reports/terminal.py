@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from absorb_pl.reports.names import shared_folder, short_names
-from absorb_pl.reports.summary_columns import TextColumn, rate_text, summary_columns, summary_rows
+from absorb_pl.reports.summary_columns import TextColumn, fraction_text, rate_text, summary_columns, summary_rows
 
 ColumnChoice = Literal["fit", "all"]
 """Columns of a printed summary: those that fit, or all, in tables below each other if one is too narrow."""
@@ -73,6 +73,37 @@ def print_rates(summary: pd.DataFrame, console: Console | None = None) -> None:
             for rule, row in rules.items()
         ]
         _print_line(console, f"{name}: {', '.join(rates)}")
+
+
+def print_crossfit(crossfit: pd.DataFrame, console: Console | None = None) -> None:
+    """Print the rates over words that were all judged out of sample, one row per SAE.
+
+    Args:
+        crossfit: The `crossfit` table of a study.
+        console: Where to print; the terminal when None, with 120 columns if there is none.
+    """
+    console = console or wide_console()
+    of_saes = crossfit[crossfit["label"] == ""]
+    folds, repeats = (int(of_saes[name].iloc[0]) for name in ("folds", "repeats"))
+    _print_line(
+        console,
+        f"Cross-fitted: every word judged out of sample, {folds} folds, {repeats} repeats [95 % interval, which holds "
+        "what the choice of words and seeds adds]",
+    )
+    short = short_names(of_saes["sae"])
+    found = Table(box=SIMPLE_HEAD, pad_edge=False)
+    found.add_column("SAE", no_wrap=True)
+    rules = list(of_saes["rule"].unique())
+    for rule in rules:
+        found.add_column(f"{rule}\nrate", justify="right", no_wrap=True)
+        found.add_column("\nfraction", justify="right", no_wrap=True)
+    for sae, rows in of_saes.groupby("sae", sort=False):
+        cells = []
+        for row in rows.set_index("rule").loc[rules].to_dict("records"):
+            has_fraction = row["evaluable"] and pd.notna(row["absorption_fraction"])
+            cells += [rate_text(row), fraction_text(row) if has_fraction else "-"]
+        found.add_row(short[str(sae)], *cells)
+    _print_whole(console, found)
 
 
 def print_places(folder: Path, events: Sequence[str], console: Console | None = None) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from absorb_pl.functional.rates import LetterOutcome, LettersMode, Rate, letter_rate, sae_rate
-from absorb_pl.ranges import Fraction, InnerFraction, Resamples, Seed, check_ranges
+from absorb_pl.ranges import Fraction, InnerFraction, check_ranges
 
 NO_WORDS = "no held-out words"
 FRACTION_COLUMNS = {"absorption_fraction": "value", "fraction_ci_low": "ci_low", "fraction_ci_high": "ci_high"}
@@ -22,15 +22,11 @@ class RateSettings:
         letters: `counted` counts letters without candidate words as 0; `published` leaves them out.
         min_probe_f1: Least F1 of the linear probe at which a letter can be evaluated.
         confidence: Level of the intervals; 95 % is 0.95.
-        resamples: Bootstrap replicates; fewer than 100 leave no tails to read an interval off.
-        seed: Seed of the bootstrap.
     """
 
     letters: LettersMode = "counted"
     min_probe_f1: Fraction = 0.6
     confidence: InnerFraction = 0.95
-    resamples: Resamples = 2000
-    seed: Seed = 42
 
     def __post_init__(self) -> None:
         check_ranges(RateSettings, vars(self))
@@ -53,8 +49,7 @@ def letters_table(
         class_names: All classes of the task; those missing from `letters` get a row that says why.
 
     Returns:
-        `letters` with `rule, num_judged, num_absorbed, sum_fraction, absorption_rate, ci_low, ci_high, evaluable,
-        reason, absorption_fraction, fraction_ci_low, fraction_ci_high`; rates are missing if they are not evaluable,
+        `letters` with the columns of `absorb_pl.schema.FOUND_BY_RULE`; rates are missing if they are not evaluable,
         fractions also where the rule gives none.
     """
     judged = words.groupby("label")["is_absorption"].agg(["size", "sum"]).reindex(letters["label"], fill_value=0)
@@ -111,8 +106,15 @@ def sae_rates(letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings
         sizes.append(rate.num_words)
         return [rate]
 
-    return {name: values[0] for name, values in _rates_by(letters, words, settings, of_sae).items()} | {
-        "num_words": sizes[0]
+    found = {name: values[0] for name, values in _rates_by(letters, words, settings, of_sae).items()}
+    outcomes = outcomes_of(letters, words, "is_absorption", settings)
+    pooled = sae_rate(outcomes, mode=settings.letters, confidence=settings.confidence, pooled=True)
+    return {
+        **found,
+        "pooled_rate": pooled.value,
+        "pooled_ci_low": pooled.ci_low,
+        "pooled_ci_high": pooled.ci_high,
+        "num_words": sizes[0],
     }
 
 
@@ -122,18 +124,19 @@ def _rates_by(
     settings: RateSettings,
     sum_up: Callable[..., list[Rate]],
 ) -> dict[str, list[Any]]:
-    how = {"confidence": settings.confidence, "resamples": settings.resamples, "seed": settings.seed}
-    full = sum_up(_outcomes(letters, words, "is_absorption", settings), **how)
+    how = {"confidence": settings.confidence}
+    full = sum_up(outcomes_of(letters, words, "is_absorption", settings), **how)
     columns: dict[str, list[Any]] = {
         "absorption_rate": [rate.value for rate in full],
         "ci_low": [rate.ci_low for rate in full],
         "ci_high": [rate.ci_high for rate in full],
+        **{name: [getattr(rate, name) for rate in full] for name in ("se_words", "se_absorbers", "se_sampling")},
         "evaluable": [rate.evaluable for rate in full],
         "reason": [rate.reason for rate in full],
     }
     parts: list[Rate | None] = [None] * len(full)
     if "absorption_fraction" in words:
-        parts = list(sum_up(_outcomes(letters, words, "absorption_fraction", settings), **how))
+        parts = list(sum_up(outcomes_of(letters, words, "absorption_fraction", settings), **how))
     for name, field in FRACTION_COLUMNS.items():
         values = [None if rate is None else getattr(rate, field) for rate in parts]
         columns[name] = [float("nan") if value is None else value for value in values]
@@ -151,8 +154,18 @@ def _sae_fires(letters: pd.DataFrame) -> bool:
     return bool(letters["sae_fires"].all()) if "sae_fires" in letters else True
 
 
-def _outcomes(letters: pd.DataFrame, words: pd.DataFrame, amount: str, settings: RateSettings) -> list[LetterOutcome]:
+def outcomes_of(letters: pd.DataFrame, words: pd.DataFrame, amount: str, settings: RateSettings) -> list[LetterOutcome]:
+    """What was found on the words of each letter.
+
+    Args:
+        letters: `label, num_probe_true_positives, sample_portion, probe_f1`, and `sae_fires` if it is known.
+        words: Verdicts: `label, is_absorption`, the amount, and `top_latent` if there is one.
+        amount: Column of the absorbed amount: `is_absorption` or `absorption_fraction`.
+        settings: How rates are summed up.
+    """
     amounts = dict(iter(words.groupby("label")[amount]))
+    absorbed = words[words["is_absorption"]]
+    absorbers = dict(iter(absorbed.groupby("label")["top_latent"])) if "top_latent" in words else {}
     return [
         LetterOutcome(
             torch.tensor(amounts[row["label"]].to_numpy(float) if row["label"] in amounts else []),
@@ -161,6 +174,7 @@ def _outcomes(letters: pd.DataFrame, words: pd.DataFrame, amount: str, settings:
             probe_f1=float(row["probe_f1"]),
             min_probe_f1=settings.min_probe_f1,
             sae_fires=_sae_fires(letters),
+            absorbers=torch.tensor(absorbers[row["label"]].to_numpy(int)) if row["label"] in absorbers else None,
         )
         for row in letters.to_dict("records")
     ]

@@ -5,21 +5,25 @@ from typing import Literal, get_args
 
 from absorb_pl.data.activation_cache import StorageDtype
 from absorb_pl.data.drafts import user_path
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, RuleError
+from absorb_pl.evaluators.crossfit import CrossfitSettings
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.models.placement import check_dtype
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports.terminal import ColumnChoice
+from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import RateSettings
-from absorb_pl.rules.registry import RuleChoice, configured_rules
+from absorb_pl.rules.registry import RuleChoice, configured_rules, rules_without_model
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.words.task_config import TaskConfig
 
 ControlKind = Literal["random", "shuffled_decoder"]
 """Controls that can be scored beside each SAE, see `absorb_pl.models.control_sae`."""
 
-StageName = Literal["load", "activations", "linear-probes", "k-sparse-probes", "projections", "absorption", "report"]
+StageName = Literal[
+    "load", "activations", "linear-probes", "k-sparse-probes", "projections", "absorption", "cross-fit", "report"
+]
 """The stages of a study in their order, as `StudyConfig.until` names them."""
 
 
@@ -79,6 +83,8 @@ class StudyConfig:
             `paper-published-token` and `paper-published-letters`, `saebench-0.6.0`, `saebench-0.3.2`, `silent-mains`,
             and registered ones; `docs/rules.md` lists their settings.
         rates: How rates are summed up.
+        crossfit: Judges every word out of sample as well, several times over, by the rules that activations are enough
+            for; the tables `crossfit` and `crossfit_words` say what is found. Left out when None.
         trainer: Where the study runs.
         columns: Columns of the printed table: `fit` for those that fit the terminal, or `all`.
     """
@@ -104,6 +110,7 @@ class StudyConfig:
     splits: SplitSettings = field(default_factory=SplitSettings)
     rules: RuleChoice = field(default_factory=lambda: ["paper", "saebench-0.6.0", "saebench-0.3.2"])
     rates: RateSettings = field(default_factory=RateSettings)
+    crossfit: CrossfitSettings | None = None
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     columns: ColumnChoice = "fit"
 
@@ -121,6 +128,7 @@ class StudyConfig:
                 remedy="Name SAEs (`absorb-pl list` shows which there are).",
             )
         object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in configured_rules(self.rules)})
+        self._check_crossfit()
         self._check_until()
         for rule in self.chosen_rules():
             rule.check_stored(self.splits.silent)
@@ -133,10 +141,21 @@ class StudyConfig:
         """
         return configured_rules(self.rules)
 
+    def _check_crossfit(self) -> None:
+        if self.crossfit is not None and all(rule.evidence is Gradients for rule in self.chosen_rules()):
+            raise RuleError(
+                "crossfit",
+                ", ".join(self.rules),
+                expected="a rule that activations are enough for among the rules, as cross-fitting judges by those",
+                remedy=f"Add one of {', '.join(rules_without_model())}, or leave `crossfit` out.",
+            )
+
     def _check_until(self) -> None:
         needed = {"projections": {"projections", "carried"}, "absorption": {"gradients"}}
         kinds = {rule.evidence.name for rule in self.chosen_rules()}
         stages = [stage for stage in get_args(StageName) if stage not in needed or needed[stage] & kinds]
+        if self.crossfit is None:
+            stages.remove("cross-fit")
         if self.until not in stages:
             raise AbsorbError(
                 "until",

@@ -57,7 +57,7 @@ class ProjectionStage(Stage):
         sae, evidence = self._units[unit]
         asked = {"stored_absorbers": evidence.stored_absorbers, "format": 2}
         if isinstance(evidence, Carried):
-            asked = {"evidence": evidence.name, **asdict(evidence), "format": 1}
+            asked = {"evidence": evidence.name, **asdict(evidence), "format": 2}
         return {"probing": self.probing.identity(sae), **asked}
 
     @override

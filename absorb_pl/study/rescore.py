@@ -1,6 +1,6 @@
 """Other thresholds on a finished study: new tables from its stored scores, without a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ def _read(run_dir: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
         )
     check_published(run_dir, "tables")
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    if not isinstance(config.get("rules"), dict):
+    known = {setting.name for setting in fields(RateSettings)}
+    if not isinstance(config.get("rules"), dict) or not known >= set(config.get("rates", {})):
         raise CacheCorruptedError(
             "run_dir",
             str(run_dir),

@@ -52,7 +52,7 @@ def saebench_run(config: StudyConfig, stages: StudyStages, rules: Sequence[Absor
             "num_held_out_words": held_out,
             "test_fraction": config.test_fraction,
             "max_icl_examples": words.task.max_icl_examples,
-            "seeds": {"split_and_probes": config.seed, "prompts": config.task.seed, "bootstrap": config.rates.seed},
+            "seeds": {"split_and_probes": config.seed, "prompts": config.task.seed},
         },
         sae_cfgs={name: projections.sae_cfg(name) for name in stages.subject.measured},
     )

@@ -10,6 +10,7 @@ import pandas as pd
 from absorb_pl.rules.evidence import Carried, Evidence, Gradients, Projections
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.study.config import StageName, StudyConfig
+from absorb_pl.study.crossfit_stage import CrossfitStage
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, ProbeData, SaeProbingStage
 from absorb_pl.study.stage import Stage
@@ -27,6 +28,7 @@ class StudyStages:
         probing: The k-sparse probes, main latents and candidate words: `result(sae)`, `probes_of(sae)`, `curve(sae)`.
         projections: Evidence that cached activations are enough for: `table(sae, evidence)`; None if no rule needs it.
         gradients: Evidence of the paper's rules: `table(sae, evidence)`; None if no rule needs it.
+        crossfit: Rates over words that were judged out of sample: `tables(sae)`; None if they are not asked for.
     """
 
     subject: Subject
@@ -35,6 +37,7 @@ class StudyStages:
     probing: SaeProbingStage
     projections: ProjectionStage | None
     gradients: GradientStage | None
+    crossfit: CrossfitStage | None
 
     @classmethod
     def of(cls, config: StudyConfig, subject: Subject, rules: Sequence[AbsorptionRule], run_dir: Path) -> "StudyStages":
@@ -55,6 +58,11 @@ class StudyStages:
             GradientStage(cache_dir, run_dir, words, probing, scored, config.run_batch_size, config.saes_per_pass)
             if scored
             else None,
+            CrossfitStage(
+                cache_dir, subject.saes, probes, rules, config.crossfit, config.k_sparse, config.splits, config.rates
+            )
+            if config.crossfit
+            else None,
         )
 
     def of_hooks(self, until: StageName) -> list[Stage]:
@@ -63,7 +71,7 @@ class StudyStages:
 
     def of_saes(self, until: StageName) -> list[Stage]:
         """The stages that run once per SAE, up to one."""
-        return _up_to(until, [self.probing, self.projections, self.gradients])
+        return _up_to(until, [self.probing, self.projections, self.gradients, self.crossfit])
 
     def evidence(self, sae: str, needs: Evidence) -> pd.DataFrame:
         """What has been gathered on an SAE's words."""

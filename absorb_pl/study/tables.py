@@ -28,8 +28,8 @@ def study_tables(
         rates: How rates are summed up.
 
     Returns:
-        `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates`, `training`, and `children`
-        for a task with finer labels.
+        `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates`, `training`, `children` for a
+        task with finer labels, and `crossfit` and `crossfit_words` if the study cross-fits.
     """
     subject, parts = stages.subject, list[dict[str, pd.DataFrame]]()
     words, task = subject.words, subject.words.task
@@ -69,6 +69,8 @@ def study_tables(
             children.insert(0, "rule", children.pop("rule"))
             children.insert(0, "sae", name)
             tables["children"] = children
+        if stages.crossfit is not None:
+            tables |= stages.crossfit.tables(name)
         parts.append({**tables, "training": _curve(stages.probing.curve(name), "k_sparse_probe", name)})
     found = join_tables(parts)
     curves = [

@@ -4,8 +4,9 @@ import statistics
 
 import pytest
 import torch
+from scipy import stats
 
-from absorb_pl.functional import bootstrap_interval, saebench_aggregate
+from absorb_pl.functional import LetterOutcome, letter_rate, saebench_aggregate
 from absorb_pl.functional.projection import may_absorb
 
 
@@ -58,7 +59,6 @@ def test_too_few_letters_are_said():
 
 
 def test_equal_fractions_do_not_make_an_interval_certain():
-    low, high = bootstrap_interval([torch.full((20,), 0.4, dtype=torch.float64)], [20])
-    bound = 1 - 0.025 ** (1 / 20)
-    assert low == pytest.approx(0.4 - 0.4 * bound)
-    assert high == pytest.approx(0.4 + 0.6 * bound)
+    rate = letter_rate(LetterOutcome(torch.full((20,), 0.4, dtype=torch.float64), 20))
+    low, high = stats.gamma.ppf([0.025, 0.975], [64, 81], scale=[0.05**2 / 0.4, 0.05**2 / 0.45])
+    assert (rate.ci_low, rate.ci_high) == pytest.approx((low, high))

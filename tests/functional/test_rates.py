@@ -1,56 +1,13 @@
-import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from absorb_pl.errors import RangeError, ShapeError
-from absorb_pl.functional import LetterOutcome, bootstrap_interval, letter_rate, sae_rate
-from absorb_pl.functional.bootstrap import bootstrap_replicates, zero_count_bound
+from absorb_pl.functional import LetterOutcome, letter_rate, sae_rate
 
 
 def outcome(absorbed, judged, total, **kwargs):
     return LetterOutcome(torch.cat([torch.ones(absorbed), torch.zeros(judged - absorbed)]), total, **kwargs)
-
-
-def test_bootstrap_of_verdicts_has_the_binomial_quantiles():
-    low, high = bootstrap_interval([torch.ones(30)], [200], resamples=200_000)
-    exact = stats.binom(200, 30 / 200)
-    assert low == pytest.approx(exact.ppf(0.025) / 200, abs=0.005)
-    assert high == pytest.approx(exact.ppf(0.975) / 200, abs=0.005)
-
-
-def test_bootstrap_of_fractions_has_the_closed_form_moments():
-    amounts = torch.rand(60, generator=torch.Generator().manual_seed(0))
-    replicates = bootstrap_replicates(amounts, 150, resamples=100_000, rng=np.random.default_rng(0))
-    population = np.concatenate([amounts.double().numpy(), np.zeros(90)])
-    assert replicates.mean() == pytest.approx(population.mean(), rel=2e-3)
-    assert replicates.std() == pytest.approx(population.std() / np.sqrt(150), rel=2e-2)
-
-
-def test_letters_are_resampled_apart():
-    rates, totals = [0.1, 0.5, 0.9], [40, 60, 80]
-    amounts = [torch.ones(round(r * n)) for r, n in zip(rates, totals, strict=True)]
-    low, high = bootstrap_interval(amounts, totals, resamples=100_000)
-    deviation = np.sqrt(sum(r * (1 - r) / n for r, n in zip(rates, totals, strict=True))) / 3
-    assert (high - low) / 2 == pytest.approx(1.96 * deviation, rel=0.05)
-    assert bootstrap_interval(amounts, totals, seed=7) == bootstrap_interval(amounts, totals, seed=7)
-
-
-@pytest.mark.parametrize("n", [1, 8, 300])
-def test_nothing_or_everything_absorbed_gives_the_exact_limit(n):
-    limit = stats.beta.ppf(0.975, 1, n)
-    assert zero_count_bound([n]) == pytest.approx(limit, rel=1e-9)
-    assert bootstrap_interval([torch.zeros(0)], [n]) == pytest.approx((0.0, limit))
-    assert bootstrap_interval([torch.ones(n)], [n]) == pytest.approx((1 - limit, 1.0))
-
-
-def test_the_bound_of_many_letters_is_the_largest_mean_rate_not_excluded():
-    assert zero_count_bound([50, 50, 50]) == pytest.approx(1 - 0.025 ** (1 / 150), rel=1e-9)
-    bound = zero_count_bound([5, 80])
-    p = np.linspace(0, 0.9999, 200_001)
-    left = 0.025 / (1 - p) ** 5
-    q = np.where(left <= 1, 1 - left ** (1 / 80), -1)
-    assert bound == pytest.approx(((p + q) / 2)[q >= 0].max(), rel=1e-5)
 
 
 def test_rates_divide_by_portion_and_true_positives():
@@ -88,3 +45,45 @@ def test_impossible_outcomes_are_refused():
         LetterOutcome(torch.tensor([1.5]), 3)
     with pytest.raises(RangeError, match="sample_portion"):
         outcome(1, 1, 3, sample_portion=0.0)
+
+
+def test_one_letter_has_the_exact_interval():
+    rate = letter_rate(outcome(7, 30, 50))
+    exact = stats.binomtest(7, 50).proportion_ci(method="exact")
+    assert (rate.ci_low, rate.ci_high) == pytest.approx((exact.low, exact.high), rel=1e-9)
+    assert rate.se_words == pytest.approx((0.14 * 0.86 / 49) ** 0.5)
+    assert (rate.se_absorbers, rate.se_sampling) == (0.0, 0.0)
+
+
+def test_pooled_rates_weigh_letters_by_their_words():
+    letters = [outcome(5, 10, 20), outcome(30, 60, 180), outcome(1, 1, 1, probe_f1=0.1)]
+    pooled = sae_rate(letters, pooled=True)
+    assert pooled.value == pytest.approx(35 / 200)
+    assert pooled.num_words == 200
+    assert pooled.ci_low < pooled.value < pooled.ci_high
+    whole = letter_rate(outcome(35, 70, 200))
+    assert (pooled.ci_low, pooled.ci_high) == pytest.approx((whole.ci_low, whole.ci_high), abs=0.01)
+
+
+def test_shared_absorbers_widen_the_interval_by_the_design_effect():
+    def letters(size: int) -> list[LetterOutcome]:
+        return [outcome(6, 12, 40, absorbers=torch.arange(6) // size) for _ in range(20)]
+
+    alone, together = sae_rate(letters(1)), sae_rate(letters(3))
+    assert together.value == alone.value
+    assert alone.se_absorbers == 0
+    of_one = 0.15 * 0.85
+    assert alone.se_words == pytest.approx((of_one / 39 / 20) ** 0.5)
+    assert together.se_words == pytest.approx(alone.se_words)
+    assert together.se_words**2 + together.se_absorbers**2 == pytest.approx(of_one / (40 / 3 - 1) / 20)
+    assert together.ci_high - together.ci_low > 1.5 * (alone.ci_high - alone.ci_low)
+    assert together.ci_low > 0
+
+
+def test_the_interval_does_not_depend_on_the_order_of_letters_or_words():
+    letters = [outcome(count, 20, 30, absorbers=torch.arange(count) // 2) for count in (0, 3, 11, 20)]
+    first, turned = sae_rate(letters), sae_rate(letters[::-1])
+    assert (turned.ci_low, turned.ci_high) == pytest.approx((first.ci_low, first.ci_high), rel=1e-12)
+    mixed = [LetterOutcome(each.amounts.flip(0), 30, absorbers=each.absorbers.flip(0) + 5) for each in letters]
+    again = sae_rate(mixed)
+    assert (again.ci_low, again.ci_high) == pytest.approx((first.ci_low, first.ci_high), rel=1e-12)
