@@ -1,4 +1,4 @@
-"""The command line: `absorb-pl study | rescore | list | calibrate | fit | validate | test | predict`."""
+"""The command line: `absorb-pl study | rescore | compare | … | fit | validate | test | predict`."""
 
 import errno
 import inspect
@@ -14,7 +14,7 @@ from pydoc import locate
 from typing import Any, cast
 
 from absorb_pl import __version__
-from absorb_pl.commands import CALIBRATE, LIST, RESCORE, STUDY, with_rule_settings
+from absorb_pl.commands import CALIBRATE, COMPARE, LIST, POWER, RESCORE, STUDY, with_rule_settings
 from absorb_pl.commands import COMMANDS as OWN_COMMANDS
 from absorb_pl.errors import AbsorbError, ConfigFileError, OutputFolderError
 from absorb_pl.interruption import exit_code, interruptible
@@ -24,6 +24,8 @@ COMMANDS = {
     "study": STUDY,
     "rescore": RESCORE,
     "list": LIST,
+    "compare": COMPARE,
+    "power": POWER,
     "calibrate": CALIBRATE,
     "fit": "Train a linear or k-sparse probe on cached activations.",
     "validate": "Score a trained probe on the validation words.",

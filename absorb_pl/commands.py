@@ -10,6 +10,8 @@ from typing import Any
 STUDY = "Measure splitting and absorption in a list of SAEs, from words to tables and figures."
 RESCORE = "Apply other thresholds of a rule to the evidence that a finished study stored, without a model."
 CALIBRATE = "Hold absorption rules against SAEs of which it is known what they absorb."
+COMPARE = "Compare the SAEs of finished studies on the words that they share."
+POWER = "Say what difference of rates the words of a finished study can tell."
 LIST = "Show which SAEs names or patterns select, with width and published L0; nothing is downloaded."
 _RULES = "--rules."
 
@@ -86,10 +88,36 @@ def _run_calibrate(settings: dict[str, Any]) -> None:
     calibrate(CalibrationConfig(**settings))
 
 
+def _add_compare(parser: Any) -> None:
+    from absorb_pl.study.compare import print_comparisons
+
+    parser.add_function_arguments(print_comparisons)
+
+
+def _run_compare(settings: dict[str, Any]) -> None:
+    from absorb_pl.study.compare import print_comparisons
+
+    print_comparisons(**settings)
+
+
+def _add_power(parser: Any) -> None:
+    from absorb_pl.study.compare import print_resolution
+
+    parser.add_function_arguments(print_resolution)
+
+
+def _run_power(settings: dict[str, Any]) -> None:
+    from absorb_pl.study.compare import print_resolution
+
+    print_resolution(**settings)
+
+
 COMMANDS = {
     "study": Command(_add_study, _run_study),
     "rescore": Command(_add_rescore, _run_rescore),
     "list": Command(_add_list, _run_list),
+    "compare": Command(_add_compare, _run_compare),
+    "power": Command(_add_power, _run_power),
     "calibrate": Command(_add_calibrate, _run_calibrate),
 }
 

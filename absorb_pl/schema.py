@@ -296,6 +296,32 @@ SPELLING: Columns = {
 }
 """One row per setting of a spelling sweep."""
 
+COMPARISON: Columns = {
+    **_RULE,
+    "a": Column("str", "Name of the one SAE."),
+    "b": Column("str", "Name of the other."),
+    "label": Column("str", "Class; empty for the mean over classes."),
+    "letters": Column("int64", "Classes that can be evaluated in both.", "classes"),
+    "rate_a": Column("float64", "Absorption rate of the one."),
+    "rate_b": Column("float64", "Absorption rate of the other."),
+    "difference": Column("float64", "Rate of the one − rate of the other."),
+    "ci_low": Column("float64", "Lower end of its interval, from the differences word by word."),
+    "ci_high": Column("float64", "Upper end of its interval."),
+    "p_value": Column("float64", "P-value of the difference, by flipped signs of letters; missing for single classes."),
+    "p_holm": Column("float64", "The same, adjusted for all pairs and rules compared at once."),
+}
+"""One row per rule and pair of SAEs, and one per class of each."""
+
+POWER: Columns = {
+    **_SAE,
+    **_RULE,
+    "rate": Column("float64", "Pooled absorption rate."),
+    "num_words": Column("int64", "Words that the rate is over.", "words"),
+    "design_effect": Column("float64", "How many words stand or fall together, because one latent absorbs several."),
+    "smallest_difference": Column("float64", "Difference of two rates that so many words tell apart."),
+}
+"""One row per SAE and rule: what difference a study can tell."""
+
 CALIBRATION: Columns = {
     "family": Column("str", "`planted` for SAEs made to absorb, else the world that an SAE was trained in."),
     "setting": Column("str", "Planted setting, or name of the SAE."),
@@ -376,6 +402,8 @@ TABLES: Mapping[str, Columns] = {
     "spelling": SPELLING,
     "crossfit": CROSSFIT,
     "crossfit_words": CROSSFIT_WORDS,
+    "comparison": COMPARISON,
+    "power": POWER,
     "calibration": CALIBRATION,
     "calibration_summary": CALIBRATION_SUMMARY,
 }

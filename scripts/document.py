@@ -31,6 +31,8 @@ ABOUT = {
     "spelling": "One row per setting (`SpellingSweep`).",
     "crossfit": "One row per SAE and rule, and one per class; of a study with `crossfit`.",
     "crossfit_words": "One row per SAE, rule, repeat and word; of a study with `crossfit`.",
+    "comparison": "One row per rule and pair of SAEs, and one per class (`absorb-pl compare`).",
+    "power": "One row per SAE and rule (`absorb-pl power`).",
     "calibration": "One row per setting or SAE, seed and rule (`absorb-pl calibrate`).",
     "calibration_summary": "One row per planted setting, or world, and rule (`absorb-pl calibrate`).",
 }

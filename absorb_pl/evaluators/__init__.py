@@ -2,6 +2,7 @@
 
 from absorb_pl.evaluators.ablation import AblationEvaluation, AblationEvaluator, AblationSettings, agreement_table
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
+from absorb_pl.evaluators.activations import evaluate_activations
 from absorb_pl.evaluators.calculator import (
     AbsorptionResult,
     FeatureAbsorptionCalculator,
@@ -10,7 +11,6 @@ from absorb_pl.evaluators.calculator import (
 )
 from absorb_pl.evaluators.callbacks import Evaluate
 from absorb_pl.evaluators.causal import read_probe_weights
-from absorb_pl.evaluators.evaluation import evaluate_activations
 from absorb_pl.evaluators.grading import HookFn, HookGenerator, Hooks, SpellingGrade, SpellingGrader
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table
 from absorb_pl.evaluators.latent_table import latent_table

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
@@ -27,6 +27,7 @@ from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
+from absorb_pl.saes.adapters import AdaptedSae
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.scale import to_unit_norms
@@ -78,7 +79,8 @@ class SaeEvaluation(Callback):
     def __init__(self, sae: str | SparseAutoencoder, sae_dtype: str = "float32") -> None:
         named = isinstance(sae, str)
         self.sae_name = sae if named else "sae"
-        self.sae = to_unit_norms(load_sae(sae, dtype=sae_dtype) if named else sae, in_place=named)
+        module = load_sae(sae, dtype=sae_dtype) if named else sae if isinstance(sae, nn.Module) else AdaptedSae(sae)
+        self.sae = to_unit_norms(module, in_place=named)
         self.tables: dict[str, pd.DataFrame] = {}
         self._rows = _TestRows()
 

@@ -49,16 +49,21 @@ def gather_carried(
         others = (classes != c).nonzero().squeeze(1)
         others = others[:: -(-len(others) // _MOST_OTHERS) or 1]
         own = aligned_latents(decoder, tracking, evidence.min_alignment)
-        counted = ~of_other_classes(fired, c)
+        elsewhere = of_other_classes(fired, c)
+        elsewhere[own] = False
+        counted = ~elsewhere
         counted[own] = False
         direction = unit_rows(decoder[tracking][None])[0]
         parts = [
-            _written(sae, rows.x[part], direction, own, counted, evidence.stored_absorbers)
+            _written(sae, rows.x[part], direction, own, counted, elsewhere, evidence.stored_absorbers)
             for part in torch.cat([words, others]).split(chunk)
         ]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        for name in ("feature_size", "others_part"):
-            found[name] = found[name] - found[name][len(words) :].mean() if len(others) else found[name]
+        if len(others):
+            # What is along the direction without the feature: neither its own latents nor those of other classes count.
+            absent = found["feature_size"] - found["own_part"] - found["left_out"]
+            found["feature_size"] = found["feature_size"] - absent[len(words) :].mean()
+            found["others_part"] = found["others_part"] - found["others_part"][len(words) :].mean()
         cosines = (unit_rows(decoder) @ direction).cpu()
         kept = {name: values[: len(words)] for name, values in found.items()}
         columns["row"] += rows.index[words].tolist()
@@ -81,7 +86,13 @@ def _fired(sae: SparseAutoencoder, rows: EvaluationRows, classes: Tensor, chunk:
 
 
 def _written(
-    sae: SparseAutoencoder, x: Tensor, direction: Tensor, own: list[int], counted: Tensor, most: int
+    sae: SparseAutoencoder,
+    x: Tensor,
+    direction: Tensor,
+    own: list[int],
+    counted: Tensor,
+    elsewhere: Tensor,
+    most: int,
 ) -> dict[str, Tensor]:
     """What latents write along a direction at each word, in all and by the strongest of the others."""
     latents, written = encode_and_project(sae, x, direction)
@@ -89,6 +100,7 @@ def _written(
     strongest = by_others.topk(max(2, min(most, by_others.shape[1])), dim=1)
     return {
         "feature_size": (x.to(direction) @ direction).double().cpu(),
+        "left_out": written[:, elsewhere.to(written.device)].sum(dim=1, dtype=torch.float64).cpu(),
         "own_part": written[:, own].sum(dim=1, dtype=torch.float64).cpu(),
         "others_part": by_others.sum(dim=1, dtype=torch.float64).cpu(),
         "main_activation": latents[:, own].sum(dim=1).cpu(),

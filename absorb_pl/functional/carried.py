@@ -3,10 +3,11 @@
 The feature of a class is what its tracking latent writes: the unit decoder row `d` of the latent whose firing tells the
 class best. At a word with activation `x`,
 
-- the feature's size is `P = ⟨x, d⟩ − mean ⟨x', d⟩` over words x' of other classes;
+- the feature's size is `P = ⟨x, d⟩` less what is along `d` without the feature: the mean over words x' of other classes
+  of `⟨x', d⟩`, but for what the feature's own latents and those of other classes (see below) write there;
 - its own latents are the tracking latent and those whose decoder rows point the same way; they write `m` along `d`;
 - the other latents write `A` along `d`, less what they write on average on words of other classes. Latents that fire
-  mostly on words of one other class say nothing here and do not count;
+  mostly on words of one other class say nothing here and do not count (*latents of other classes*);
 - others carry `min(A, P − m) / P` of it, cut to [0, 1]: the feature only as far as it is not there already. A word is
   absorbed if the feature's own latents are silent and that is at least one half;
 - the absorbed share is `min(A, u P − m) / P`, cut to [0, 1], with `u` the part that the own latents usually write: the

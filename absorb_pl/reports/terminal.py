@@ -49,7 +49,7 @@ def print_summary(
     for number, block in enumerate(blocks if columns == "all" else blocks[:1]):
         if number:
             console.print()
-        _print_whole(console, _table(block))
+        print_whole(console, _table(block))
     for number, head in whole.items():
         _print_whole_line(console, f"{number:>{len(str(len(heads)))}}  {head.strip()}")
     left_out = [column.title for block in blocks[1:] for column in block[1:]]
@@ -103,7 +103,7 @@ def print_crossfit(crossfit: pd.DataFrame, console: Console | None = None) -> No
             has_fraction = row["evaluable"] and pd.notna(row["absorption_fraction"])
             cells += [rate_text(row), fraction_text(row) if has_fraction else "-"]
         found.add_row(short[str(sae)], *cells)
-    _print_whole(console, found)
+    print_whole(console, found)
 
 
 def print_places(folder: Path, events: Sequence[str], console: Console | None = None) -> None:
@@ -140,7 +140,7 @@ def print_listing(listing: pd.DataFrame, console: Console | None = None) -> None
         texts = [row["name"], row["model"], row["hook_name"], row["d_sae"]]
         cells = ["" if pd.isna(value) else str(value) for value in texts]
         table.add_row(*cells, l0, "" if pd.isna(row["architecture"]) else str(row["architecture"]))
-    _print_whole(console or Console(), table)
+    print_whole(console or Console(), table)
 
 
 def wide_console() -> Console:
@@ -210,7 +210,8 @@ def _not_evaluable(summary: pd.DataFrame) -> list[str]:
     ]
 
 
-def _print_whole(console: Console, table: Table) -> None:
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table with no cell cut, even if it is wider than the console."""
     needed = Console(width=_WIDEST).measure(table).maximum
     if console.width < needed:
         console = Console(file=console.file, width=needed)

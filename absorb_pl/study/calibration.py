@@ -13,7 +13,8 @@ from typing_extensions import override
 from absorb_pl.data.drafts import check_writable, user_path, whole_file
 from absorb_pl.data.publication import publishing
 from absorb_pl.errors import AbsorbError
-from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_activations
+from absorb_pl.evaluators.activations import evaluate_activations
+from absorb_pl.evaluators.evaluation import check_rules_without_model
 from absorb_pl.interruption import interruptible
 from absorb_pl.models.closest import closest_names
 from absorb_pl.probes.fitting import quiet_lightning
