@@ -172,6 +172,7 @@ def test_letters_without_words_say_so(study, tmp_path):
     assert not tables["letters"][absent]["evaluable"].any()
     assert (tables["letters"][absent][["num_words", "num_probe_true_positives", "num_absorbed"]] == 0).all(axis=None)
     rates = ["absorption_rate", "ci_low", "ci_high", "absorption_fraction", "fraction_ci_low", "fraction_ci_high"]
+    rates += ["se_words", "se_absorbers", "se_sampling"]
     letters = [part.drop(columns=rates) for _, part in tables["letters"][~absent].groupby("rule")]
     words = [part for _, part in tables["words"].groupby("rule")]
     assert [part["sum_fraction"].isna().all() for part in letters] == [True, False, False]

@@ -165,9 +165,9 @@ def gamma_interval(
 
     Example:
         >>> [round(end, 4) for end in gamma_interval(0.1, 0.0009, 0.01)]
-        [0.0498, 0.1786]
+        [0.0501, 0.1801]
         >>> [round(end, 4) for end in gamma_interval(0.9, 0.0009, 0.01)]
-        [0.8214, 0.9502]
+        [0.8199, 0.9499]
     """
     check_ranges(gamma_interval, locals())
     if rate > 0.5:
@@ -206,7 +206,7 @@ def combine_repeats(
     Example:
         >>> mean, variance, quantile = combine_repeats([0.1, 0.2, 0.15], [0.001, 0.001, 0.001])
         >>> round(mean, 3), round(variance, 5), round(quantile, 2)
-        (0.15, 0.00433, 2.91)
+        (0.15, 0.00433, 2.99)
     """
     check_ranges(combine_repeats, locals())
     repeats = len(rates)

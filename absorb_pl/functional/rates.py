@@ -244,7 +244,7 @@ def repeated_rate(repeats: Sequence[Rate], *, confidence: InnerFraction = 0.95) 
         >>> rates = [letter_rate(LetterOutcome(torch.ones(count), 40)) for count in (4, 8, 6)]
         >>> found = repeated_rate(rates)
         >>> round(found.value, 2), round(found.se_selection, 3), round(found.ci_low, 3), round(found.ci_high, 3)
-        (0.15, 0.058, 0.026, 0.406)
+        (0.15, 0.058, 0.024, 0.416)
     """
     check_ranges(repeated_rate, locals())
     if repeats and (bad := next((rate for rate in repeats if not rate.evaluable), None)):

@@ -63,12 +63,12 @@ def summary_columns(summary: pd.DataFrame) -> list[TextColumn]:
         _of_sae(saes, "expl. var.", lambda row: f"{row['explained_variance']:.3f}"),
         *(words if len(words) > 1 else [TextColumn("n", words[0].cells)]),
         *_by_rule(saes, "fraction", with_fraction, _fraction),
-        *_by_rule(saes, "pooled", rules, _pooled),
         _of_sae(saes, "main recall", lambda row: f"{row['main_latent_recall']:.2f}"),
         _of_sae(saes, "dead", lambda row: f"{row['dead_fraction']:.0%}"),
         _of_sae(saes, "probe F1", lambda row: f"{row['probe_f1']:.3f}"),
         _of_sae(saes, "width", lambda row: str(row["d_sae"])),
         _of_sae(saes, "layer", lambda row: str(row["layer"])),
+        *_by_rule(saes, "pooled", rules, _pooled),
     ]
 
 

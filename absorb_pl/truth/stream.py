@@ -65,7 +65,7 @@ def planted_on_stream(
         classes: Class of each word.
         probe_weight: Weights of the linear probe of each class.
         hook_name: Hook of the activations.
-        rate: Share of each class's words that are absorbed.
+        rate: Share of each class's words that are absorbed; words without their class's direction cannot be.
         seed: Seed that draws them.
 
     Raises:
@@ -92,6 +92,7 @@ def planted_on_stream(
         own = (classes == c).nonzero().squeeze(1)
         absorbed[own[torch.randperm(len(own), generator=draw)[: round(rate * len(own))]]] = True
     size = (activations * units[classes]).sum(dim=1)
+    absorbed &= size > 0  # what is not there cannot be absorbed
     of_class = torch.where(absorbed | (size <= 0), 0.0, size)
     rest = activations - of_class[:, None] * units[classes]
     words = torch.arange(len(classes))

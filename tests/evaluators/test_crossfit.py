@@ -128,11 +128,23 @@ def test_linear_probes_are_trained_once_for_all_saes(planted: Any, folds: Folds,
     crossfit(planted[1].sae, folds, configured_rules("absorb-pl-1"), probe_of_fold=probe, k_sparse=QUICK)
 
 
+def test_classes_of_fewer_words_than_folds_are_judged_where_they_are(planted: Any):
+    world, made = planted
+    few = torch.cat([(world.classes == c).nonzero().squeeze(1)[: 2 if c == 0 else 40] for c in range(4)])
+    folds = Folds(world.activations[few], world.classes[few], world.class_names, CrossfitSettings(4, 1), seed=1)
+    rates = RateSettings(min_probe_f1=0)
+    found = crossfit(made.sae, folds, configured_rules("absorb-pl-1"), k_sparse=QUICK, rates=rates)
+    table = found["crossfit"].set_index("label")
+    assert table.loc["b", "num_words"] == 40
+    assert table.loc["", "evaluable"]
+    assert table.loc["a", "num_words"] <= 2
+
+
 def test_bad_settings_are_named(planted: Any, folds: Folds):
     world, made = planted
     with pytest.raises(RangeError, match="folds"):
         CrossfitSettings(folds=1)
-    with pytest.raises(LabelError, match="folds"):
+    with pytest.raises(LabelError, match="largest class, which has 40"):
         Folds(world.activations, world.classes, world.class_names, CrossfitSettings(folds=41), seed=0)
     with pytest.raises(RuleError, match="paper"):
         crossfit(made.sae, folds, configured_rules("paper"), k_sparse=QUICK)

@@ -54,12 +54,15 @@ def test_rules_find_what_was_planted_in_the_model_s_own_stream(stream, rate: flo
     summary = callback.tables["summary"].set_index("rule")
     for rule in ("saebench-0.6.0", "absorb-pl-1"):
         judged = words[words["rule"] == rule]
-        assert judged["is_absorption"].tolist() == sae.is_absorbed[torch.tensor(judged["row"].to_numpy())].tolist()
+        planted = sae.is_absorbed[torch.tensor(judged["row"].to_numpy())].numpy()
+        # SAEBench's rule also wants a cosine that a small part of a large activation does not have.
+        seen = planted & (judged["top_probe_cos"] >= 0.025) if rule == "saebench-0.6.0" else planted
+        assert judged["is_absorption"].tolist() == seen.tolist()
+        assert planted.sum() - seen.sum() <= 2
     ours = summary.loc["absorb-pl-1"]
     judged = words[words["rule"] == "absorb-pl-1"]
-    by_class = pd.Series(sae.is_absorbed[torch.tensor(judged["row"].to_numpy())].numpy()).groupby(
-        judged["label"].to_numpy()
-    )
+    planted = pd.Series(sae.is_absorbed[torch.tensor(judged["row"].to_numpy())].numpy())
+    by_class = planted.groupby(judged["label"].to_numpy())
     letters = callback.tables["letters"]
     counted = letters.loc[(letters["rule"] == "absorb-pl-1") & letters["evaluable"], "label"]
     truth = by_class.mean()[counted].mean()
