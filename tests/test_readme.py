@@ -83,12 +83,12 @@ def test_commands_of_the_readme_run_in_order(
             small = [] if "--config" in words or words[0] != "study" else [f"--task={json.dumps(TASK)}"]
             main([*words, *small])
         ran += words[:1] if program == "absorb-pl" else []
-    assert set(ran) == {"study", "rescore", "list", "fit", "test", "predict"}
+    assert set(ran) == {"study", "rescore", "compare", "power", "list", "fit", "test", "predict"}
 
     demo, ddp = workplace / "lightning_logs/demo", workplace / "lightning_logs/demo_ddp"
     one, two = (pd.read_parquet(folder / "tables/summary.parquet") for folder in (demo, ddp))
     one = one[one["sae"].isin(two["sae"])].reset_index(drop=True)
-    assert len(one) == len(two) == 2 * 3
+    assert len(one) == len(two) == 2 * 4
     # Other SAEs in a pass change the last digits of scores, and nothing else.
     pd.testing.assert_frame_equal(one, two, check_exact=False, rtol=1e-4, atol=1e-5)
     words_table = pd.read_parquet(demo / "tables/words.parquet")
