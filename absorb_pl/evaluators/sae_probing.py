@@ -14,10 +14,13 @@ from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.functional.absorption import SILENT, paper_candidates, sample_candidates
 from absorb_pl.functional.k_sparse import k_sparse_logits
 from absorb_pl.functional.metrics import binary_metrics
+from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.functional.sae_stats import SaeStatistics
+from absorb_pl.functional.similarity import cosine_similarity_matrix
+from absorb_pl.functional.splits import aligned_main_latents
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.latents import encode_latents
-from absorb_pl.ranges import Count, Fraction, Positive, Range, Seed, check_ranges
+from absorb_pl.ranges import Count, Fraction, Portion, Positive, Range, Seed, check_ranges
 from absorb_pl.saes.interface import SparseAutoencoder
 
 
@@ -77,6 +80,8 @@ class SplitSettings:
     Attributes:
         f1_jump: Gain in F1 that a further main latent must exceed.
         max_k: Most main latents per class; the paper's probes have at most 50.
+        min_alignment: Least cosine of a further main latent with the class's probe, as a share of the first's; all that
+            the walk finds are kept when None, as published.
         silent: Summed size of activation below which main latents count as silent.
         max_words_per_letter: Most candidate words per class; more are sampled.
         seed: Seed of that sample.
@@ -84,6 +89,7 @@ class SplitSettings:
 
     f1_jump: Fraction = 0.03
     max_k: Annotated[int, Range(1, 50)] = 15
+    min_alignment: Portion | None = None
     silent: Positive = SILENT
     max_words_per_letter: Count = 200
     seed: Seed = 42
@@ -136,14 +142,9 @@ def evaluate_sae(
     activations = encode_latents(sae, rows.x, ids.flatten(), statistics).unflatten(1, ids.shape)
     logits = k_sparse_logits(activations, k_sparse.weight.cpu(), k_sparse.bias.cpu())
     table = k_sparse_table(logits, rows.y, k_sparse.ks, k_sparse.latent_ids, rows.class_names)
-    letters, candidates = _letters_and_candidates(
-        rows,
-        _chosen_mains(sae, k_sparse, table, settings, chosen_on),
-        activations,
-        logits,
-        k_sparse.ks,
-        settings,
-    )
+    walked = _chosen_mains(sae, k_sparse, table, settings, chosen_on)
+    mains = _aligned(sae, rows, walked, settings)
+    letters, candidates = _letters_and_candidates(rows, walked, mains, activations, logits, k_sparse.ks, settings)
     return SaeProbing(
         statistics={
             "d_sae": sae.W_dec.shape[0],
@@ -176,6 +177,19 @@ def _chosen_mains(
     return {label: mains[label] for label in held_out["label"].unique() if label in mains}
 
 
+def _aligned(
+    sae: SparseAutoencoder, rows: EvaluationRows, walked: dict[str, list[int]], settings: SplitSettings
+) -> dict[str, list[int]]:
+    """The main latents that point the way the first does."""
+    if settings.min_alignment is None:
+        return walked
+    cosines = cosine_similarity_matrix(rows.probe_weight.float(), at_least_float32(sae.W_dec.detach()).cpu())
+    return {
+        label: aligned_main_latents(latents, cosines[rows.class_names.index(label)], settings.min_alignment)
+        for label, latents in walked.items()
+    }
+
+
 def _tracked(letters: pd.DataFrame, k_sparse: SaeProbe, class_names: tuple[str, ...]) -> pd.DataFrame:
     numbers = [class_names.index(label) for label in letters["label"]]
     return letters.assign(
@@ -186,6 +200,7 @@ def _tracked(letters: pd.DataFrame, k_sparse: SaeProbe, class_names: tuple[str, 
 
 def _letters_and_candidates(
     rows: EvaluationRows,
+    walked: dict[str, list[int]],
     mains: dict[str, list[int]],
     activations: Float[Tensor, "rows classes ranks"],
     logits: Float[Tensor, "rows ks classes"],
@@ -197,10 +212,11 @@ def _letters_and_candidates(
     for c, label in enumerate(rows.class_names):
         if label not in mains:
             continue
-        count = len(mains[label])
+        k = ks.index(len(walked[label]))
+        ranks = [walked[label].index(latent) for latent in mains[label]]
         own = rows.y[:, c].nonzero().squeeze(-1)
-        probe_logit, sparse_logit = rows.probe_logits[own, c], logits[own, ks.index(count), c]
-        main_activation = activations[own, c, :count].abs().sum(dim=1)
+        probe_logit, sparse_logit = rows.probe_logits[own, c], logits[own, k, c]
+        main_activation = activations[own, c][:, ranks].abs().sum(dim=1)
         eligible = own[paper_candidates(probe_logit, sparse_logit, main_activation, silent=settings.silent)]
         generator = torch.Generator().manual_seed(settings.seed * 1_000 + c)
         kept, portion = sample_candidates(eligible, settings.max_words_per_letter, generator)
@@ -208,7 +224,7 @@ def _letters_and_candidates(
             {
                 "label": label,
                 "main_latents": mains[label],
-                "num_splits": count - 1,
+                "num_splits": len(ranks) - 1,
                 "num_words": len(own),
                 "num_probe_true_positives": int((probe_logit > 0).sum()),
                 "num_candidates": len(eligible),
@@ -225,7 +241,7 @@ def _letters_and_candidates(
                     "row": rows.index[kept].numpy(),
                     "label": pd.Series([label] * len(kept), dtype=str),
                     "probe_logit": rows.probe_logits[kept, c].numpy(),
-                    "k_sparse_logit": logits[kept, ks.index(count), c].numpy(),
+                    "k_sparse_logit": logits[kept, k, c].numpy(),
                 }
             )
         )

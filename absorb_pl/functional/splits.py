@@ -3,8 +3,11 @@
 import math
 from collections.abc import Sequence
 
+from jaxtyping import Float
+from torch import Tensor
+
 from absorb_pl.errors import NonFiniteError, ShapeError
-from absorb_pl.ranges import Count, Fraction, check_ranges
+from absorb_pl.ranges import Count, Fraction, Portion, check_ranges
 
 
 def main_latents(
@@ -58,3 +61,29 @@ def main_latents(
             remedy="Rank as many latents as the largest k.",
         )
     return [int(latent) for latent in latents_by_rank[:kept]]
+
+
+def aligned_main_latents(
+    main_latents: Sequence[int], probe_cos: Float[Tensor, " latents"], min_alignment: Portion
+) -> list[int]:
+    """Keep the first main latent, and the further ones that point the way it does.
+
+    The walk by F1 takes any latent that helps to tell the class, an absorber of many words as well as a second latent
+    of the feature; what tells them apart is where they point.
+
+    Args:
+        main_latents: From `main_latents`, best first.
+        probe_cos: Cosine of each latent's decoder row with the class's probe.
+        min_alignment: Least cosine of a further latent, as a share of the first's.
+
+    Returns:
+        The latents that are kept, in the same order.
+
+    Example:
+        >>> import torch
+        >>> aligned_main_latents([2, 0, 1], torch.tensor([0.78, 0.3, 0.8]), min_alignment=0.95)
+        [2, 0]
+    """
+    check_ranges(aligned_main_latents, locals())
+    least = min_alignment * float(probe_cos[main_latents[0]])
+    return [latent for place, latent in enumerate(main_latents) if not place or float(probe_cos[latent]) >= least]

@@ -15,6 +15,7 @@ from absorb_pl.data.publication import publishing
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.activations import evaluate_activations
 from absorb_pl.evaluators.evaluation import check_rules_without_model
+from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.interruption import interruptible
 from absorb_pl.models.closest import closest_names
 from absorb_pl.probes.fitting import quiet_lightning
@@ -49,6 +50,7 @@ class CalibrationConfig:
         rules: The rules to hold against the truth, perhaps with settings; those for which activations are enough.
         planted: Planted settings by name, or `all`, or `none`.
         trained: SAEs trained in known worlds by name, or `all`, or `none`.
+        splits: How main latents and candidate words are found.
         seeds: How many times a planted world and samples are drawn.
         seed: Seed of the split and of probe training.
         run_dir: Where tables and figures go.
@@ -59,6 +61,7 @@ class CalibrationConfig:
     rules: RuleChoice = field(default_factory=lambda: ["absorb-pl-1", "saebench-0.6.0", "saebench-0.3.2"])
     planted: list[str] = field(default_factory=lambda: ["all"])
     trained: list[str] = field(default_factory=lambda: ["all"])
+    splits: SplitSettings = field(default_factory=SplitSettings)
     seeds: Count = 2
     seed: Seed = 42
     run_dir: str = "lightning_logs/calibration"
@@ -125,7 +128,13 @@ class CalibrationStage(Stage):
         else:
             world = HIERARCHIES[_world_of(name)]
             subject = {"world": asdict(world), "sae": sae_identity(load_sae(str(trained_sae_path(name)))), "seed": seed}
-        return {**subject, "rules": self.config.rules, "split_seed": self.config.seed, "format": 1}
+        return {
+            **subject,
+            "rules": self.config.rules,
+            "splits": asdict(self.config.splits),
+            "split_seed": self.config.seed,
+            "format": 2,
+        }
 
     @override
     def make(self, unit: str, device: torch.device) -> Files:
@@ -140,7 +149,9 @@ class CalibrationStage(Stage):
             sae = load_sae(str(trained_sae_path(name)))
             sizes, activations, labels = hierarchy.labelled(_ROWS_PER_PARENT, seed)
             truth = hierarchy_truth(hierarchy, sae, sizes, activations)
-        tables = evaluate_activations(sae, activations, labels, self.config.rules, seed=self.config.seed, device=device)
+        tables = evaluate_activations(
+            sae, activations, labels, self.config.rules, seed=self.config.seed, splits=self.config.splits, device=device
+        )
         return {"scores.parquet": score_against_truth(tables, truth)}
 
     def scores(self) -> pd.DataFrame:

@@ -42,7 +42,8 @@ class StudyStages:
     @classmethod
     def of(cls, config: StudyConfig, subject: Subject, rules: Sequence[AbsorptionRule], run_dir: Path) -> "StudyStages":
         """The stages that a study needs; none has run yet."""
-        cache_dir, words, needs = Path(config.cache_dir), subject.words, {rule.needs for rule in rules}
+        cache_dir, words = Path(config.cache_dir), subject.words
+        needs = dict.fromkeys(rule.needs for rule in rules)  # all processes must go through units in one order
         activations = ActivationStage(cache_dir, words, subject.identities, config.activation_dtype)
         data = ProbeData(activations, config.test_fraction, config.seed)
         probes = LinearProbeStage(cache_dir, data, config.linear_probe)

@@ -6,6 +6,7 @@ import torch
 from absorb_pl.errors import LabelError, NonFiniteError, ShapeError
 from absorb_pl.functional import SaeStatistics, cosine_similarity_matrix, main_latents, probe_loss, sample_candidates
 from absorb_pl.functional.probe_loss import l1_penalty, learnable_classes, positive_weights
+from absorb_pl.functional.splits import aligned_main_latents
 
 
 def test_cosines_equal_torch_and_zero_rows_give_zero():
@@ -32,6 +33,15 @@ def test_cosines_equal_torch_and_zero_rows_give_zero():
 def test_main_latents_extend_while_f1_jumps(f1, expected):
     ks = list(range(1, len(f1) + 1))
     assert main_latents(f1, ks, list(range(100, 120))) == list(range(100, 100 + expected))
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"), [(1.0, [4, 2]), (0.95, [4, 2, 1]), (0.5, [4, 2, 1, 0]), (1e-6, [4, 2, 1, 0])]
+)
+def test_further_main_latents_point_the_way_the_first_does(least, expected):
+    cosines = torch.tensor([0.5, 0.77, 0.8, -0.9, 0.8])
+    assert aligned_main_latents([4, 2, 1, 0, 3], cosines, least) == expected
+    assert aligned_main_latents([3], cosines, least) == [3]
 
 
 def test_main_latents_stop_at_a_missing_k_and_refuse_nan():

@@ -1,11 +1,14 @@
 """A pass that lost words is noticed, and candidates of another task are refused."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
 from absorb_pl.errors import CacheCorruptedError, ManifestMismatchError
 from absorb_pl.evaluators.absorption import check_words
-from absorb_pl.study.evidence_stages import check_complete
+from absorb_pl.rules import Carried, Projections
+from absorb_pl.study.evidence_stages import ProjectionStage, check_complete
 from absorb_pl.words import SpellingPrompt
 
 CANDIDATES = pd.DataFrame({"row": [4, 2, 9]})
@@ -32,3 +35,15 @@ def test_candidates_of_another_task_are_refused(row, prompt):
     check_words(pd.DataFrame({"row": [0, 1], "prompt": [" cat:", " dog:"]}), texts)
     with pytest.raises(ManifestMismatchError, match=f"row {row}.*same model and task"):
         check_words(pd.DataFrame({"row": [row], "prompt": [prompt]}), texts)
+
+
+def test_all_processes_go_through_units_in_the_order_of_the_rules(tmp_path):
+    """Shares of several processes are every n-th unit, so an order that differs between them would lose units."""
+    probing = SimpleNamespace(saes=["a", "b"])
+    for asked in ([Carried(), Projections(5), Projections(7)], [Projections(5), Carried(), Carried(0.9)]):
+        stage = ProjectionStage(tmp_path, SimpleNamespace(), probing, asked)
+        kinds = list(dict.fromkeys(type(each).__name__ if isinstance(each, Projections) else each for each in asked))
+        assert [type(each) if isinstance(each, Projections) else each for _, each in stage._units.values()] == [
+            Projections if kind == "Projections" else kind for _ in ("a", "b") for kind in kinds
+        ]
+        assert {each.stored_absorbers for _, each in stage._units.values() if isinstance(each, Projections)} <= {5, 7}
