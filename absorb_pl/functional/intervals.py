@@ -92,12 +92,12 @@ def letter_variance(
     return LetterVariance(rate, words, of_one / _free(total / effect) - words, sampling, one_more)
 
 
-def _free(count: float) -> float:
+def _free(count: float | int) -> float:
     """One less than a number of words, and at least half of it."""
-    return max(count - 1, count / 2)
+    return float(max(count - 1, count / 2))
 
 
-def design_effect(absorbers: Sequence[Int[Tensor, " absorbed"]]) -> float:
+def design_effect(absorbers: Sequence[Int[Tensor, " _absorbed"]]) -> float:
     """How many words stand or fall together when one latent absorbs several, as an absorbed word sees it.
 
     With `k` words of one letter absorbed by one latent this is `Σk² / Σk` over latents and letters: 1 if every word

@@ -127,7 +127,7 @@ class Rate:
     def variance(self) -> float:
         """The variance from all sources that are known; 0 if not evaluable."""
         sources = self.se_words, self.se_absorbers, self.se_sampling, self.se_selection
-        return sum(source**2 for source in sources if source is not None)
+        return float(sum(source**2 for source in sources if source is not None))
 
     @property
     def evaluable(self) -> bool:

@@ -26,7 +26,6 @@ from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.probes.rows import training_batches
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
-from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.portions import rows_at_once
 from absorb_pl.saes.properties import require_width
@@ -328,7 +327,7 @@ class SaeProbe(OneVsRestModule):
         self.solved.fill_(True)
 
 
-def _resolve_sae(sae: SparseAutoencoder, dtype: str) -> Any:
+def _resolve_sae(sae: Any, dtype: str) -> Any:
     if isinstance(sae, str):
         return to_unit_norms(load_sae(sae, dtype=dtype), in_place=True)
     if not all(hasattr(sae, name) for name in ("encode", "W_dec")):

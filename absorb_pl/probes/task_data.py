@@ -173,7 +173,7 @@ def gen_and_save_df_acts_probing(
 
 
 def load_df_acts_probing(
-    model: HookedModel, path: str | Path, layer: CountOrZero
+    model: Any, path: str | Path, layer: CountOrZero
 ) -> tuple[pd.DataFrame, pd.DataFrame, np.memmap, np.memmap]:
     """Read what `gen_and_save_df_acts_probing` wrote.
 

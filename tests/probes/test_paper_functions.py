@@ -119,6 +119,9 @@ def test_k_sparse_probes_of_the_published_ks():
         def encode(self, x):
             return x.relu()
 
+        def decode(self, latents):
+            return latents
+
     x = torch.randn(90, 60, generator=torch.Generator().manual_seed(1))
     labels = [(f" w{i}", i % 3) for i in range(90)]
     probes = train_k_sparse_probes(Relu(), labels, x)
