@@ -30,6 +30,7 @@ from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import SplitError
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.ranges import Count, InnerFraction, Range, Seed, check_ranges
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.processing import check_given_processing, check_positions, check_processing, trained_positions
 from absorb_pl.saes.properties import check_hooks_agree, shape_at
 from absorb_pl.words import TaskConfig
@@ -197,7 +198,7 @@ class ActivationDataModule(LightningDataModule):
         parts = stratified_split(self.known.label_numbers, self.fractions, self.split_seed)
         return dict(zip(("train", "val", "test"), parts, strict=True))
 
-    def check_sae(self, sae: Any) -> None:
+    def check_sae(self, sae: SparseAutoencoder) -> None:
         """Check that an SAE reads what these rows are: the hook, the model's processing, and where the words stand.
 
         Args:

@@ -148,6 +148,7 @@ def test_probes_and_saes_of_another_width_are_refused(tmp_path, rows, command):
     with pytest.raises(ShapeError, match="`input_dim` was 7, expected 48, the width of the activations"):
         getattr(quiet(tmp_path), command)(LinearProbe(7, 26), datamodule=rows)
     narrow = torch.nn.Module()
-    narrow.W_dec, narrow.encode = torch.nn.functional.normalize(torch.ones(9, 7)), lambda x: x
+    narrow.W_dec = torch.nn.functional.normalize(torch.ones(9, 7))
+    narrow.encode = narrow.decode = lambda x: x
     with pytest.raises(SaeWidthError, match="`sae` was 'd_in = 7', expected 48, the width of the activations"):
         getattr(quiet(tmp_path), command)(SaeProbe(narrow, 26, ks=[1]), datamodule=rows)
