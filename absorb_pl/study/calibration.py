@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from absorb_pl.data.drafts import check_writable, user_path, whole_file
+from absorb_pl.data.drafts import check_writable, user_path
 from absorb_pl.data.publication import publishing
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.activations import evaluate_activations
 from absorb_pl.evaluators.evaluation import check_rules_without_model
 from absorb_pl.evaluators.sae_probing import SplitSettings
+from absorb_pl.evaluators.writers import write_table
 from absorb_pl.interruption import interruptible
 from absorb_pl.models.closest import closest_names
 from absorb_pl.probes.fitting import quiet_lightning
@@ -127,7 +129,7 @@ class CalibrationStage(Stage):
             subject: dict[str, Any] = {"world": asdict(setting.world), "absorption": asdict(setting.absorption)}
         else:
             world = HIERARCHIES[_world_of(name)]
-            subject = {"world": asdict(world), "sae": sae_identity(load_sae(str(trained_sae_path(name)))), "seed": seed}
+            subject = {"world": asdict(world), "sae": _identity_of(name), "seed": seed}
         return {
             **subject,
             "rules": self.config.rules,
@@ -162,6 +164,12 @@ class CalibrationStage(Stage):
             about = {"family": world or family, "setting": sae if world else name, "seed": seed}
             parts.append(self.read(unit, "scores.parquet").assign(**about))
         return pd.concat(parts, ignore_index=True)[list(CALIBRATION)]
+
+
+@cache
+def _identity_of(name: str) -> str:
+    """Identity of a trained SAE, whose files are read once: a stage asks for identities again and again."""
+    return sae_identity(load_sae(str(trained_sae_path(name))))
 
 
 def _world_of(name: str) -> Any:
@@ -205,9 +213,7 @@ def calibrate(config: CalibrationConfig | None = None) -> Mapping[str, pd.DataFr
     if getattr(rank_zero_only, "rank", 0) == 0:
         with publishing(run_dir) as part:
             for name, table in tables.items():
-                file = part / "tables" / f"{name}.parquet"
-                with whole_file(file) as draft:
-                    table.to_parquet(draft, index=False)
+                write_table(table, part / "tables" / f"{name}.parquet")
             save_figures(draw_calibration(tables), part / "figures")
         print_calibration(tables["calibration_summary"], run_dir)
     return tables

@@ -14,6 +14,7 @@ import yaml
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.publication import check_published
 from absorb_pl.errors import AbsorbError, CacheCorruptedError, RuleError, SaeNotFoundError
+from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional.intervals import combine_repeats, design_effect, letter_variance
 from absorb_pl.functional.paired import holm, sign_flip_test, smallest_difference
 from absorb_pl.models.closest import closest_names
@@ -127,7 +128,7 @@ def print_comparisons(
     """Compare SAEs, print a line per pair, and write `comparison.parquet` into the run folder; see `compare_saes`."""
     table = compare_saes(run_dir, other_run_dir, rule=rule, saes=saes, confidence=confidence)
     file = user_path(run_dir) / "comparison.parquet"
-    table.to_parquet(file, index=False)
+    write_table(table, file)
     print_comparison(table, file)
     return table
 

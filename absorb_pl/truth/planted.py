@@ -1,6 +1,6 @@
 """SAEs that absorb, split and hedge as much as they are told to, made for a world of which everything is known."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import pandas as pd
@@ -136,17 +136,12 @@ def _with_parts(world: World, in_split: Bool[Tensor, " words"], draw: torch.Gene
     size = torch.zeros(len(number), classes, dtype=torch.float64)
     rows = in_split.nonzero().squeeze(1)
     size[rows, number[rows]] = _PART * world.sizes[rows, number[rows]]
-    return World(
+    return replace(
+        world,
         activations=(activations + size @ parts).float(),
-        labels=world.labels,
-        class_names=world.class_names,
         directions=torch.cat([old, parts]),
         sizes=torch.cat([world.sizes, size], dim=1),
-        children=world.children,
-        children_of=world.children_of,
         mean=mean,
-        unrelated=world.unrelated,
-        settings=world.settings,
     )
 
 
