@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from absorb_pl.data.drafts import user_path
-from absorb_pl.data.publication import check_published
-from absorb_pl.errors import AbsorbError, CacheCorruptedError, RuleError, SaeNotFoundError
+from absorb_pl.errors import AbsorbError, RuleError, SaeNotFoundError
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional.intervals import combine_repeats, design_effect, letter_variance
 from absorb_pl.functional.paired import holm, sign_flip_test, smallest_difference
 from absorb_pl.models.closest import closest_names
 from absorb_pl.ranges import InnerFraction, check_ranges
 from absorb_pl.reports.comparison_table import print_comparison, print_power
+from absorb_pl.study.finished import settings_of_run
 
 _SHARED = ("task", "test_fraction", "seed", "crossfit", "splits", "rates", "activation_dtype", "model_dtype")
 """Settings that two studies must share for their SAEs to be compared."""
@@ -54,15 +53,7 @@ class FinishedStudy:
             CacheCorruptedError: The folder holds no finished study, or its report was cut short.
         """
         folder = user_path(run_dir)
-        if not (folder / "tables/words.parquet").is_file() or not (folder / "config.yaml").is_file():
-            raise CacheCorruptedError(
-                "run_dir",
-                str(folder),
-                expected="the run folder of a finished study, with `config.yaml` and `tables/words.parquet`",
-                remedy="Run `absorb-pl study` first, or name its `run_dir`.",
-            )
-        check_published(folder, "tables")
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = settings_of_run(folder, ("words", "letters"))
         crossfit = folder / "tables/crossfit_words.parquet"
         if crossfit.is_file():
             table = pd.read_parquet(folder / "tables/crossfit.parquet")

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from absorb_pl.data.drafts import user_path
-from absorb_pl.data.publication import check_published, publishing
+from absorb_pl.data.publication import publishing
 from absorb_pl.errors import CacheCorruptedError, RuleError
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.ranges import check_ranges
@@ -23,6 +22,7 @@ from absorb_pl.rules.rates import NO_WORDS, RateSettings
 from absorb_pl.rules.registry import configured_rules, rule_named
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.schema import FOUND_BY_RULE, ordered_words, stacked
+from absorb_pl.study.finished import settings_of_run
 
 _NEEDED = ("summary", "letters", "words", "latents")
 _CHILDREN = "children"
@@ -99,15 +99,7 @@ def rescore_run(
 
 def _read(run_dir: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     files = {name: run_dir / "tables" / f"{name}.parquet" for name in (*_NEEDED, _CHILDREN)}
-    if not all(file.is_file() for file in (*(files[name] for name in _NEEDED), run_dir / "config.yaml")):
-        raise CacheCorruptedError(
-            "run_dir",
-            str(run_dir),
-            expected="the run folder of a finished study, with `config.yaml` and `tables/words.parquet`",
-            remedy="Run `absorb-pl study` first, or name its `run_dir`.",
-        )
-    check_published(run_dir, "tables")
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    config = settings_of_run(run_dir, _NEEDED)
     known = {setting.name for setting in fields(RateSettings)}
     if not isinstance(config.get("rules"), dict) or not known >= set(config.get("rates", {})):
         raise CacheCorruptedError(

@@ -87,10 +87,10 @@ def planted_sae(world: World, absorption: PlantedAbsorption | None = None) -> tu
     """
     absorption = absorption or PlantedAbsorption()
     draw = torch.Generator().manual_seed(absorption.seed)
-    absorbing = _drawn(world, absorption.rate, draw)
+    absorbing = _drawn_children(world, absorption.rate, draw)
     in_split = torch.zeros(len(world.labels), dtype=torch.bool)
     if absorption.split:
-        in_split = _drawn(world, absorption.split, draw, among=~absorbing[world.children])
+        in_split = _drawn_words(world, absorption.split, draw, ~absorbing[world.children])
         world = _with_parts(world, in_split, draw)
     planted = absorbing[world.children]
     sae = _sae(world, absorption, absorbing)
@@ -100,15 +100,18 @@ def planted_sae(world: World, absorption: PlantedAbsorption | None = None) -> tu
     return world, PlantedSae(sae, planted, own, _truth(world, sae, own))
 
 
-def _drawn(world: World, share: float, draw: torch.Generator, among: Tensor | None = None) -> Tensor:
-    """Children of each class that have the given share of its words, or words themselves when `among` is given."""
-    if among is not None:
-        chosen = torch.zeros(len(world.labels), dtype=torch.bool)
-        for c in range(len(world.class_names)):
-            own = (world.of_class(c) & among).nonzero().squeeze(1)
-            count = min(len(own), round(share * int(world.of_class(c).sum())))
-            chosen[own[torch.randperm(len(own), generator=draw)[:count]]] = True
-        return chosen
+def _drawn_words(world: World, share: float, draw: torch.Generator, among: Tensor) -> Tensor:
+    """Some of the words that are allowed, as many as the given share of each class's words."""
+    chosen = torch.zeros(len(world.labels), dtype=torch.bool)
+    for c in range(len(world.class_names)):
+        own = (world.of_class(c) & among).nonzero().squeeze(1)
+        count = min(len(own), round(share * int(world.of_class(c).sum())))
+        chosen[own[torch.randperm(len(own), generator=draw)[:count]]] = True
+    return chosen
+
+
+def _drawn_children(world: World, share: float, draw: torch.Generator) -> Tensor:
+    """Children of each class that have the given share of its words."""
     absorbing = torch.zeros(len(world.children_of), dtype=torch.bool)
     for c in range(len(world.class_names)):
         own = world.children[world.of_class(c)]
