@@ -11,7 +11,7 @@ from jaxtyping import Float
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from absorb_pl.data.activation_cache import (
@@ -23,6 +23,7 @@ from absorb_pl.data.activation_cache import (
 from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.known_activations import KnownActivations, fingerprint, recall, remember
+from absorb_pl.data.labelled_batches import LabelledBatches
 from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.stopping import stoppable
@@ -66,27 +67,6 @@ def ensure_activations(
         for hook in missing:
             caches[hook] = open_activations(cache_dir, identities[hook])
     return {hook: cache for hook, cache in caches.items() if cache is not None}
-
-
-class ActivationBatches(Dataset[dict[str, Tensor]]):
-    """Rows of a cache with their labels; an item is a whole batch, gathered with one indexing a matrix.
-
-    Args:
-        cache: Cached rows of a hook.
-        labels: One-hot labels of all rows of the cache, `[rows, classes]`.
-        index: The rows of this split.
-    """
-
-    def __init__(self, cache: ActivationCache, labels: Tensor, index: Tensor) -> None:
-        self.cache, self.labels, self.index = cache, labels, index
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, positions: list[int]) -> dict[str, Tensor]:
-        """`x` `[batch, d_model]`, `y` `[batch, classes]` and the row numbers `index`."""
-        index = self.index[torch.tensor(positions)]
-        return {"x": self.cache.rows(index), "y": self.labels[index], "index": index}
 
 
 class ActivationDataModule(LightningDataModule):
@@ -293,9 +273,8 @@ class ActivationDataModule(LightningDataModule):
         return {self.known.words[row] for row in self.splits[split].tolist()}
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
-        batches = ActivationBatches(self.cache, self.labels, self.splits[split])
-        order = RandomSampler(batches) if shuffle else SequentialSampler(batches)
-        return DataLoader(batches, sampler=BatchSampler(order, self.batch_size, False), batch_size=None)
+        batches = LabelledBatches(self.cache.rows, self.labels, self.splits[split])
+        return batches.loader(self.batch_size, shuffle=shuffle)
 
     def _one_device_trainer(self, callbacks: list[Callback]) -> Trainer:
         """The Trainer that builds the cache, on one device of the kind that the outer Trainer runs on."""

@@ -16,10 +16,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from absorb_pl.data.labelled_batches import DEFAULT_BATCH_SIZE, LabelledBatches
 from absorb_pl.data.stopping import stoppable
 from absorb_pl.interruption import interruptible
 from absorb_pl.probes.base import OneVsRestModule
-from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE, TensorBatches
 from absorb_pl.ranges import Count, check_ranges
 
 WHOLE_EPOCH_VALUES = 2**25
@@ -76,7 +76,7 @@ def fit_probe(
     """
     check_ranges(fit_probe, locals())
     target = torch.device(device)
-    rows = TensorBatches(x.detach().to(target, torch.float32), y.to(target, torch.float32))
+    rows = LabelledBatches(x.detach().to(target, torch.float32).__getitem__, y.to(target, torch.float32))
     curve, size = _Curve(), min(batch_size, math.ceil(len(x) / probe.min_steps_per_epoch))
     for metric in (part for part in probe.modules() if isinstance(part, Metric)):
         # The fit is this process's alone; others may fit something else meanwhile.

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from absorb_pl.data.labelled_batches import DEFAULT_BATCH_SIZE
 from absorb_pl.errors import AbsorbError, LabelError, ShapeError
 from absorb_pl.functional.k_sparse import DEFAULT_KS, check_ks, rank_latents, solve_k_sparse
 from absorb_pl.probes.base import Batch, OptimizerName
 from absorb_pl.probes.fitting import fit_probe
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.linear import LinearProbe, Solver
-from absorb_pl.probes.rows import DEFAULT_BATCH_SIZE
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.rows import encode_rows

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
+from absorb_pl.data.labelled_batches import LabelledBatches
 from absorb_pl.errors import AbsorbError, LabelError, SaeNotFoundError, ShapeError
 from absorb_pl.functional import SaeStatistics, rank_latents
 from absorb_pl.functional.logistic import solve_logistic_regressions
@@ -21,7 +22,6 @@ from absorb_pl.probes import (
     train_k_sparse_probes,
     train_sparse_multi_probe,
 )
-from absorb_pl.probes.rows import TensorBatches
 from absorb_pl.saes import portions
 
 GOLDEN_SAE = Path(__file__).parents[1] / "golden" / "gpt2-micro" / "sae_standard_A"
@@ -96,7 +96,7 @@ def test_checkpoint_tests_without_the_sae_in_it(sae, data, tmp_path):
         callbacks=[ModelCheckpoint(tmp_path, save_last=True)],
     )
     probe = SaeProbe(sae, 4, ks=KS)
-    trainer.fit(probe, TensorBatches(x, y).loader(128, shuffle=True))
+    trainer.fit(probe, LabelledBatches(x.__getitem__, y).loader(128, shuffle=True))
     path = tmp_path / "last.ckpt"
     stored = torch.load(path, weights_only=True)
     assert not any("W_dec" in name for name in stored["state_dict"])
@@ -105,7 +105,7 @@ def test_checkpoint_tests_without_the_sae_in_it(sae, data, tmp_path):
         SaeProbe.load_from_checkpoint(path)
     loaded = SaeProbe.load_from_checkpoint(path, sae=sae)
     assert torch.equal(loaded(x), probe(x))
-    loader = TensorBatches(x, y).loader(100)
+    loader = LabelledBatches(x.__getitem__, y).loader(100)
     [result] = trainer.test(SaeProbe(sae, 4, ks=KS), loader, ckpt_path=str(path), verbose=False)
     for i, k in enumerate(KS):
         predicted = (probe(x)[:, i, :3] > 0).numpy()
@@ -125,7 +125,7 @@ def test_an_sae_named_in_a_checkpoint_is_loaded_again(tmp_path):
         callbacks=[ModelCheckpoint(tmp_path, save_last=True)],
     )
     probe = SaeProbe(str(GOLDEN_SAE), 2, ks=[1, 3])
-    trainer.fit(probe, TensorBatches(x, y).loader())
+    trainer.fit(probe, LabelledBatches(x.__getitem__, y).loader())
     loaded = SaeProbe.load_from_checkpoint(tmp_path / "last.ckpt")
     torch.testing.assert_close(loaded(x), probe(x))
 
@@ -209,7 +209,7 @@ def test_small_vocabularies_are_ranked_in_several_batches(sae, data):
         enable_model_summary=False,
     )
     with pytest.warns(UserWarning, match="1 batches per epoch"):
-        trainer.fit(SaeProbe(sae, 4, ks=[1]), TensorBatches(x, y).loader())
+        trainer.fit(SaeProbe(sae, 4, ks=[1]), LabelledBatches(x.__getitem__, y).loader())
 
 
 def test_unfitted_probe_refuses_to_score(sae, data):

@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from scipy.optimize import minimize
 from sklearn.metrics import f1_score, roc_auc_score
 
+from absorb_pl.data.labelled_batches import LabelledBatches
 from absorb_pl.errors import AbsorbError, LabelError, NonFiniteError, ShapeError
 from absorb_pl.functional import minimise_probe_loss
 from absorb_pl.probes import (
@@ -16,7 +17,6 @@ from absorb_pl.probes import (
     train_binary_probe,
     train_multi_probe,
 )
-from absorb_pl.probes.rows import TensorBatches
 
 
 def labelled_rows(rows=400, width=12, classes=4, seed=0):
@@ -109,10 +109,10 @@ class Rows(LightningDataModule):
         return self.y[:300].sum(dim=0), 300
 
     def train_dataloader(self):
-        return TensorBatches(self.x[:300], self.y[:300]).loader(64, shuffle=True)
+        return LabelledBatches(self.x[:300].__getitem__, self.y[:300]).loader(64, shuffle=True)
 
     def val_dataloader(self):
-        return TensorBatches(self.x[300:], self.y[300:]).loader(30)
+        return LabelledBatches(self.x[300:].__getitem__, self.y[300:]).loader(30)
 
     def test_dataloader(self):
         return self.val_dataloader()
@@ -209,8 +209,8 @@ def test_two_processes_find_the_same_probe_as_one(tmp_path):
         trainer = quiet_trainer(
             tmp_path, max_epochs=1, devices=processes, strategy=strategy, enable_checkpointing=False
         )
-        trainer.fit(probe, TensorBatches(x, y).loader(64, shuffle=True))
-        [result] = trainer.test(probe, TensorBatches(x[:33], y[:33]).loader(5), verbose=False)
+        trainer.fit(probe, LabelledBatches(x.__getitem__, y).loader(64, shuffle=True))
+        [result] = trainer.test(probe, LabelledBatches(x[:33].__getitem__, y[:33]).loader(5), verbose=False)
         found[processes] = probe.weights.detach().clone(), result
     torch.testing.assert_close(found[2][0], found[1][0])
     for name in ("test/f1", "test/auroc"):

@@ -3,9 +3,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
+from absorb_pl.data.labelled_batches import LabelledBatches
 from absorb_pl.errors import AbsorbError
 from absorb_pl.probes import ProbeMetrics
-from absorb_pl.probes.rows import TensorBatches, training_batches
+from absorb_pl.probes.rows import training_batches
 
 
 class Reader(LightningModule):
@@ -40,9 +41,10 @@ def rows_read(loader):
 
 
 def test_every_training_row_comes_once_in_order_whatever_the_loader():
-    batches = TensorBatches(torch.randn(5000, 2), torch.ones(5000, 1))
+    x, y = torch.randn(5000, 2), torch.ones(5000, 1)
+    batches = LabelledBatches(x.__getitem__, y)
     assert rows_read(batches.loader(64, shuffle=True)) == list(range(5000))
-    items = [{"x": batches.x[i], "y": batches.y[i], "index": torch.tensor(i)} for i in range(50)]
+    items = [{"x": x[i], "y": y[i], "index": torch.tensor(i)} for i in range(50)]
     assert rows_read(DataLoader(items, batch_size=7, shuffle=True, drop_last=True)) == list(range(50))
 
 
