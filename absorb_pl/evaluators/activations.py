@@ -11,9 +11,9 @@ from torch.nn.functional import one_hot
 
 from absorb_pl.data.splits import check_split, stratified_split
 from absorb_pl.errors import LabelError
-from absorb_pl.evaluators.crossfit import CrossfitSettings, Folds
 from absorb_pl.evaluators.crossfit import crossfit as crossfit_rules
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules, sae_tables
+from absorb_pl.evaluators.folds import CrossfitSettings, Folds
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SplitSettings
 from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings

@@ -4,111 +4,32 @@ With K folds a word is held out once, and what judges it comes from the other fo
 anew, so that the interval holds what the choice of words and seeds adds (`functional.rates.repeated_rate`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from absorb_pl.data.splits import stratified_split
-from absorb_pl.errors import LabelError
-from absorb_pl.evaluators.evaluation import evaluate_rules
-from absorb_pl.evaluators.sae_probing import EvaluationRows, SplitSettings
-from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
+from absorb_pl.evaluators.evaluation import check_rules_without_model, gather_from_rows
+from absorb_pl.evaluators.folds import CrossfitSettings, Folds, ProbeOfFold
+from absorb_pl.evaluators.sae_probing import EvaluationRows, SplitSettings, aligned_mains
+from absorb_pl.evaluators.training import train_fold_ranking
+from absorb_pl.functional.k_sparse import rank_latents, tracking_ranks
+from absorb_pl.functional.metrics import f1_scores
 from absorb_pl.functional.rates import Rate, letter_rate, repeated_rate, sae_rate
-from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
-from absorb_pl.ranges import Count, Range, check_ranges
+from absorb_pl.functional.splits import walked_main_latents
+from absorb_pl.probes.fold_ranking import FoldRanking
+from absorb_pl.probes.k_sparse import TRACKED_RANKS
+from absorb_pl.probes.latents import encode_latents
+from absorb_pl.probes.settings import KSparseSettings
 from absorb_pl.rules.rates import RateSettings, outcomes_of
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.saes.interface import SparseAutoencoder
+from absorb_pl.saes.portions import rows_at_once
+from absorb_pl.saes.rows import encode_rows
+from absorb_pl.saes.scale import to_unit_norms
 from absorb_pl.schema import CROSSFIT, CROSSFIT_WORDS
-
-ProbeOfFold = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
-"""Gives weight and bias of the linear probe for a repeat, a fold, and the rows to train on."""
-_COUNTS = ("num_words", "num_probe_true_positives", "num_candidates")
-
-
-@dataclass(frozen=True)
-class CrossfitSettings:
-    """How words are held out in turn.
-
-    Attributes:
-        folds: Parts of the words; each is held out once per repeat.
-        repeats: How many times folds and seeds are drawn anew. An interval needs two or more to hold what that adds.
-    """
-
-    folds: Annotated[int, Range(2, 100)] = 5
-    repeats: Count = 3
-
-    def __post_init__(self) -> None:
-        check_ranges(CrossfitSettings, vars(self))
-
-
-@dataclass(frozen=True)
-class Folds:
-    """Labelled rows and how they are held out in turn.
-
-    Attributes:
-        x: Activations, one row per word.
-        classes: Class of each word, by number.
-        class_names: Names of the classes.
-        settings: How words are held out.
-        seed: Seed of the first repeat's folds and training; the others count up from it.
-
-    Raises:
-        LabelError: There are folds without words.
-    """
-
-    x: Float[Tensor, "words d_model"]
-    classes: Int[Tensor, " words"]
-    class_names: tuple[str, ...]
-    settings: CrossfitSettings
-    seed: int
-
-    def __post_init__(self) -> None:
-        largest = int(torch.bincount(self.classes).max()) if len(self.classes) else 0
-        if largest < self.settings.folds:
-            raise LabelError(
-                "folds",
-                self.settings.folds,
-                expected=f"no more folds than words of the largest class, which has {largest}",
-                remedy="Take fewer folds, or more words.",
-            )
-
-    def __iter__(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        """Repeat, fold, rows to train on, rows to judge."""
-        shares = (1 / self.settings.folds,) * self.settings.folds
-        for repeat in range(self.settings.repeats):
-            parts = stratified_split(self.classes, shares, self.seed + repeat)
-            for fold, held_out in enumerate(parts):
-                rest = torch.cat([part for number, part in enumerate(parts) if number != fold]).sort().values
-                yield repeat, fold, rest, held_out
-
-    def probe_of_fold(
-        self, settings: LinearProbeSettings | None = None, device: torch.device | str = "cpu"
-    ) -> ProbeOfFold:
-        """Trains linear probes, each once, so that several SAEs of a hook can share them.
-
-        Args:
-            settings: How to train.
-            device: Where to train.
-        """
-        trained: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-        def probe(repeat: int, fold: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-            if (repeat, fold) not in trained:
-                y = one_hot(self.classes[rows], len(self.class_names))
-                found, _ = train_linear_probe(
-                    self.x[rows], y, settings or LinearProbeSettings(), self.class_names, self.seed + repeat, device
-                )
-                trained[repeat, fold] = found.weights.detach().cpu(), found.biases.detach().cpu()
-            return trained[repeat, fold]
-
-        return probe
 
 
 def crossfit(
@@ -150,32 +71,80 @@ def crossfit(
         >>> len(found["crossfit_words"]), float(found["crossfit"]["absorption_rate"].iloc[0])
         (120, 0.25)
     """
-    rates, probe_of_fold = rates or RateSettings(), probe_of_fold or folds.probe_of_fold(device=device)
-    y = one_hot(folds.classes, len(folds.class_names))
+    check_rules_without_model(rules)
+    sae, rates, splits = to_unit_norms(sae), rates or RateSettings(), splits or SplitSettings()
+    probe_of_fold = probe_of_fold or folds.probe_of_fold(device=device)
     words: list[pd.DataFrame] = []
     letters: list[pd.DataFrame] = []
-    for repeat, fold, train, test in folds:
-        weight, bias = probe_of_fold(repeat, fold, train)
-        sparse, _ = train_sae_probe(
-            sae,
-            folds.x[train],
-            y[train],
-            k_sparse or KSparseSettings(),
-            folds.class_names,
-            folds.seed + repeat,
-            device,
+    for repeat in range(folds.settings.repeats):
+        ranking = train_fold_ranking(
+            sae, folds.x, folds.y, folds.held_out(repeat), k_sparse or KSparseSettings(), folds.seed + repeat, device
         )
-        judged, chosen_on = (
-            EvaluationRows.of(folds.x[rows], y[rows], rows, weight, bias, folds.class_names) for rows in (test, train)
-        )
-        _, judgements = evaluate_rules(sae, sparse, judged, rules, splits, rates, chosen_on=chosen_on)
-        about = {"repeat": repeat, "fold": fold}
-        words += [judgement.words.assign(**about) for judgement in judgements]
-        letters += [judgement.letters.assign(**about) for judgement in judgements]
+        for fold, (train, test) in enumerate(folds.of_repeat(repeat)):
+            chosen = _chosen_latents(sae, ranking, fold, folds.x[train], folds.y[train], splits)
+            weight, bias = probe_of_fold(repeat, fold, train)
+            rows = EvaluationRows.of(folds.x[test], folds.y[test], test, weight, bias, folds.class_names)
+            of_fold = _letters(sae, rows, chosen, splits)
+            about = {"repeat": repeat, "fold": fold}
+            needs = dict.fromkeys(rule.needs for rule in rules)
+            evidence = {each: gather_from_rows(sae, rows, of_fold, each) for each in needs}
+            for rule in rules:
+                words.append(rule.judge(evidence[rule.needs]).assign(**about))
+                letters.append(rule.count_candidates(of_fold).assign(rule=rule.name, **about))
     verdicts, by_fold = pd.concat(words, ignore_index=True), pd.concat(letters, ignore_index=True)
+    by_fold["sae_fires"] = _fires(sae, folds.x)
     table = pd.concat([_rates(rule, verdicts, by_fold, folds.settings, rates) for rule in rules], ignore_index=True)
     kept = verdicts.reindex(columns=[name for name in CROSSFIT_WORDS if name != "sae"])
     return {"crossfit": table, "crossfit_words": kept}
+
+
+class _Chosen(NamedTuple):
+    """What was chosen for a class without the words that are held out."""
+
+    main_latents: list[int]
+    tracking_latent: int
+
+
+@torch.no_grad()
+def _chosen_latents(
+    sae: SparseAutoencoder, ranking: FoldRanking, fold: int, x: Tensor, y: Tensor, splits: SplitSettings
+) -> dict[int, _Chosen]:
+    """Main latents and tracking latents of the classes, by number, from the words that a fold does not hold out."""
+    classes = ranking.learnable[fold].nonzero().squeeze(1).cpu()
+    count = min(max(splits.max_k, TRACKED_RANKS), len(sae.W_dec))
+    ids = rank_latents(ranking.weight[fold][classes].cpu(), count)
+    activations = encode_latents(sae, x, ids.flatten()).unflatten(1, ids.shape).transpose(0, 1)
+    targets = y[:, classes].bool()
+    mains = walked_main_latents(activations, targets, ids, splits.f1_jump, splits.max_k)
+    ranks, _ = tracking_ranks(activations[:, :, :TRACKED_RANKS], targets)
+    tracking = ids.gather(1, ranks[:, None]).squeeze(1).tolist()
+    return {c: _Chosen(*found) for c, *found in zip(classes.tolist(), mains, tracking, strict=True)}
+
+
+def _letters(
+    sae: SparseAutoencoder, rows: EvaluationRows, chosen: dict[int, _Chosen], splits: SplitSettings
+) -> pd.DataFrame:
+    """The held-out words of each class, counted, with what was chosen for the class."""
+    f1, labels = f1_scores(rows.probe_logits, rows.y), rows.class_names
+    present = [c for c in chosen if bool(rows.y[:, c].any())]
+    mains = aligned_mains(sae, rows, {labels[c]: chosen[c].main_latents for c in present}, splits)
+    return pd.DataFrame(
+        [
+            {
+                "label": labels[c],
+                "main_latents": mains[labels[c]],
+                "tracking_latent": chosen[c].tracking_latent,
+                "num_words": int(rows.y[:, c].sum()),
+                "num_probe_true_positives": int((rows.probe_logits[rows.y[:, c], c] > 0).sum()),
+                "probe_f1": float(f1[c]),
+            }
+            for c in present
+        ]
+    )
+
+
+def _fires(sae: SparseAutoencoder, x: Tensor) -> bool:
+    return any(bool((encode_rows(sae, part) != 0).any()) for part in x.split(rows_at_once(len(sae.W_dec))))
 
 
 def _rates(
@@ -227,12 +196,9 @@ def _rates(
 
 
 def _joined(letters: pd.DataFrame) -> pd.DataFrame:
-    """The folds of one repeat as one table of letters: counts added up, what probes say averaged."""
-    letters = letters[letters["probe_f1"].notna()]
+    """The folds of one repeat as one table of letters: counts added up, F1 of probes averaged."""
     grouped = letters.groupby("label", sort=False)
-    table = grouped[list(_COUNTS)].sum()
-    judged = grouped["num_judged"].sum()
-    table["sample_portion"] = (judged / table["num_candidates"]).where(table["num_candidates"] > 0, 1.0).clip(upper=1.0)
-    table["probe_f1"] = grouped["probe_f1"].mean()
-    table["sae_fires"] = grouped["sae_fires"].any()
-    return table.reset_index()
+    table = grouped[["num_words", "num_probe_true_positives"]].sum()
+    return table.assign(
+        sample_portion=1.0, probe_f1=grouped["probe_f1"].mean(), sae_fires=grouped["sae_fires"].any()
+    ).reset_index()

@@ -1,6 +1,7 @@
 """Projections on the probe: what the rules of SAEBench are decided on, from cached residual rows alone."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from absorb_pl.rules.evidence import Projections
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.portions import rows_at_once
 from absorb_pl.saes.rows import encode_and_project
-from absorb_pl.schema import PROJECTIONS, dtypes
+from absorb_pl.schema import PROJECTIONS, Columns, dtypes
 
 _FIELDS = {"top_score": "top_projection", "second_score": "second_projection"}
 _LISTS = ("absorber_latents", "absorber_projections", "absorber_probe_cos")
@@ -59,7 +60,7 @@ def score_projections(
     cosines = cosine_similarity_matrix(directions, at_least_float32(sae.W_dec))
     units = unit_rows(directions)
     chunk = rows_at_once(len(sae.W_dec), matrices=_MATRICES)
-    columns: dict[str, list[Any]] = {name: [] for name in PROJECTIONS}
+    parts: list[dict[str, Any]] = []
     for c, label in enumerate(class_names):
         own = torch.tensor([number for number, name in enumerate(labels) if name == label], dtype=torch.long)
         for part in own.split(chunk) if len(own) else ():
@@ -73,11 +74,9 @@ def score_projections(
                 max_absorbers=stored_absorbers,
                 latent_projections=contributions,
             )
-            columns["row"] += [rows[number] for number in part.tolist()]
-            columns["label"] += [label] * len(part)
-            for name, values in _listed(scores).items():
-                columns[name] += values
-    return pd.DataFrame(columns).astype(dtypes(PROJECTIONS))
+            numbers = [rows[number] for number in part.tolist()]
+            parts.append({"row": numbers, "label": [label] * len(part), **_stored(scores)})
+    return joined_columns(parts, PROJECTIONS)
 
 
 def gather_projections(
@@ -108,11 +107,23 @@ def gather_projections(
     return found.sort_values("row", ignore_index=True)
 
 
-def _listed(scores: ProjectionScores) -> dict[str, list[Any]]:
+def joined_columns(parts: Sequence[Mapping[str, Any]], columns: Columns) -> pd.DataFrame:
+    """Put parts of a table together; a table each would take longer than what is in it.
+
+    Args:
+        parts: Values of each column, as lists or arrays.
+        columns: The columns.
+    """
+    found = {name: list(chain.from_iterable(part[name] for part in parts)) for name in columns}
+    return pd.DataFrame(found).astype(dtypes(columns))
+
+
+def _stored(scores: ProjectionScores) -> dict[str, Any]:
     """What is stored of each word; absorbers without their padding."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, Any] = {}
     counts = (scores.absorber_latents >= 0).sum(dim=1).tolist()
     for name in PROJECTIONS.keys() - {"row", "label"}:
-        values = getattr(scores, _FIELDS.get(name, name)).tolist()
-        found[name] = [one[:n] for one, n in zip(values, counts, strict=True)] if name in _LISTS else values
+        values = getattr(scores, _FIELDS.get(name, name)).cpu()
+        kept = zip(values.tolist(), counts, strict=True) if name in _LISTS else ()
+        found[name] = [one[:n] for one, n in kept] if name in _LISTS else values.numpy()
     return found

@@ -143,7 +143,7 @@ def evaluate_sae(
     logits = k_sparse_logits(activations, k_sparse.weight.cpu(), k_sparse.bias.cpu())
     table = k_sparse_table(logits, rows.y, k_sparse.ks, k_sparse.latent_ids, rows.class_names)
     walked = _chosen_mains(sae, k_sparse, table, settings, chosen_on)
-    mains = _aligned(sae, rows, walked, settings)
+    mains = aligned_mains(sae, rows, walked, settings)
     letters, candidates = _letters_and_candidates(rows, walked, mains, activations, logits, k_sparse.ks, settings)
     return SaeProbing(
         statistics={
@@ -177,10 +177,17 @@ def _chosen_mains(
     return {label: mains[label] for label in held_out["label"].unique() if label in mains}
 
 
-def _aligned(
+def aligned_mains(
     sae: SparseAutoencoder, rows: EvaluationRows, walked: dict[str, list[int]], settings: SplitSettings
 ) -> dict[str, list[int]]:
-    """The main latents that point the way the first does."""
+    """The main latents that point the way the first does; all of them where the settings do not ask for that.
+
+    Args:
+        sae: The SAE.
+        rows: Words, with the linear probe.
+        walked: What the walk by F1 found of each class.
+        settings: How main latents are found.
+    """
     if settings.min_alignment is None:
         return walked
     cosines = cosine_similarity_matrix(rows.probe_weight.float(), at_least_float32(sae.W_dec.detach()).cpu())

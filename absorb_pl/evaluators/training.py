@@ -5,12 +5,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from absorb_pl.probes.base import OneVsRestModule
 from absorb_pl.probes.fitting import fit_probe
+from absorb_pl.probes.fold_ranking import FoldRanking
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
@@ -83,6 +84,31 @@ def train_sae_probe(
         class_names=class_names,
     )
     return probe, _fitted(probe, x, y, settings.max_epochs, settings.batch_size, seed, device)
+
+
+def train_fold_ranking(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "rows d_model"],
+    y: Num[Tensor, "rows classes"],
+    held_out: Int[Tensor, " rows"],
+    settings: KSparseSettings,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> FoldRanking:
+    """Train the ranking probes of all folds.
+
+    Args:
+        sae: The SAE, in the scale of unit-norm decoder rows.
+        x: Activations of all words.
+        y: One-hot labels.
+        held_out: The fold that holds each word out.
+        settings: How to train.
+        seed: Seed of the order of batches.
+        device: Where to train.
+    """
+    probe = FoldRanking(sae, y.shape[1], held_out, settings)
+    _fitted(probe, x, y, settings.max_epochs, settings.batch_size, seed, device)
+    return probe
 
 
 def _fitted(

@@ -56,18 +56,50 @@ def binary_metrics(
     """
     check_ranges(binary_metrics, locals())
     require_finite(scores=scores)
-    predicted = scores > threshold
-    hits = (predicted & targets).sum(dim=0).double()
-    positives = targets.sum(dim=0).double()
-    claimed = predicted.sum(dim=0).double()
+    hits, claimed, positives = _counts(scores, targets, threshold)
     defined = (positives > 0) & (positives < len(targets))
     return BinaryMetrics(
-        f1=2 * hits / (positives + claimed).clamp(min=1),
+        f1=_f1(hits, claimed, positives),
         precision=hits / claimed.clamp(min=1),
         recall=hits / positives.clamp(min=1),
         auroc=torch.where(defined, auroc(scores, targets), torch.nan),
         defined=defined,
     )
+
+
+def f1_scores(
+    scores: Float[Tensor, "rows columns"], targets: Bool[Tensor, "rows columns"], threshold: Finite = 0.0
+) -> Float[Tensor, " columns"]:
+    """F1 of each column of scores, as in `binary_metrics`, and nothing else.
+
+    Args:
+        scores: Scores, higher for positive.
+        targets: Labels.
+        threshold: Decision threshold.
+
+    Returns:
+        F1 in float64.
+
+    Raises:
+        NonFiniteError: `scores` holds NaN or infinite values.
+
+    Example:
+        >>> f1_scores(torch.tensor([[2.0], [1.0], [-1.0]]), torch.tensor([[True], [False], [False]]))
+        tensor([0.6667], dtype=torch.float64)
+    """
+    check_ranges(f1_scores, locals())
+    require_finite(scores=scores)
+    return _f1(*_counts(scores, targets, threshold))
+
+
+def _f1(hits: Tensor, claimed: Tensor, positives: Tensor) -> Tensor:
+    return 2 * hits / (positives + claimed).clamp(min=1)
+
+
+def _counts(scores: Tensor, targets: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows predicted positive rightly, rows predicted positive, and positive rows, of each column."""
+    predicted = scores > threshold
+    return (predicted & targets).sum(dim=0).double(), predicted.sum(dim=0).double(), targets.sum(dim=0).double()
 
 
 def auroc(scores: Float[Tensor, "rows columns"], targets: Bool[Tensor, "rows columns"]) -> Float[Tensor, " columns"]:

@@ -103,3 +103,38 @@ def l1_penalty(weight: Float[Tensor, "classes features"], class_mask: Bool[Tenso
         tensor(3.)
     """
     return weight[class_mask].abs().sum(dim=1).mean()
+
+
+def loss_of_folds(
+    logits: Float[Tensor, "rows folds classes"],
+    targets: Num[Tensor, "rows classes"],
+    pos_weight: Float[Tensor, "folds classes"],
+    class_mask: Bool[Tensor, "folds classes"],
+    trained_on: Bool[Tensor, "rows folds"],
+) -> Float[Tensor, ""]:
+    """Sum over folds of `probe_loss` on the rows that the fold's probe is trained on.
+
+    Args:
+        logits: Outputs of the probes of all folds.
+        targets: Labels, 0 or 1.
+        pos_weight: Weight of positive rows, for each fold.
+        class_mask: Classes to count in each fold; at least one.
+        trained_on: Which rows each fold's probe is trained on; a fold without rows adds nothing.
+
+    Returns:
+        The loss, a scalar; its gradient by a fold's probe is that of the fold's own loss.
+
+    Example:
+        >>> every, mask = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[True, False], [True, True]])
+        >>> loss_of_folds(torch.zeros(1, 2, 2), torch.tensor([[1, 0]]), torch.ones(2, 2), mask, every)
+        tensor(1.3863)
+    """
+    counts = trained_on.sum(dim=0) * class_mask.sum(dim=1)
+    weight = trained_on[:, :, None] * (class_mask / counts.clamp(min=1)[:, None])
+    return binary_cross_entropy_with_logits(
+        logits,
+        targets[:, None, :].to(logits.dtype).expand_as(logits),
+        weight=weight.to(logits.dtype),
+        pos_weight=pos_weight,
+        reduction="sum",
+    )

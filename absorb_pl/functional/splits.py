@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from absorb_pl.errors import NonFiniteError, ShapeError
-from absorb_pl.ranges import Count, Fraction, Portion, check_ranges
+from absorb_pl.functional.k_sparse import k_sparse_logits, solve_k_sparse
+from absorb_pl.functional.metrics import f1_scores
+from absorb_pl.ranges import Count, Fraction, Portion, Positive, check_ranges
 
 
 def main_latents(
@@ -61,6 +63,58 @@ def main_latents(
             remedy="Rank as many latents as the largest k.",
         )
     return [int(latent) for latent in latents_by_rank[:kept]]
+
+
+def walked_main_latents(
+    activations: Float[Tensor, "classes rows ranks"],
+    y: Bool[Tensor, "rows classes"],
+    latents_by_rank: Int[Tensor, "classes ranks"],
+    threshold: Fraction = 0.03,
+    max_k: Count = 15,
+    *,
+    l2: Positive = 1.0,
+) -> list[list[int]]:
+    """Find each class's main latents on the rows that its k-sparse probes are trained on.
+
+    The same as `main_latents` of the F1 of all k-sparse probes; those that no walk reaches are not solved.
+
+    Args:
+        activations: Activations of each class's ranked latents.
+        y: Labels; every class needs positives and negatives.
+        latents_by_rank: Each class's latents, best first.
+        threshold: Gain in F1 that a further latent must exceed.
+        max_k: Last k of the walk.
+        l2: Strength of the penalty of the probes, `1/C`.
+
+    Returns:
+        The main latents of each class, best first.
+
+    Raises:
+        NonFiniteError: `activations` holds NaN or infinite values.
+        LabelError: A class has no positive or no negative row.
+
+    Example:
+        >>> import torch
+        >>> activations = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [0.0, 0.0], [0.0, 0.0]]])
+        >>> y = torch.tensor([[True], [True], [False], [False]])
+        >>> walked_main_latents(activations, y, torch.tensor([[8, 5]]))
+        [[8, 5]]
+    """
+    check_ranges(walked_main_latents, locals())
+    found: dict[int, list[int]] = {}
+    walking, last = list(range(y.shape[1])), min(max_k, activations.shape[2])
+    reach = min(2, last)
+    while walking:
+        ks = range(1, reach + 1)
+        part, targets = activations[walking][:, :, :reach], y[:, walking]
+        solution = solve_k_sparse(part, targets, ks, l2=l2)
+        logits = k_sparse_logits(part.transpose(0, 1), solution.weight, solution.bias)
+        f1 = f1_scores(logits.flatten(1), targets.repeat(1, reach)).view(reach, -1)
+        for place, c in enumerate(walking):
+            found[c] = main_latents(f1[:, place].tolist(), ks, latents_by_rank[c].tolist(), threshold, max_k)
+        walking = [c for c in walking if len(found[c]) == reach < last]
+        reach = min(2 * reach, last)
+    return [found[c] for c in range(len(found))]
 
 
 def aligned_main_latents(

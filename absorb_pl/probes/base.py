@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -89,6 +89,11 @@ class OneVsRestModule(LightningModule):
         """Classes without positive (or without negative) training rows, which were left out."""
         return [self.class_names[i] for i in (~self.class_mask).nonzero().flatten().tolist()]
 
+    @property
+    def is_first_epoch(self) -> bool:
+        """Whether rows come for the first time; later epochs bring the same rows again."""
+        return self.current_epoch == self._first_epoch
+
     def set_class_counts(self, positives: Tensor, rows: int) -> None:
         """Set the classes' weights from the training labels.
 
@@ -126,7 +131,14 @@ class OneVsRestModule(LightningModule):
         self._first_epoch = self.current_epoch
         if self._counted:
             return
-        y = torch.cat([batch["y"].cpu() for batch in training_batches(self.trainer)])
+        self.count_labels(torch.cat([batch["y"].cpu() for batch in training_batches(self.trainer)]))
+
+    def count_labels(self, y: Num[Tensor, "rows classes"]) -> None:
+        """Set the classes' weights from the labels of all training rows, in the dataset's order.
+
+        Args:
+            y: Labels, 0 or 1.
+        """
         self.set_class_counts(y.sum(dim=0), len(y))
 
     def inputs(self, x: Float[Tensor, "rows d_model"]) -> Tensor:
@@ -220,7 +232,7 @@ class OneVsRestModule(LightningModule):
 
     def _loss(self, batch: Batch, stage: str) -> Tensor:
         x, y = batch["x"], batch["y"]
-        if stage != "train" or self.current_epoch == self._first_epoch:  # later epochs bring the same rows again
+        if stage != "train" or self.is_first_epoch:
             self._check_rows(x, y)
         logits = self.training_logits(batch) if stage == "train" else self.logits(x)
         loss = probe_loss(logits, y, self.pos_weight, self.class_mask)

@@ -1,16 +1,13 @@
 """The SAE probe: how well a class's k best SAE latents tell the class."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 from torchmetrics import MetricCollection
 
-from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.errors import AbsorbError, SaeNotFoundError
 from absorb_pl.functional.k_sparse import (
     DEFAULT_KS,
@@ -21,37 +18,21 @@ from absorb_pl.functional.k_sparse import (
     tracking_ranks,
 )
 from absorb_pl.functional.validation import require_finite
-from absorb_pl.probes.base import MISSING_LOGIT, Batch, OneVsRestModule, OptimizerName
+from absorb_pl.probes.base import MISSING_LOGIT, Batch, OptimizerName
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.metrics import ProbeMetrics
+from absorb_pl.probes.ranking import LatentRanking
 from absorb_pl.probes.rows import training_batches
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.portions import rows_at_once
-from absorb_pl.saes.properties import require_width
-from absorb_pl.saes.rows import encode_rows
 from absorb_pl.saes.scale import to_unit_norms
 
-
-class _EncodedRows(NamedTuple):
-    """Latents of the training rows.
-
-    Attributes:
-        place: Where each row of the training set is among them.
-        latents: `[rows, kept latents]`.
-        kept: Ids of the latents; all of them if None.
-    """
-
-    place: Tensor
-    latents: Tensor
-    kept: Tensor | None = None
-
-
-_TRACKED = 15
+TRACKED_RANKS = 15
 """Ranked latents of a class among which the one that tracks it is looked for."""
 
 
-class SaeProbe(OneVsRestModule):
+class SaeProbe(LatentRanking):
     """Logistic regressions on the k best SAE latents of each class, for many k.
 
     Source: arXiv 2409.14507, section 4.1, and the published `train_k_sparse_probes`. A fit trains an
@@ -94,9 +75,6 @@ class SaeProbe(OneVsRestModule):
         torch.Size([5, 2, 2])
     """
 
-    # The paper's vocabularies give its ranking probe about five batches of 4096 words per epoch. With one, Adam
-    # has not yet told the latents apart after 50 epochs, and the ranking is wrong for most classes.
-    min_steps_per_epoch = 5
     latent_ids: Tensor
     weight: Tensor
     bias: Tensor
@@ -120,14 +98,10 @@ class SaeProbe(OneVsRestModule):
     ) -> None:
         check_ranges(SaeProbe.__init__, locals())
         module = _resolve_sae(sae, sae_dtype)
-        num_latents = module.W_dec.shape[0]
-        super().__init__(num_latents, num_outputs, lr, end_lr, weight_decay, l1_decay, optimizer, class_names)
-        ks, class_names = list(check_ks(ks, num_latents)), None if class_names is None else list(class_names)
+        super().__init__(module, num_outputs, lr, end_lr, weight_decay, l1_decay, optimizer, class_names)
+        ks, class_names = list(check_ks(ks, module.W_dec.shape[0])), None if class_names is None else list(class_names)
         sae = sae if isinstance(sae, str) else None
         self.save_hyperparameters()
-        # A tuple hides the SAE from the module tree, and so its weights from checkpoints and optimisers.
-        self._sae = (module,)
-        self._encoded: _EncodedRows | None = None
         self.ks = tuple(ks)
         self.l2 = l2
         self.register_buffer("latent_ids", torch.zeros(num_outputs, self.ks[-1], dtype=torch.long))
@@ -138,112 +112,6 @@ class SaeProbe(OneVsRestModule):
         self.register_buffer("solved", torch.tensor(False))
         by_k = ProbeMetrics([f"_k{k}" for k in self.ks], ["f1"])
         self.metrics["test_metrics"] = MetricCollection([by_k], prefix="test/")
-
-    @property
-    def sae(self) -> Any:
-        """The SAE whose latents are probed, in the scale of unit-norm decoder rows."""
-        return self._sae[0]
-
-    def setup(self, stage: str) -> None:
-        """Check that the SAE reads what the datamodule holds, and move it to the probe's device."""
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ActivationDataModule):
-            data.check_sae(self.sae)
-        super().setup(stage)
-        if isinstance(self.sae, nn.Module):
-            self.sae.to(self.device)
-
-    def check_width(self, width: int) -> None:
-        """Refuse activations of another width than the SAE reads.
-
-        Args:
-            width: Width of the activations.
-
-        Raises:
-            SaeWidthError: It is another.
-        """
-        require_width(self.sae, width)
-
-    def on_train_start(self) -> None:
-        """Warn where the batches are too few to rank the latents."""
-        super().on_train_start()
-        steps = int(self.trainer.num_training_batches)
-        if self.rows_per_step is None and steps < self.min_steps_per_epoch:
-            rank_zero_warn(
-                f"{steps} batches per epoch are too few to rank latents well; choose a `batch_size` that gives "
-                f"at least {self.min_steps_per_epoch}."
-            )
-        self._encoded = self._encode_training_rows()
-
-    def on_train_end(self) -> None:
-        """Finish, and forget the encoded training rows."""
-        super().on_train_end()
-        self._encoded = None
-
-    @torch.no_grad()
-    def _encode_training_rows(self) -> "_EncodedRows | None":
-        """Latents of all training rows; None if they are more than one chunk.
-
-        Every epoch would encode the same rows again, which takes most of a fit on a few thousand words. Latents that
-        fire on none of them are left out if they are the most: their weights begin and stay at 0.
-        """
-        index, latents = [], []
-        for batch in training_batches(self.trainer):
-            index.append(batch["index"].cpu())
-            latents.append(self.inputs(batch["x"].to(self.device)))
-            if sum(map(len, index)) > rows_at_once(self.fc.in_features):
-                return None
-        rows = torch.cat(index)
-        place = torch.zeros(int(rows.max()) + 1, dtype=torch.long).index_copy_(0, rows, torch.arange(len(rows)))
-        whole = torch.cat(latents)
-        firing = (whole != 0).any(dim=0).nonzero().squeeze(1)
-        if 2 * len(firing) > whole.shape[1]:
-            return _EncodedRows(place, whole)
-        return _EncodedRows(place, whole[:, firing], firing)
-
-    def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:
-        """Logits of the ranking probe on a training batch, from latents encoded once if they fit.
-
-        Args:
-            batch: The batch.
-
-        Returns:
-            One logit per class.
-        """
-        if self._encoded is None:
-            return self.logits(batch["x"])
-        rows, latents, firing = self._encoded
-        chosen = latents.index_select(0, rows[batch["index"].cpu()].to(latents.device))
-        return self.layer(chosen, firing)
-
-    def inputs(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows latents"]:
-        """Latent activations.
-
-        Args:
-            x: Residual activations.
-
-        Returns:
-            What the SAE encodes, in float32.
-        """
-        return encode_rows(self.sae, x).float()
-
-    def logits(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows classes"]:
-        """Logits of the L1-regularised ranking probe.
-
-        Wide SAEs are encoded in chunks, and again in the backward pass rather than kept.
-
-        Args:
-            x: Residual activations.
-
-        Returns:
-            One logit per class.
-        """
-        parts, whole = x.split(rows_at_once(self.fc.in_features)), super().logits
-        if len(parts) == 1:
-            return whole(x)
-        if not torch.is_grad_enabled():
-            return torch.cat([whole(part) for part in parts])
-        return torch.cat([checkpoint(whole, part, use_reentrant=False) for part in parts])
 
     def scores(self, latents: Float[Tensor, "rows latents"]) -> Float[Tensor, "rows ks classes"]:
         """Logits of the k-sparse probes.
@@ -321,7 +189,7 @@ class SaeProbe(OneVsRestModule):
         self.bias[:, self.class_mask] = solution.bias.to(self.bias)
         self.tracking.copy_(latent_ids[:, 0])
         self.tracking_f1.zero_()
-        rank, f1 = tracking_ranks(activations[:, :, :_TRACKED], y.to(activations.device))
+        rank, f1 = tracking_ranks(activations[:, :, :TRACKED_RANKS], y.to(activations.device))
         ids = latent_ids[self.class_mask].gather(1, rank[:, None].to(latent_ids.device))
         self.tracking[self.class_mask], self.tracking_f1[self.class_mask] = ids.squeeze(1), f1.to(self.tracking_f1)
         self.solved.fill_(True)

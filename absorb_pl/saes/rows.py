@@ -87,7 +87,7 @@ def decode_rows(sae: SparseAutoencoder, latents: Float[Tensor, "rows latents"]) 
 
 
 def encode_and_project(
-    sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], direction: Float[Tensor, " d_in"]
+    sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], direction: Float[Tensor, "*rows d_in"]
 ) -> tuple[Float[Tensor, "rows latents"], Float[Tensor, "rows latents"]]:
     """Latents of rows, and how far what each contributes to the reconstruction reaches along a direction.
 
@@ -99,7 +99,8 @@ def encode_and_project(
     Args:
         sae: The SAE; its `decode` must be differentiable.
         x: Activations, one vector per row.
-        direction: A direction in the SAE's input, heads side by side; of length one for projections.
+        direction: A direction in the SAE's input, or one for each row, heads side by side; of length one for
+            projections.
 
     Returns:
         Latents, and contributions along the direction in units of `x`; both in float32 or better.

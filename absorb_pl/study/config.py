@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from absorb_pl.data.activation_cache import StorageDtype
 from absorb_pl.data.drafts import user_path
 from absorb_pl.errors import AbsorbError, RuleError
-from absorb_pl.evaluators.crossfit import CrossfitSettings
+from absorb_pl.evaluators.folds import CrossfitSettings
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.models.placement import check_dtype
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings

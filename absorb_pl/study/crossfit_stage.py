@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from typing_extensions import override
 
-from absorb_pl.evaluators.crossfit import CrossfitSettings, Folds, ProbeOfFold, crossfit
+from absorb_pl.evaluators.crossfit import crossfit
+from absorb_pl.evaluators.folds import CrossfitSettings, Folds, ProbeOfFold
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.probes.settings import KSparseSettings
 from absorb_pl.rules.evidence import Gradients

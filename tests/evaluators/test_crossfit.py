@@ -8,7 +8,8 @@ import torch
 
 from absorb_pl.errors import LabelError, RangeError, RuleError
 from absorb_pl.evaluators import crossfit as room
-from absorb_pl.evaluators.crossfit import CrossfitSettings, Folds, crossfit
+from absorb_pl.evaluators.crossfit import crossfit
+from absorb_pl.evaluators.folds import CrossfitSettings, Folds
 from absorb_pl.functional.rates import LetterOutcome, letter_rate, repeated_rate, sae_rate
 from absorb_pl.probes.settings import KSparseSettings
 from absorb_pl.rules import RateSettings, configured_rules

@@ -1,0 +1,120 @@
+"""Words held out in turn, several times over."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from absorb_pl.data.splits import stratified_split
+from absorb_pl.errors import LabelError
+from absorb_pl.evaluators.training import train_linear_probe
+from absorb_pl.probes.settings import LinearProbeSettings
+from absorb_pl.ranges import Count, Range, check_ranges
+
+ProbeOfFold = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
+"""Gives weight and bias of the linear probe for a repeat, a fold, and the rows to train on."""
+
+
+@dataclass(frozen=True)
+class CrossfitSettings:
+    """How words are held out in turn.
+
+    Attributes:
+        folds: Parts of the words; each is held out once per repeat.
+        repeats: How many times folds and seeds are drawn anew. An interval needs two or more to hold what that adds.
+    """
+
+    folds: Annotated[int, Range(2, 100)] = 5
+    repeats: Count = 3
+
+    def __post_init__(self) -> None:
+        check_ranges(CrossfitSettings, vars(self))
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Labelled rows and how they are held out in turn.
+
+    Attributes:
+        x: Activations, one row per word.
+        classes: Class of each word, by number.
+        class_names: Names of the classes.
+        settings: How words are held out.
+        seed: Seed of the first repeat's folds and training; the others count up from it.
+
+    Raises:
+        LabelError: There are folds without words.
+    """
+
+    x: Float[Tensor, "words d_model"]
+    classes: Int[Tensor, " words"]
+    class_names: tuple[str, ...]
+    settings: CrossfitSettings
+    seed: int
+
+    def __post_init__(self) -> None:
+        largest = int(torch.bincount(self.classes).max()) if len(self.classes) else 0
+        if largest < self.settings.folds:
+            raise LabelError(
+                "folds",
+                self.settings.folds,
+                expected=f"no more folds than words of the largest class, which has {largest}",
+                remedy="Take fewer folds, or more words.",
+            )
+
+    @property
+    def y(self) -> Int[Tensor, "words classes"]:
+        """One-hot labels."""
+        return one_hot(self.classes, len(self.class_names))
+
+    def held_out(self, repeat: int) -> Int[Tensor, " words"]:
+        """The fold that holds each word out in a repeat.
+
+        Args:
+            repeat: Number of the repeat.
+        """
+        shares = (1 / self.settings.folds,) * self.settings.folds
+        fold_of_word = torch.zeros_like(self.classes)
+        for fold, part in enumerate(stratified_split(self.classes, shares, self.seed + repeat)):
+            fold_of_word[part] = fold
+        return fold_of_word
+
+    def of_repeat(self, repeat: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows to train on and rows to judge, fold by fold.
+
+        Args:
+            repeat: Number of the repeat.
+        """
+        held_out = self.held_out(repeat)
+        for fold in range(self.settings.folds):
+            yield (held_out != fold).nonzero().squeeze(1), (held_out == fold).nonzero().squeeze(1)
+
+    def probe_of_fold(
+        self, settings: LinearProbeSettings | None = None, device: torch.device | str = "cpu"
+    ) -> ProbeOfFold:
+        """Trains linear probes, each once, so that several SAEs of a hook can share them.
+
+        Args:
+            settings: How to train.
+            device: Where to train.
+        """
+        trained: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+        def probe(repeat: int, fold: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+            if (repeat, fold) not in trained:
+                found, _ = train_linear_probe(
+                    self.x[rows],
+                    self.y[rows],
+                    settings or LinearProbeSettings(),
+                    self.class_names,
+                    self.seed + repeat,
+                    device,
+                )
+                trained[repeat, fold] = found.weights.detach().cpu(), found.biases.detach().cpu()
+            return trained[repeat, fold]
+
+        return probe
