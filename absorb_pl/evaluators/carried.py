@@ -1,8 +1,7 @@
 """What latents other than a feature's own carry of it: the evidence of `absorb-pl-1`, from cached rows alone."""
 
-from collections.abc import Iterable
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -16,7 +15,7 @@ from absorb_pl.functional.similarity import unit_rows
 from absorb_pl.rules.evidence import Carried
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.portions import rows_at_once
-from absorb_pl.saes.rows import encode_and_project, encode_rows
+from absorb_pl.saes.rows import encode_and_project, encode_rows, encode_to_project
 from absorb_pl.schema import CARRIED
 
 _MATRICES = 8
@@ -42,32 +41,59 @@ def gather_carried(
     """
     chunk = rows_at_once(len(sae.W_dec), matrices=_MATRICES)
     classes = rows.y.int().argmax(dim=1)
+    decoder = unit_rows(at_least_float32(sae.W_dec))
     fired = _fired(sae, rows, classes, chunk)
-    decoder = at_least_float32(sae.W_dec)
-    parts: list[dict[str, Any]] = []
+    features: dict[int, _Feature] = {}
     for row in letters.to_dict("records"):
-        label, tracking = str(row["label"]), int(row["tracking_latent"])
-        c = rows.class_names.index(label)
-        words = rows.seen[classes[rows.seen] == c]
+        c, tracking = rows.class_names.index(row["label"]), int(row["tracking_latent"])
         own = aligned_latents(decoder, tracking, evidence.min_alignment)
-        elsewhere = of_other_classes(fired, c)
-        direction = unit_rows(decoder[tracking][None])[0]
-        write = partial(_written, sae, direction, own, elsewhere)
-        found = _joined(write(rows.x[part], evidence.stored_absorbers) for part in words.split(chunk))
-        others = (classes != c).nonzero().squeeze(1)
-        others = others[:: -(-len(others) // _MOST_OTHERS) or 1]
-        if len(others):
-            null = _joined(write(rows.x[part]) for part in others.split(chunk))
-            # What is along the direction without the feature: neither its own latents nor those of other classes count.
-            absent = null["feature_size"] - null["own_part"] - null["left_out"]
-            found["feature_size"] = found["feature_size"] - absent.mean()
-            found["others_part"] = found["others_part"] - null["others_part"].mean()
-        usual = usual_part(found["feature_size"], found["own_part"], found["main_max"])
-        about = {"label": label, "own_latents": own, "usual_part": usual}
-        repeated = {name: [value] * len(words) for name, value in about.items()}
-        cosines = (unit_rows(decoder) @ direction).cpu()
-        parts.append({"row": rows.index[words].tolist(), **repeated, **_stored(found, cosines)})
+        features[c] = _Feature(own, of_other_classes(fired, c).to(decoder.device), decoder[tracking])
+    null = _written_elsewhere(sae, rows, classes, features, chunk)
+    found: dict[int, list[dict[str, Tensor]]] = {c: [] for c in features}
+    for part in _scored_by_class(rows, classes, features).split(chunk):
+        of_part = classes[part]
+        along = torch.stack([features[c].direction for c in of_part.tolist()])
+        latents, written = encode_and_project(sae, rows.x[part], along)
+        sizes = (rows.x[part].to(along) * along).sum(dim=1)
+        for c in of_part.unique().tolist():
+            place = (of_part == c).nonzero().squeeze(1)
+            words = _at_words(features[c], sizes[place], latents[place], written[place], evidence.stored_absorbers)
+            found[c].append({"word": part[place], **words})
+    parts = [
+        _stored(
+            rows,
+            features[c],
+            rows.class_names[c],
+            {name: torch.cat([part[name] for part in of_class]) for name in of_class[0]},
+            null[c],
+            decoder,
+        )
+        for c, of_class in found.items()
+        if of_class
+    ]
     return joined_columns(parts, CARRIED).sort_values("row", ignore_index=True)
+
+
+class _Feature(NamedTuple):
+    """The feature of a class: its own latents, the latents of other classes, and the direction they write along."""
+
+    own: list[int]
+    of_others: Tensor
+    direction: Tensor
+
+    @property
+    def left_out(self) -> Tensor:
+        """Latents of other classes, but for those that are the feature's own."""
+        left_out = self.of_others.clone()
+        left_out[self.own] = False
+        return left_out
+
+    @property
+    def counted(self) -> Tensor:
+        """Latents that may carry the feature in place of its own."""
+        counted = ~self.of_others
+        counted[self.own] = False
+        return counted
 
 
 def _fired(sae: SparseAutoencoder, rows: EvaluationRows, classes: Tensor, chunk: int) -> Tensor:
@@ -78,45 +104,76 @@ def _fired(sae: SparseAutoencoder, rows: EvaluationRows, classes: Tensor, chunk:
     return fired
 
 
-def _written(
-    sae: SparseAutoencoder, direction: Tensor, own: list[int], elsewhere: Tensor, x: Tensor, strongest: int = 0
-) -> dict[str, Tensor]:
-    """What latents write along a direction at each word: in all, and by the strongest of those that count."""
-    latents, written = encode_and_project(sae, x, direction)
-    left_out = elsewhere.to(written.device)
-    left_out[own] = False
-    counted = ~left_out
-    counted[own] = False
-    by_others = torch.where(counted, written, 0.0)
+def _scored_by_class(rows: EvaluationRows, classes: Tensor, features: Mapping[int, _Feature]) -> Tensor:
+    """The words on which the linear probe sees the class, class by class."""
+    words = rows.seen[torch.isin(classes[rows.seen], torch.tensor(list(features)))]
+    return words[classes[words].argsort(stable=True)]
+
+
+def _written_elsewhere(
+    sae: SparseAutoencoder, rows: EvaluationRows, classes: Tensor, features: Mapping[int, _Feature], chunk: int
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Mean over words of other classes of what is along each feature without it, and of what others write of it."""
+    sums = {c: torch.zeros(len(sae.W_dec), dtype=torch.float64, device=sae.W_dec.device) for c in features}
+    sizes = dict.fromkeys(features, torch.zeros((), dtype=torch.float64))
+    counts = dict.fromkeys(features, 0)
+    sample = torch.arange(len(rows.x))[:: -(-len(rows.x) // _MOST_OTHERS) or 1]
+    for part in sample.split(chunk):
+        _, project = encode_to_project(sae, rows.x[part])
+        for c, feature in features.items():
+            others = (classes[part] != c).nonzero().squeeze(1)
+            sums[c] += project(feature.direction)[others.to(sae.W_dec.device)].sum(dim=0, dtype=torch.float64)
+            along = rows.x[part[others]].to(feature.direction) @ feature.direction
+            sizes[c] = sizes[c] + along.sum(dtype=torch.float64).cpu()
+            counts[c] += len(others)
+    found = {}
+    for c, feature in features.items():
+        written = sums[c] / max(1, counts[c])
+        absent = sizes[c] / max(1, counts[c]) - (written[feature.own].sum() + written[feature.left_out].sum()).cpu()
+        found[c] = absent, written[feature.counted].sum().cpu()
+    return found
+
+
+def _at_words(feature: _Feature, sizes: Tensor, latents: Tensor, written: Tensor, most: int) -> dict[str, Tensor]:
+    """What latents write of a feature at each word: in all, and by the strongest of those that count."""
+    by_others = torch.where(feature.counted, written, 0.0)
+    strongest = by_others.topk(max(2, min(most, by_others.shape[1])), dim=1)
+    own = latents[:, feature.own]
     found = {
-        "feature_size": (x.to(direction) @ direction).double(),
-        "left_out": written[:, left_out].sum(dim=1, dtype=torch.float64),
-        "own_part": written[:, own].sum(dim=1, dtype=torch.float64),
+        "feature_size": sizes.double(),
+        "own_part": written[:, feature.own].sum(dim=1, dtype=torch.float64),
         "others_part": by_others.sum(dim=1, dtype=torch.float64),
+        "main_activation": own.sum(dim=1),
+        "main_max": own.abs().amax(dim=1),
+        "latents": strongest.indices,
+        "parts": strongest.values,
     }
-    if strongest:
-        most = by_others.topk(max(2, min(strongest, by_others.shape[1])), dim=1)
-        found |= {
-            "main_activation": latents[:, own].sum(dim=1),
-            "main_max": latents[:, own].abs().amax(dim=1),
-            "latents": most.indices,
-            "parts": most.values,
-        }
     return {name: values.cpu() for name, values in found.items()}
 
 
-def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    found = list(parts)
-    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
-
-
-def _stored(found: dict[str, Tensor], cosines: Tensor) -> dict[str, Any]:
-    """What is stored of each word; carriers without latents that write nothing."""
+def _stored(
+    rows: EvaluationRows,
+    feature: _Feature,
+    label: str,
+    found: dict[str, Tensor],
+    null: tuple[Tensor, Tensor],
+    decoder: Tensor,
+) -> dict[str, Any]:
+    """The columns of a class, less what is found without the feature; carriers without latents that write nothing."""
     latents, parts = found["latents"], found["parts"]
+    size, others_part = found["feature_size"] - null[0], found["others_part"] - null[1]
     counts = (parts > 0).sum(dim=1).tolist()
-    plain = ("feature_size", "own_part", "others_part", "main_activation", "main_max")
+    cosines = (decoder @ feature.direction).cpu()
+    usual = usual_part(size, found["own_part"], found["main_max"])
     return {
-        **{name: found[name].numpy() for name in plain},
+        "row": rows.index[found["word"]].numpy(),
+        **{
+            name: [value] * len(counts)
+            for name, value in {"label": label, "own_latents": feature.own, "usual_part": usual}.items()
+        },
+        "feature_size": size.numpy(),
+        "others_part": others_part.numpy(),
+        **{name: found[name].numpy() for name in ("own_part", "main_activation", "main_max")},
         "top_latent": latents[:, 0].numpy(),
         "top_score": parts[:, 0].numpy(),
         "top_probe_cos": cosines[latents[:, 0]].numpy(),

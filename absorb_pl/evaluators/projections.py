@@ -59,23 +59,23 @@ def score_projections(
     directions = at_least_float32(probe_weight.to(device))
     cosines = cosine_similarity_matrix(directions, at_least_float32(sae.W_dec))
     units = unit_rows(directions)
-    chunk = rows_at_once(len(sae.W_dec), matrices=_MATRICES)
+    classes = torch.tensor([class_names.index(label) for label in labels], dtype=torch.long)
     parts: list[dict[str, Any]] = []
-    for c, label in enumerate(class_names):
-        own = torch.tensor([number for number, name in enumerate(labels) if name == label], dtype=torch.long)
-        for part in own.split(chunk) if len(own) else ():
-            inputs = x[part].to(device)
-            latents, contributions = encode_and_project(sae, inputs, units[c])
+    for part in classes.argsort(stable=True).split(rows_at_once(len(sae.W_dec), matrices=_MATRICES)):
+        inputs, of_part = x[part].to(device), classes[part]
+        latents, contributions = encode_and_project(sae, inputs, units[of_part.to(device)])
+        for c in of_part.unique().tolist():
+            own = (of_part == c).nonzero().squeeze(1)
             scores = projection_scores(
-                latents,
-                probe_projection(at_least_float32(inputs), directions[c]),
+                latents[own],
+                probe_projection(at_least_float32(inputs[own]), directions[c]),
                 cosines[c],
-                list(main_latents[label]),
+                list(main_latents[class_names[c]]),
                 max_absorbers=stored_absorbers,
-                latent_projections=contributions,
+                latent_projections=contributions[own],
             )
-            numbers = [rows[number] for number in part.tolist()]
-            parts.append({"row": numbers, "label": [label] * len(part), **_stored(scores)})
+            numbers = [rows[number] for number in part[own].tolist()]
+            parts.append({"row": numbers, "label": [class_names[c]] * len(own), **_stored(scores)})
     return joined_columns(parts, PROJECTIONS)
 
 

@@ -129,12 +129,12 @@ def loss_of_folds(
         >>> loss_of_folds(torch.zeros(1, 2, 2), torch.tensor([[1, 0]]), torch.ones(2, 2), mask, every)
         tensor(1.3863)
     """
-    counts = trained_on.sum(dim=0) * class_mask.sum(dim=1)
-    weight = trained_on[:, :, None] * (class_mask / counts.clamp(min=1)[:, None])
+    counts = (trained_on.sum(dim=0) * class_mask.sum(dim=1)).clamp(min=1).to(logits.dtype)
+    weight = trained_on[:, :, None] * (class_mask / counts[:, None])
     return binary_cross_entropy_with_logits(
         logits,
         targets[:, None, :].to(logits.dtype).expand_as(logits),
-        weight=weight.to(logits.dtype),
+        weight=weight,
         pos_weight=pos_weight,
         reduction="sum",
     )

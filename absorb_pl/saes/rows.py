@@ -1,6 +1,6 @@
 """Running SAEs: on activations as a hook has them, and on rows, one per word with its heads side by side."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -115,19 +115,51 @@ def encode_and_project(
         >>> encode_and_project(sae, torch.tensor([[1.0, -2.0]]), torch.tensor([1.0, 0.0]))[1]
         tensor([[3., 0.]])
     """
+    latents, project = encode_to_project(sae, x)
+    return latents, project(direction)
+
+
+def encode_to_project(
+    sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]
+) -> tuple[Float[Tensor, "rows latents"], Callable[[Tensor], Tensor]]:
+    """Latents of rows, and a function that projects their contributions on one direction after another.
+
+    Args:
+        sae: The SAE; its `decode` must be differentiable.
+        x: Activations, one vector per row.
+
+    Returns:
+        Latents in float32 or better, and what gives their contributions along a direction (`encode_and_project`).
+
+    Raises:
+        SaeArchitectureError: Its latents at a token depend on the tokens before it.
+        SaeInterfaceError: `decode` is not differentiable.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> sae = SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu, decode=lambda latents: 3 * latents)
+        >>> latents, project = encode_to_project(sae, torch.tensor([[1.0, 2.0]]))
+        >>> project(torch.tensor([0.0, 1.0]))
+        tensor([[0., 6.]])
+    """
     with torch.inference_mode(False), torch.enable_grad(), _flat(sae):
-        latents = encode_rows(sae, x.clone()).requires_grad_()
-        decoded = sae.decode(latents)
-        if not decoded.requires_grad:
-            raise SaeInterfaceError(
-                "sae.decode",
-                type(sae).__name__,
-                expected="a differentiable method, as its derivative says what each latent contributes",
-                remedy="Compute it with torch operations, without `no_grad` or `detach`.",
-            )
-        (slopes,) = torch.autograd.grad(decoded, latents, direction.to(decoded).expand_as(decoded))
-    latents = _wide(latents.detach())
-    return latents, _wide(slopes) * latents
+        encoded = encode_rows(sae, x.clone()).requires_grad_()
+        decoded = sae.decode(encoded)
+    if not decoded.requires_grad:
+        raise SaeInterfaceError(
+            "sae.decode",
+            type(sae).__name__,
+            expected="a differentiable method, as its derivative says what each latent contributes",
+            remedy="Compute it with torch operations, without `no_grad` or `detach`.",
+        )
+    latents = _wide(encoded.detach())
+
+    def project(direction: Tensor) -> Tensor:
+        along = direction.to(decoded).expand_as(decoded)
+        (slopes,) = torch.autograd.grad(decoded, encoded, along, retain_graph=True)
+        return _wide(slopes) * latents
+
+    return latents, project
 
 
 def encoder_parts(

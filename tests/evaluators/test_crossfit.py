@@ -8,6 +8,7 @@ import torch
 
 from absorb_pl.errors import LabelError, RangeError, RuleError
 from absorb_pl.evaluators import crossfit as room
+from absorb_pl.evaluators import folds as folds_room
 from absorb_pl.evaluators.crossfit import crossfit
 from absorb_pl.evaluators.folds import CrossfitSettings, Folds
 from absorb_pl.functional.rates import LetterOutcome, letter_rate, repeated_rate, sae_rate
@@ -39,47 +40,50 @@ def found(planted: Any, folds: Folds) -> dict[str, pd.DataFrame]:
 
 def test_every_word_is_held_out_once_per_repeat(folds: Folds):
     for repeat in range(2):
-        parts = [(train, test) for number, _, train, test in folds if number == repeat]
+        parts = list(folds.of_repeat(repeat))
         assert len(parts) == 4
         assert torch.cat([test for _, test in parts]).sort().values.tolist() == list(range(160))
-        for train, test in parts:
+        for fold, (train, test) in enumerate(parts):
             assert not set(train.tolist()) & set(test.tolist())
             assert len(train) + len(test) == 160
             assert torch.bincount(folds.classes[test]).tolist() == [10] * 4
-    first, second = ([test.tolist() for number, _, _, test in folds if number == repeat] for repeat in (0, 1))
+            assert folds.held_out(repeat)[test].tolist() == [fold] * 40
+    first, second = (folds.held_out(repeat).tolist() for repeat in (0, 1))
     assert first != second
 
 
 def test_nothing_of_a_word_reaches_what_judges_it(planted: Any, folds: Folds, monkeypatch: pytest.MonkeyPatch):
     """Probes are trained, and main latents chosen, on the other folds alone."""
     world, made = planted
-    seen: list[tuple[str, Any]] = []
-    linear, sparse, judged = room.train_linear_probe, room.train_sae_probe, room.evaluate_rules
-
-    def rows_of(x: torch.Tensor) -> set[int]:
-        places = {row.numpy().tobytes(): number for number, row in enumerate(world.activations)}
-        return {places[row.numpy().tobytes()] for row in x}
+    seen: list[tuple[str, set[int]]] = []
+    linear, chosen, rows = folds_room.train_linear_probe, room._chosen_latents, room.EvaluationRows
+    places = {row.numpy().tobytes(): number for number, row in enumerate(world.activations)}
 
     def train_linear(x: torch.Tensor, *args: Any, **how: Any) -> Any:
-        seen.append(("linear", rows_of(x)))
+        seen.append(("linear", {places[row.numpy().tobytes()] for row in x}))
         return linear(x, *args, **how)
 
-    def train_sparse(sae: Any, x: torch.Tensor, *args: Any, **how: Any) -> Any:
-        seen.append(("sparse", rows_of(x)))
-        return sparse(sae, x, *args, **how)
+    def choose(sae: Any, ranking: Any, fold: int, x: torch.Tensor, *args: Any) -> Any:
+        assert (ranking.trained_on[:, fold].nonzero().squeeze(1).tolist()) == sorted(
+            places[row.numpy().tobytes()] for row in x
+        )
+        seen.append(("chosen", {places[row.numpy().tobytes()] for row in x}))
+        return chosen(sae, ranking, fold, x, *args)
 
-    def judge(sae: Any, probe: Any, rows: Any, *args: Any, chosen_on: Any, **how: Any) -> Any:
-        seen.append(("judged", (set(rows.index.tolist()), rows_of(chosen_on.x))))
-        return judged(sae, probe, rows, *args, chosen_on=chosen_on, **how)
+    class Rows(rows):
+        @classmethod
+        def of(cls, x: Any, y: Any, index: torch.Tensor, *args: Any) -> Any:
+            seen.append(("judged", set(index.tolist())))
+            return rows.of(x, y, index, *args)
 
-    monkeypatch.setattr(room, "train_linear_probe", train_linear)
-    monkeypatch.setattr(room, "train_sae_probe", train_sparse)
-    monkeypatch.setattr(room, "evaluate_rules", judge)
+    monkeypatch.setattr(folds_room, "train_linear_probe", train_linear)
+    monkeypatch.setattr(room, "_chosen_latents", choose)
+    monkeypatch.setattr(room, "EvaluationRows", Rows)
     crossfit(made.sae, folds, configured_rules("saebench-0.6.0"), k_sparse=QUICK)
-    assert [kind for kind, _ in seen] == ["linear", "sparse", "judged"] * 8
-    for start in range(0, len(seen), 3):
-        trained, ranked, (held_out, chosen_on) = (rows for _, rows in seen[start : start + 3])
-        assert trained == ranked == chosen_on
+    by_kind = {kind: [words for name, words in seen if name == kind] for kind in ("linear", "chosen", "judged")}
+    assert [len(found) for found in by_kind.values()] == [8, 8, 8]
+    for trained, ranked, held_out in zip(*by_kind.values(), strict=True):
+        assert trained == ranked
         assert not trained & held_out
         assert len(trained | held_out) == 160
 
@@ -123,9 +127,10 @@ def test_rates_are_means_over_repeats_of_all_folds_together(found: dict[str, pd.
 
 def test_linear_probes_are_trained_once_for_all_saes(planted: Any, folds: Folds, monkeypatch: pytest.MonkeyPatch):
     probe = folds.probe_of_fold()
-    for repeat, fold, train, _ in folds:
-        probe(repeat, fold, train)
-    monkeypatch.setattr(room, "train_linear_probe", None)
+    for repeat in range(2):
+        for fold, (train, _) in enumerate(folds.of_repeat(repeat)):
+            probe(repeat, fold, train)
+    monkeypatch.setattr(folds_room, "train_linear_probe", None)
     crossfit(planted[1].sae, folds, configured_rules("absorb-pl-1"), probe_of_fold=probe, k_sparse=QUICK)
 
 
