@@ -111,7 +111,7 @@ def evaluate_activations(
     probe, _ = train_linear_probe(x[train], y[train], linear_probe or LinearProbeSettings(), names, seed, device)
     sparse, _ = train_sae_probe(scored, x[train], y[train], k_sparse or KSparseSettings(), names, seed, device)
     rows = EvaluationRows.of(x[test], y[test], test, probe.weights.detach(), probe.biases.detach(), names)
-    found, judgements = evaluate_rules(scored, sparse, rows, judges, splits, rates)
+    found, judgements = evaluate_rules(scored, sparse, rows, judges, splits, rates, training=(x[train], y[train]))
     tables = sae_tables(sae if isinstance(sae, str) else "sae", found, judgements, found.statistics)
     if words is not None:
         for name in ("words", "candidates"):

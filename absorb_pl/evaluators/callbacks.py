@@ -172,11 +172,11 @@ class Evaluate(SaeEvaluation):
     @override
     def evaluate(self, rows: EvaluationRows, data: ActivationDataModule, device: torch.device) -> Findings:
         sae, train = self.sae.to(device), data.splits["train"]
+        training = data.cache.rows(train), data.labels[train]
         with torch.inference_mode(False), torch.enable_grad():
             k_sparse, _ = train_sae_probe(
                 sae,
-                data.cache.rows(train),
-                data.labels[train],
+                *training,
                 self.k_sparse or KSparseSettings(),
                 rows.class_names,
                 self.seed,
@@ -195,7 +195,9 @@ class Evaluate(SaeEvaluation):
             ).to(device)
             return evaluator.tabulate_words(prompts, torch.tensor(sorted(found.candidates["row"]), dtype=torch.long))
 
-        found, judgements = evaluate_rules(sae, k_sparse, rows, self.rules, self.splits, self.rates, gather_gradients)
+        found, judgements = evaluate_rules(
+            sae, k_sparse, rows, self.rules, self.splits, self.rates, gather_gradients, training
+        )
         top = found.latents[found.latents["rank"] == 0]
         figures = {f"sae/top_latent_{name}": top[name].mean() for name in ("f1", "precision", "recall")}
         figures |= {f"sae/{name}": float(value) for name, value in found.statistics.items()}

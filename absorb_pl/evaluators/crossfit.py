@@ -23,6 +23,7 @@ from absorb_pl.probes.fold_ranking import FoldRanking
 from absorb_pl.probes.k_sparse import TRACKED_RANKS
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.settings import KSparseSettings
+from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import RateSettings, outcomes_of
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -86,9 +87,10 @@ def crossfit(
             rows = EvaluationRows.of(folds.x[test], folds.y[test], test, weight, bias, folds.class_names)
             of_fold = _letters(sae, rows, chosen, splits)
             about = {"repeat": repeat, "fold": fold}
-            needs = dict.fromkeys(rule.needs for rule in rules)
-            evidence = {each: gather_from_rows(sae, rows, of_fold, each) for each in needs}
+            evidence: dict[Any, pd.DataFrame] = {}
             for rule in rules:
+                if not isinstance(rule.needs, Gradients) and rule.needs not in evidence:
+                    evidence[rule.needs] = gather_from_rows(sae, rows, of_fold, rule.needs)
                 words.append(rule.judge(evidence[rule.needs]).assign(**about))
                 letters.append(rule.count_candidates(of_fold).assign(rule=rule.name, **about))
     verdicts, by_fold = pd.concat(words, ignore_index=True), pd.concat(letters, ignore_index=True)
@@ -118,7 +120,7 @@ def _chosen_latents(
     mains = walked_main_latents(activations, targets, ids, splits.f1_jump, splits.max_k)
     ranks, _ = tracking_ranks(activations[:, :, :TRACKED_RANKS], targets)
     tracking = ids.gather(1, ranks[:, None]).squeeze(1).tolist()
-    return {c: _Chosen(*found) for c, *found in zip(classes.tolist(), mains, tracking, strict=True)}
+    return {c: _Chosen(own, latent) for c, own, latent in zip(classes.tolist(), mains, tracking, strict=True)}
 
 
 def _letters(

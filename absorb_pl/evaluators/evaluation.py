@@ -8,7 +8,7 @@ import pandas as pd
 from absorb_pl.errors import RuleError
 from absorb_pl.evaluators.carried import gather_carried
 from absorb_pl.evaluators.projections import gather_projections
-from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
+from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SaeProbing, SplitSettings, evaluate_sae
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.rules.evidence import Carried, Gradients, Projections
 from absorb_pl.rules.judgement import Judgement, judge
@@ -31,7 +31,7 @@ def evaluate_rules(
     splits: SplitSettings | None = None,
     rates: RateSettings | None = None,
     gather_gradients: GatherGradients | None = None,
-    chosen_on: EvaluationRows | None = None,
+    training: Rows | None = None,
 ) -> tuple[SaeProbing, list[Judgement]]:
     """Evaluate one SAE on held-out words and judge it by rules; evidence that several rules need is gathered once.
 
@@ -43,12 +43,12 @@ def evaluate_rules(
         splits: How main latents and candidate words are found.
         rates: How rates are summed up.
         gather_gradients: Gives the gradients at candidate words; without it, rules that need them are refused.
-        chosen_on: Words by which main latents are chosen; the held-out words when None, as published.
+        training: Activations and labels of the training words, for `selection: train`.
 
     Raises:
         RuleError: A rule needs gradients and there is no way to get them.
     """
-    found = evaluate_sae(sae, k_sparse, rows, splits, chosen_on)
+    found = evaluate_sae(sae, k_sparse, rows, splits, training)
     evidence: dict[Any, pd.DataFrame] = {}
     for rule in rules:
         if rule.needs in evidence:

@@ -64,7 +64,7 @@ def score_projections(
     for part in classes.argsort(stable=True).split(rows_at_once(len(sae.W_dec), matrices=_MATRICES)):
         inputs, of_part = x[part].to(device), classes[part]
         latents, contributions = encode_and_project(sae, inputs, units[of_part.to(device)])
-        for c in of_part.unique().tolist():
+        for c in map(int, of_part.unique()):
             own = (of_part == c).nonzero().squeeze(1)
             scores = projection_scores(
                 latents[own],

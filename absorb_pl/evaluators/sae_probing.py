@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_label
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.functional.absorption import SILENT, paper_candidates, sample_candidates
@@ -22,6 +23,9 @@ from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.ranges import Count, Fraction, Portion, Positive, Range, Seed, check_ranges
 from absorb_pl.saes.interface import SparseAutoencoder
+
+Rows = tuple[Float[Tensor, "rows d_model"], Shaped[Tensor, "rows classes"]]
+"""Activations and one-hot labels."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ class SplitSettings:
     Attributes:
         f1_jump: Gain in F1 that a further main latent must exceed.
         max_k: Most main latents per class; the paper's probes have at most 50.
+        selection: Words whose F1 chooses the main latents: `test`, the held-out words that are judged with them, as
+            published; or `train`, the words that the k-sparse probes were trained on. Cross-fitting chooses on the
+            words that a fold does not hold out, whatever this says.
         min_alignment: Least cosine of a further main latent with the class's probe, as a share of the first's; all that
             the walk finds are kept when None, as published.
         silent: Summed size of activation below which main latents count as silent.
@@ -89,6 +96,7 @@ class SplitSettings:
 
     f1_jump: Fraction = 0.03
     max_k: Annotated[int, Range(1, 50)] = 15
+    selection: Literal["test", "train"] = "test"
     min_alignment: Portion | None = None
     silent: Positive = SILENT
     max_words_per_letter: Count = 200
@@ -125,7 +133,7 @@ def evaluate_sae(
     k_sparse: SaeProbe,
     rows: EvaluationRows,
     settings: SplitSettings | None = None,
-    chosen_on: EvaluationRows | None = None,
+    training: Rows | None = None,
 ) -> SaeProbing:
     """Evaluate one SAE on the held-out words, encoding them once.
 
@@ -134,7 +142,7 @@ def evaluate_sae(
         k_sparse: Its trained k-sparse probes.
         rows: The held-out words.
         settings: How main latents and candidates are found.
-        chosen_on: Words by which main latents are chosen; the held-out words when None, as published.
+        training: Activations and labels of the words that the k-sparse probes were trained on, for `selection: train`.
     """
     settings = settings or SplitSettings()
     statistics = SaeStatistics.empty(rows.x.shape[1], sae.W_dec.shape[0])
@@ -142,7 +150,7 @@ def evaluate_sae(
     activations = encode_latents(sae, rows.x, ids.flatten(), statistics).unflatten(1, ids.shape)
     logits = k_sparse_logits(activations, k_sparse.weight.cpu(), k_sparse.bias.cpu())
     table = k_sparse_table(logits, rows.y, k_sparse.ks, k_sparse.latent_ids, rows.class_names)
-    walked = _chosen_mains(sae, k_sparse, table, settings, chosen_on)
+    walked = _chosen_mains(sae, k_sparse, table, settings, training)
     mains = aligned_mains(sae, rows, walked, settings)
     letters, candidates = _letters_and_candidates(rows, walked, mains, activations, logits, k_sparse.ks, settings)
     return SaeProbing(
@@ -164,15 +172,21 @@ def _chosen_mains(
     k_sparse: SaeProbe,
     held_out: pd.DataFrame,
     settings: SplitSettings,
-    chosen_on: EvaluationRows | None,
+    training: Rows | None,
 ) -> dict[str, list[int]]:
-    """Main latents of the classes that occur among the held-out words, by the F1 on those or on other words."""
-    if chosen_on is None:
+    """Main latents of the classes that occur among the held-out words."""
+    if settings.selection == "test":
         return main_latents_by_label(held_out, settings.f1_jump, settings.max_k)
+    if training is None:
+        raise AbsorbError(
+            "selection", settings.selection, expected="training words to choose on", remedy="Pass `training`."
+        )
+    x, y = training
     ids = k_sparse.latent_ids.cpu()
-    activations = encode_latents(sae, chosen_on.x, ids.flatten()).unflatten(1, ids.shape)
+    activations = encode_latents(sae, x, ids.flatten()).unflatten(1, ids.shape)
     logits = k_sparse_logits(activations, k_sparse.weight.cpu(), k_sparse.bias.cpu())
-    table = k_sparse_table(logits, chosen_on.y, k_sparse.ks, k_sparse.latent_ids, chosen_on.class_names)
+    names = tuple(k_sparse.class_names)
+    table = k_sparse_table(logits, y.bool().cpu(), k_sparse.ks, k_sparse.latent_ids, names)
     mains = main_latents_by_label(table, settings.f1_jump, settings.max_k)
     return {label: mains[label] for label in held_out["label"].unique() if label in mains}
 

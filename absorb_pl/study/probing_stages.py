@@ -194,7 +194,7 @@ class SaeProbingStage(Stage):
         hook, sae, data = self.saes[unit].hook_name, self.saes[unit].load(device), self.probes.data
         x, y, _ = data.split(hook, "train")
         probe, curve = train_sae_probe(sae, x, y, self.settings, data.class_names, data.seed, device)
-        found = evaluate_sae(sae, probe, self.probes.held_out(hook), self.splits)
+        found = evaluate_sae(sae, probe, self.probes.held_out(hook), self.splits, (x, y))
         return {
             **{f"{name}.parquet": getattr(found, name) for name in _FRAMES},
             "statistics.json": found.statistics,

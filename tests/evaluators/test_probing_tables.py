@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score, precision_recall_curve, precision_score, recall_score, roc_auc_score
 
+from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators import (
     EvaluationRows,
     SplitSettings,
@@ -183,6 +184,27 @@ class TestEvaluateSae:
         assert first.letters["sample_portion"].tolist() == pytest.approx(portions.tolist())
         assert first.candidates.groupby("label").size().max() == 1
         assert set(first.candidates["row"]) < set(found.candidates["row"])
+
+    def test_main_latents_may_be_chosen_on_the_training_words(self, case, probe, rows):
+        half = torch.arange(len(case.x)) % 2 == 0
+        parts = [
+            EvaluationRows(case.x[kept], case.y[kept], rows.index[kept], case.weight, case.logits[kept], tuple(LETTERS))
+            for kept in (half, ~half)
+        ]
+        judged, training = parts
+        chosen = evaluate_sae(
+            case.sae, probe, judged, SplitSettings(selection="train", f1_jump=0.0), (training.x, training.y)
+        )
+        there, here = (
+            evaluate_sae(case.sae, probe, part, SplitSettings(f1_jump=0.0)).letters.set_index("label")["main_latents"]
+            for part in (training, judged)
+        )
+        mains = chosen.letters.set_index("label")["main_latents"]
+        assert len(mains) > 5
+        assert all(latents == there[label] for label, latents in mains.items())
+        assert any(latents != here[label] for label, latents in mains.items())
+        with pytest.raises(AbsorbError, match="training words"):
+            evaluate_sae(case.sae, probe, judged, SplitSettings(selection="train"))
 
     def test_letters_without_words_are_left_out_and_nothing_is_missing(self, case, found):
         absent = [letter for letter, occurs in zip(LETTERS, case.y.any(dim=0).tolist(), strict=True) if not occurs]
