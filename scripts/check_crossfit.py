@@ -1,0 +1,89 @@
+"""Whether intervals of cross-fitted rates hold what other seeds say, and how much less the rates move with the seed.
+
+    python scripts/check_crossfit.py [--saes 'speller/*'] [--seeds 16] [--out lightning_logs/check_crossfit.csv]
+
+Scores every SAE with each seed, once with a single split as published and once cross-fitted (5 folds, 3 repeats), by
+the rules that need no model. For each way and rule it prints in how many cases the 95 % interval of one seed holds the
+mean over all seeds, and the standard deviation over seeds, as a share of the single split's. Rows that stand in the
+file already are not computed again, so it can be stopped and taken up.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from absorb_pl import evaluate_activations, load_sae
+from absorb_pl.data import ActivationDataModule
+from absorb_pl.evaluators.crossfit import crossfit
+from absorb_pl.evaluators.folds import CrossfitSettings, Folds
+from absorb_pl.rules import configured_rules
+from absorb_pl.saes import expand_sae_names
+from absorb_pl.saes.properties import sae_hook_name
+
+RULES = ["absorb-pl-1", "saebench-0.6.0", "saebench-0.3.2"]
+AMOUNTS = {
+    "rate": ("absorption_rate", "ci_low", "ci_high"),
+    "share": ("absorption_fraction", "fraction_ci_low", "fraction_ci_high"),
+}
+COLUMNS = ["sae", "seed", "way", "rule", "amount", "value", "low", "high"]
+
+
+def rows_of(table: pd.DataFrame, way: str, sae: str, seed: int) -> Iterator[list[object]]:
+    """Rate and share of an SAE by each rule, as rows of the file."""
+    for row in table.to_dict("records"):
+        for amount, names in AMOUNTS.items():
+            yield [sae, seed, way, row["rule"], amount, *(row[name] for name in names)]
+
+
+def measure(names: list[str], seeds: int, out: Path) -> None:
+    """Score all SAEs with all seeds, hook by hook, so that SAEs share the linear probes of folds."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.exists():
+        out.write_text(",".join(COLUMNS) + "\n")
+    known = pd.read_csv(out)
+    done = set(zip(known["sae"], known["seed"], strict=True))
+    saes = {name: load_sae(name) for name in names}
+    for hook in sorted({sae_hook_name(sae) for sae in saes.values()}):
+        data = ActivationDataModule(hook_name=hook, val_fraction=0.0)
+        data.prepare_data()
+        data.setup("fit")
+        x, classes = data.cache.rows(torch.arange(len(data.labels))), torch.as_tensor(data.known.label_numbers)
+        labels = [data.known.classes[c] for c in classes.tolist()]
+        for seed in range(seeds):
+            folds = Folds(x, classes, tuple(data.known.classes), CrossfitSettings(), seed * 1_000)
+            probes = folds.probe_of_fold()
+            for name, sae in saes.items():
+                if sae_hook_name(sae) != hook or (name, seed) in done:
+                    continue
+                single = evaluate_activations(sae, x, labels, RULES, seed=seed)["summary"]
+                crossed = crossfit(sae, folds, configured_rules(RULES), probe_of_fold=probes)["crossfit"]
+                with out.open("a", newline="") as file:
+                    writer = csv.writer(file)
+                    writer.writerows(rows_of(single, "single", name, seed))
+                    writer.writerows(rows_of(crossed[crossed["label"] == ""], "crossfit", name, seed))
+                print(name, seed, flush=True)
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """Coverage and spread of each way and rule, over SAEs that every seed can score."""
+    groups = found.dropna().groupby(["amount", "rule", "way", "sae"])
+    found = found.join(groups["value"].mean().rename("mean"), on=["amount", "rule", "way", "sae"]).dropna()
+    found["holds"] = (found["low"] <= found["mean"]) & (found["mean"] <= found["high"])
+    by_sae = found.groupby(["amount", "rule", "way", "sae"]).agg(holds=("holds", "mean"), sd=("value", "std"))
+    table = by_sae.groupby(["amount", "rule", "way"]).agg(holds=("holds", "mean"), sd=("sd", "mean"))
+    single = table["sd"].xs("single", level="way")
+    return table.assign(of_single=table["sd"] / single.reindex(table.index.droplevel("way")).to_numpy())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--saes", nargs="+", default=["speller/*"])
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=Path("lightning_logs/check_crossfit.csv"))
+    options = parser.parse_args()
+    measure(expand_sae_names(options.saes), options.seeds, options.out)
+    print((100 * summary(pd.read_csv(options.out))).round(2).to_string())
