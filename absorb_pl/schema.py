@@ -388,6 +388,22 @@ CROSSFIT_WORDS: Columns = {
 }
 """One row per SAE, rule, repeat and word on which the probe sees the class."""
 
+SHUFFLES: Columns = {
+    **_SAE,
+    **_RULE,
+    "amount": Column("str", "What is compared: `absorption_rate` or `absorption_fraction`."),
+    "value": Column("float64", "That of the SAE."),
+    "copies": Column("int64", "Copies of the SAE whose decoder rows were shuffled."),
+    "shuffled_mean": Column("float64", "Mean of theirs."),
+    "shuffled_rates": Column("object", "That of each copy."),
+    "excess": Column("float64", "Value of the SAE less the mean of its copies."),
+    "excess_ci_low": Column("float64", "Lower end of its interval."),
+    "excess_ci_high": Column("float64", "Upper end of its interval."),
+    "p_value": Column("float64", "Probability of such a value if latents pointed anywhere."),
+    "exceeds": Column("bool", "Whether the p-value is small enough at the study's level of confidence."),
+}
+"""One row per SAE, rule and amount: rates held against those of copies that fire alike and point elsewhere."""
+
 TABLES: Mapping[str, Columns] = {
     "summary": SUMMARY,
     "letters": LETTERS,
@@ -402,6 +418,7 @@ TABLES: Mapping[str, Columns] = {
     "spelling": SPELLING,
     "crossfit": CROSSFIT,
     "crossfit_words": CROSSFIT_WORDS,
+    "shuffles": SHUFFLES,
     "comparison": COMPARISON,
     "power": POWER,
     "calibration": CALIBRATION,

@@ -75,8 +75,11 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
     found["holds"] = (found["low"] <= found["mean"]) & (found["mean"] <= found["high"])
     by_sae = found.groupby(["amount", "rule", "way", "sae"]).agg(holds=("holds", "mean"), sd=("value", "std"))
     table = by_sae.groupby(["amount", "rule", "way"]).agg(holds=("holds", "mean"), sd=("sd", "mean"))
-    single = table["sd"].xs("single", level="way")
-    return table.assign(of_single=table["sd"] / single.reindex(table.index.droplevel("way")).to_numpy())
+    table = table.reset_index()
+    single = table[table["way"] == "single"].set_index(["amount", "rule"])["sd"]
+    return table.assign(
+        of_single=table["sd"] / single.loc[pd.MultiIndex.from_frame(table[["amount", "rule"]])].to_numpy()
+    )
 
 
 if __name__ == "__main__":
@@ -86,4 +89,4 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("lightning_logs/check_crossfit.csv"))
     options = parser.parse_args()
     measure(expand_sae_names(options.saes), options.seeds, options.out)
-    print((100 * summary(pd.read_csv(options.out))).round(2).to_string())
+    print(summary(pd.read_csv(options.out)).round(4).to_string(index=False))

@@ -12,10 +12,19 @@ from absorb_pl import schema
 from absorb_pl.study.crossfit_stage import CrossfitStage
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, SaeProbingStage
+from absorb_pl.study.shuffle_stage import ShuffleStage
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "absorb_pl"
-STAGES = (ActivationStage, LinearProbeStage, SaeProbingStage, ProjectionStage, GradientStage, CrossfitStage)
+STAGES = (
+    ActivationStage,
+    LinearProbeStage,
+    SaeProbingStage,
+    ProjectionStage,
+    GradientStage,
+    ShuffleStage,
+    CrossfitStage,
+)
 MARKS = ("<!-- made by scripts/document.py -->", "<!-- end -->")
 ABOUT = {
     "summary": "One row per SAE and rule.",
@@ -29,6 +38,7 @@ ABOUT = {
     "children": "One row per SAE, rule, class and finer label; only for tasks with finer labels.",
     "ablations": "One row per SAE, word and latent that fires (`AblationEvaluator`).",
     "spelling": "One row per setting (`SpellingSweep`).",
+    "shuffles": "One row per SAE, rule and amount; of a study with `shuffles`.",
     "crossfit": "One row per SAE and rule, and one per class; of a study with `crossfit`.",
     "crossfit_words": "One row per SAE, rule, repeat and word; of a study with `crossfit`.",
     "comparison": "One row per rule and pair of SAEs, and one per class (`absorb-pl compare`).",
@@ -91,11 +101,13 @@ def pictures() -> str:
         "    sae_probing --> projections",
         "    sae_probing --> absorption",
         "    model --> absorption",
+        "    sae_probing --> shuffles",
         "    activations --> crossfit",
         "    saes --> crossfit",
         "    projections --> rules{{rules judge}}",
         "    absorption --> rules",
         "    rules --> tables([tables, figures, TensorBoard])",
+        "    shuffles --> tables",
         "    crossfit --> tables",
     ]
     return (

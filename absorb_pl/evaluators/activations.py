@@ -15,6 +15,7 @@ from absorb_pl.evaluators.crossfit import crossfit as crossfit_rules
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules, sae_tables
 from absorb_pl.evaluators.folds import CrossfitSettings, Folds
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SplitSettings
+from absorb_pl.evaluators.shuffles import Copies, check_shuffles, shuffled_rates, shuffles_table
 from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import InnerFraction, Seed, check_ranges
@@ -41,6 +42,7 @@ def evaluate_activations(
     k_sparse: KSparseSettings | None = None,
     splits: SplitSettings | None = None,
     rates: RateSettings | None = None,
+    shuffles: Copies = 0,
     crossfit: CrossfitSettings | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, pd.DataFrame]:
@@ -61,12 +63,13 @@ def evaluate_activations(
         k_sparse: Training of the k-sparse probes.
         splits: How main latents and candidate words are found.
         rates: How rates are summed up.
+        shuffles: Copies of the SAE with shuffled decoder rows that its rates are held against; 0 for none.
         crossfit: Judges every word out of sample as well, several times over; left out when None.
         device: Where to compute.
 
     Returns:
-        The tables `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse` and `candidates`, and `crossfit`
-        and `crossfit_words` if they are asked for (see `absorb_pl.schema`).
+        The tables `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse` and `candidates`, and
+        `shuffles`, `crossfit` and `crossfit_words` if they are asked for (see `absorb_pl.schema`).
 
     Raises:
         RuleError: A rule needs gradients, or is unknown.
@@ -90,6 +93,7 @@ def evaluate_activations(
     check_ranges(evaluate_activations, locals())
     judges = configured_rules(rules)
     check_rules_without_model(judges)
+    check_shuffles(shuffles, judges)
     names = tuple(sorted(set(map(str, labels))))
     if len(labels) != len(activations) or len(names) < 2 or (words is not None and len(words) != len(labels)):
         raise LabelError(
@@ -117,6 +121,11 @@ def evaluate_activations(
         for name in ("words", "candidates"):
             tables[name]["word"] = [words[row] for row in tables[name]["row"]]
     tables["words"] = ordered_words(tables["words"])
+    if shuffles:
+        copies = shuffled_rates(scored, rows, found.letters, judges, shuffles, rates)
+        figures = [judgement.figures for judgement in judgements]
+        tables["shuffles"] = shuffles_table(copies, figures, (rates or RateSettings()).confidence)
+        tables["shuffles"].insert(0, "sae", sae if isinstance(sae, str) else "sae")
     if crossfit is not None:
         folds = Folds(x, numbers, names, crossfit, seed)
         found_by_folds = crossfit_rules(

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from absorb_pl.data.drafts import whole_file
 from absorb_pl.reports.layout import percent, place_panels
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
+from absorb_pl.reports.shuffle_report import shuffles_figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -30,7 +31,8 @@ def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """All figures of a study by name.
 
     Args:
-        tables: `summary`, `letters`, `k_sparse` and `sensitivity`, as a study writes them.
+        tables: `summary`, `letters`, `k_sparse` and `sensitivity`, and `shuffles` if there are any, as a study writes
+            them.
     """
     summary, letters, k_sparse = tables["summary"], tables["letters"], tables["k_sparse"]
     sensitivity, saes = tables["sensitivity"], summary.drop_duplicates("sae")
@@ -43,6 +45,8 @@ def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
         "absorption_by_letter": lambda: letters_figure(letters, summary),
         "f1_vs_k": lambda: f1_vs_k_figure(k_sparse, summary),
     }
+    if len(tables.get("shuffles", ())):
+        makers["shuffles"] = lambda: shuffles_figure(tables["shuffles"])
     with_fraction = summary[summary["absorption_fraction"].notna()]
     if len(with_fraction):
         makers["absorption_fraction_vs_l0"] = lambda: absorption_figure(with_fraction, "l0", fraction=True)

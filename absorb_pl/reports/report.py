@@ -14,6 +14,7 @@ from absorb_pl.evaluators.writers import write_table
 from absorb_pl.reports.controls import without_controls
 from absorb_pl.reports.figures import draw_figures, save_figures
 from absorb_pl.reports.saebench_results import SaeBenchRun, write_saebench_results
+from absorb_pl.reports.shuffle_report import print_shuffles
 from absorb_pl.reports.tensorboard import log_study
 from absorb_pl.reports.terminal import ColumnChoice, print_crossfit, print_places, print_rates, print_summary
 
@@ -69,6 +70,8 @@ def report_study(
     (run_dir / SUMMARY_SO_FAR).unlink(missing_ok=True)
     notes = [f"No SAEBench result of {sae}: {why}." for sae, why in reasons.items()]
     print_summary(tables["summary"], notes=notes, columns=columns)
+    if "shuffles" in tables:
+        print_shuffles(tables["shuffles"])
     if "crossfit" in tables:
         print_crossfit(tables["crossfit"])
     print_places(run_dir, events)

@@ -28,6 +28,17 @@ class Judgement:
     figures: Mapping[str, Any]
 
 
+def rates_of_rule(rule: AbsorptionRule, rates: RateSettings | None = None) -> RateSettings:
+    """How rates are summed up for a rule, which may say itself what classes without candidates count for.
+
+    Args:
+        rule: The rule.
+        rates: How rates are summed up otherwise.
+    """
+    rates = rates or RateSettings()
+    return replace(rates, letters=rule.letters or rates.letters)
+
+
 def judge(
     rule: AbsorptionRule,
     evidence: pd.DataFrame,
@@ -57,7 +68,7 @@ def judge(
         >>> found.words["is_absorption"].tolist(), found.figures["absorption_rate"]
         ([True, False], 0.5)
     """
-    rates = replace(rates or RateSettings(), letters=rule.letters or (rates or RateSettings()).letters)
+    rates = rates_of_rule(rule, rates)
     words = rule.judge(evidence)
     letters = rule.count_candidates(letters)
     figures = {

@@ -8,6 +8,7 @@ from absorb_pl.data.drafts import user_path
 from absorb_pl.errors import AbsorbError, RuleError
 from absorb_pl.evaluators.folds import CrossfitSettings
 from absorb_pl.evaluators.sae_probing import SplitSettings
+from absorb_pl.evaluators.shuffles import Copies, check_shuffles
 from absorb_pl.models.placement import check_dtype
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
@@ -22,7 +23,15 @@ ControlKind = Literal["random", "shuffled_decoder"]
 """Controls that can be scored beside each SAE, see `absorb_pl.models.control_sae`."""
 
 StageName = Literal[
-    "load", "activations", "linear-probes", "k-sparse-probes", "projections", "absorption", "cross-fit", "report"
+    "load",
+    "activations",
+    "linear-probes",
+    "k-sparse-probes",
+    "projections",
+    "absorption",
+    "shuffles",
+    "cross-fit",
+    "report",
 ]
 """The stages of a study in their order, as `StudyConfig.until` names them."""
 
@@ -83,6 +92,9 @@ class StudyConfig:
             `paper-published-token` and `paper-published-letters`, `saebench-0.6.0`, `saebench-0.3.2`, `silent-mains`,
             and registered ones; `docs/rules.md` lists their settings.
         rates: How rates are summed up.
+        shuffles: Copies of each SAE with shuffled decoder rows that its rates are held against, by the rules that
+            activations are enough for: the table `shuffles` says by how much a rate exceeds theirs. 0 for none; 19 is
+            the least for a p-value of 0.05.
         crossfit: Judges every word out of sample as well, several times over, by the rules that activations are enough
             for; the tables `crossfit` and `crossfit_words` say what is found. Left out when None.
         trainer: Where the study runs.
@@ -110,6 +122,7 @@ class StudyConfig:
     splits: SplitSettings = field(default_factory=SplitSettings)
     rules: RuleChoice = field(default_factory=lambda: ["paper", "saebench-0.6.0", "saebench-0.3.2"])
     rates: RateSettings = field(default_factory=RateSettings)
+    shuffles: Copies = 0
     crossfit: CrossfitSettings | None = None
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     columns: ColumnChoice = "fit"
@@ -129,6 +142,7 @@ class StudyConfig:
             )
         object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in configured_rules(self.rules)})
         self._check_crossfit()
+        check_shuffles(self.shuffles, self.chosen_rules())
         self._check_until()
         for rule in self.chosen_rules():
             rule.check_stored(self.splits.silent)
@@ -156,6 +170,8 @@ class StudyConfig:
         stages = [stage for stage in get_args(StageName) if stage not in needed or needed[stage] & kinds]
         if self.crossfit is None:
             stages.remove("cross-fit")
+        if not self.shuffles:
+            stages.remove("shuffles")
         if self.until not in stages:
             raise AbsorbError(
                 "until",

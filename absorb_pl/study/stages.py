@@ -13,6 +13,7 @@ from absorb_pl.study.config import StageName, StudyConfig
 from absorb_pl.study.crossfit_stage import CrossfitStage
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, ProbeData, SaeProbingStage
+from absorb_pl.study.shuffle_stage import ShuffleStage
 from absorb_pl.study.stage import Stage
 from absorb_pl.study.subject import Subject
 
@@ -28,6 +29,7 @@ class StudyStages:
         probing: The k-sparse probes, main latents and candidate words: `result(sae)`, `probes_of(sae)`, `curve(sae)`.
         projections: Evidence that cached activations are enough for: `table(sae, evidence)`; None if no rule needs it.
         gradients: Evidence of the paper's rules: `table(sae, evidence)`; None if no rule needs it.
+        shuffles: Rates of copies with shuffled decoder rows: `table(sae)`; None if they are not asked for.
         crossfit: Rates over words that were judged out of sample: `tables(sae)`; None if they are not asked for.
     """
 
@@ -37,6 +39,7 @@ class StudyStages:
     probing: SaeProbingStage
     projections: ProjectionStage | None
     gradients: GradientStage | None
+    shuffles: ShuffleStage | None
     crossfit: CrossfitStage | None
 
     @classmethod
@@ -59,6 +62,7 @@ class StudyStages:
             GradientStage(cache_dir, run_dir, words, probing, scored, config.run_batch_size, config.saes_per_pass)
             if scored
             else None,
+            ShuffleStage(cache_dir, probing, rules, config.shuffles, config.rates) if config.shuffles else None,
             CrossfitStage(
                 cache_dir, subject.saes, probes, rules, config.crossfit, config.k_sparse, config.splits, config.rates
             )
@@ -72,7 +76,7 @@ class StudyStages:
 
     def of_saes(self, until: StageName) -> list[Stage]:
         """The stages that run once per SAE, up to one."""
-        return _up_to(until, [self.probing, self.projections, self.gradients, self.crossfit])
+        return _up_to(until, [self.probing, self.projections, self.gradients, self.shuffles, self.crossfit])
 
     def evidence(self, sae: str, needs: Evidence) -> pd.DataFrame:
         """What has been gathered on an SAE's words."""

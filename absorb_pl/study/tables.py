@@ -6,6 +6,7 @@ import pandas as pd
 
 from absorb_pl.evaluators.evaluation import sae_tables, with_texts
 from absorb_pl.evaluators.sae_probing import EvaluationRows
+from absorb_pl.evaluators.shuffles import shuffles_table
 from absorb_pl.models.processing import describe_processing, model_processing
 from absorb_pl.rules.children import children_table, with_children
 from absorb_pl.rules.judgement import judge
@@ -29,7 +30,8 @@ def study_tables(
 
     Returns:
         `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates`, `training`, `children` for a
-        task with finer labels, and `crossfit` and `crossfit_words` if the study cross-fits.
+        task with finer labels, `shuffles` if there are shuffled copies, and `crossfit` and `crossfit_words` if the
+        study cross-fits.
     """
     subject, parts = stages.subject, list[dict[str, pd.DataFrame]]()
     words, task = subject.words, subject.words.task
@@ -69,6 +71,10 @@ def study_tables(
             children.insert(0, "rule", children.pop("rule"))
             children.insert(0, "sae", name)
             tables["children"] = children
+        if stages.shuffles is not None:
+            figures = [judgement.figures for judgement in judgements]
+            tables["shuffles"] = shuffles_table(stages.shuffles.table(name), figures, rates.confidence)
+            tables["shuffles"].insert(0, "sae", name)
         if stages.crossfit is not None:
             tables |= stages.crossfit.tables(name)
         parts.append({**tables, "training": _curve(stages.probing.curve(name), "k_sparse_probe", name)})
