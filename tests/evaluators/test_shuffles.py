@@ -49,7 +49,7 @@ def test_planted_absorption_exceeds_its_copies(absorbing: dict[str, Any]):
         assert row["excess"] == pytest.approx(row["value"] - row["shuffled_mean"])
 
 
-def test_no_absorption_does_not(absorbing: dict[str, Any]):
+def test_no_absorption_does_not():
     rates = shuffled(0.0)["shuffles"]
     assert not rates[rates["amount"] == "absorption_rate"]["exceeds"].any()
 
