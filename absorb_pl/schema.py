@@ -156,6 +156,7 @@ LETTERS: Columns = {
     "probe_precision": Column("float64", "Its precision."),
     "probe_recall": Column("float64", "Its recall."),
     "main_latent_recall": Column("float64", "Share of the class's words on which a main latent fires."),
+    "main_f1": Column("float64", "F1 of the k-sparse probe on the main latents, on held-out words."),
     "tracking_latent": Column("int64", "Latent that tells the class best on training words, at its best threshold."),
     "tracking_f1": Column("float64", "Its F1 there."),
     "sae_fires": Column("bool", "Whether any latent of the SAE fires on any held-out word."),
@@ -187,11 +188,17 @@ SUMMARY: Columns = {
     },
     "main_latent_recall": Column("float64", "Mean over classes of the share of words on which a main latent fires."),
     "num_splits": Column("float64", "Mean over classes of main latents beyond the first.", "latents"),
+    "weak_mains": Column("int64", "Classes that their main latents tell with an F1 below 0.5.", "classes"),
     **_INTERVAL,
     "pooled_rate": Column("float64", "Absorbed words ÷ words on which the probe sees the class, over all classes."),
     "pooled_ci_low": Column("float64", "Lower end of its interval."),
     "pooled_ci_high": Column("float64", "Upper end of its interval."),
     "num_words": Column("int64", "Words that the rate is over.", "words"),
+    "rate_one_main": Column(
+        "float64",
+        "Rate if each class had its first main latent alone, for rules on projections. What is absorbed lies between "
+        "the rate and this, as further main latents may be absorbers, or a split.",
+    ),
 }
 """One row per SAE and rule."""
 

@@ -33,7 +33,13 @@ ROOMS = [
     "study",
     "words",
 ]
-BASES = ("OneVsRestModule", "LatentRanking", "FoldRanking", "CausalEvaluator", "SaeEvaluation")  # and what takes objects
+BASES = (
+    "OneVsRestModule",
+    "LatentRanking",
+    "FoldRanking",
+    "CausalEvaluator",
+    "SaeEvaluation",
+)  # and what takes objects
 
 # Numbers on the command line that no range is declared for, and who refuses them.
 WITHOUT_RANGE = {

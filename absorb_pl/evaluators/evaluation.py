@@ -50,6 +50,7 @@ def evaluate_rules(
     """
     found = evaluate_sae(sae, k_sparse, rows, splits, training)
     evidence: dict[Any, pd.DataFrame] = {}
+    one_main: dict[Any, pd.DataFrame] = {}
     for rule in rules:
         if rule.needs in evidence:
             continue
@@ -59,10 +60,33 @@ def evaluate_rules(
             raise _needs_model(rule)
         else:
             evidence[rule.needs] = gather_gradients(found, rule.needs)
+        if isinstance(rule.needs, Projections):
+            one_main[rule.needs] = gather_from_rows(sae, rows, with_one_main(found.letters), rule.needs)
     judged = [
-        judge(rule, evidence[rule.needs], found.letters, found.latents, rates, rows.class_names) for rule in rules
+        judge(
+            rule,
+            evidence[rule.needs],
+            found.letters,
+            found.latents,
+            rates,
+            rows.class_names,
+            one_main.get(rule.needs),
+        )
+        for rule in rules
     ]
     return found, judged
+
+
+def with_one_main(letters: pd.DataFrame) -> pd.DataFrame:
+    """Letters whose first main latent stands alone.
+
+    The walk by F1 may take an absorber for a further main latent, and without further ones a split looks like
+    absorption. What is absorbed lies between the rates with all of them and with the first.
+
+    Args:
+        letters: From `evaluate_sae`.
+    """
+    return letters.assign(main_latents=letters["main_latents"].str[:1])
 
 
 def gather_from_rows(

@@ -14,7 +14,7 @@ from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.functional.absorption import SILENT, paper_candidates, sample_candidates
 from absorb_pl.functional.k_sparse import k_sparse_logits
-from absorb_pl.functional.metrics import binary_metrics
+from absorb_pl.functional.metrics import binary_metrics, f1_scores
 from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.functional.sae_stats import SaeStatistics
 from absorb_pl.functional.similarity import cosine_similarity_matrix
@@ -116,7 +116,7 @@ class SaeProbing:
         k_sparse: From `k_sparse_table`.
         letters: One row per class: `label, main_latents, num_splits, num_words, num_probe_true_positives,
             num_candidates, sample_portion, probe_f1, probe_precision, probe_recall, main_latent_recall,
-            tracking_latent, tracking_f1, sae_fires`; see `absorb_pl.schema.LETTERS`.
+            main_f1, tracking_latent, tracking_f1, sae_fires`; see `absorb_pl.schema.LETTERS`.
         candidates: One row per candidate word kept: `row, label, probe_logit, k_sparse_logit`.
     """
 
@@ -229,6 +229,7 @@ def _letters_and_candidates(
     settings: SplitSettings,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     probe = binary_metrics(rows.probe_logits, rows.y)
+    sparse_f1 = f1_scores(logits.flatten(1), rows.y.repeat(1, len(ks))).view(len(ks), -1)
     letters, candidates = [], []
     for c, label in enumerate(rows.class_names):
         if label not in mains:
@@ -254,6 +255,7 @@ def _letters_and_candidates(
                 "probe_precision": float(probe.precision[c]),
                 "probe_recall": float(probe.recall[c]),
                 "main_latent_recall": float((main_activation >= settings.silent).float().mean()),
+                "main_f1": float(sparse_f1[k, c]),
             }
         )
         candidates.append(

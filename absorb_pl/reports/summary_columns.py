@@ -55,6 +55,7 @@ def summary_columns(summary: pd.DataFrame) -> list[TextColumn]:
     with_fraction = [
         rule for rule in rules if any(pd.notna(sae[rule]["absorption_fraction"]) for sae in saes if rule in sae)
     ]
+    with_one_main = [rule for rule in rules if any(pd.notna(sae[rule]["rate_one_main"]) for sae in saes if rule in sae)]
     words = _by_rule(saes, "n", rules, _words)
     return [
         *_by_rule(saes, "rate", rules, _rate),
@@ -69,6 +70,7 @@ def summary_columns(summary: pd.DataFrame) -> list[TextColumn]:
         _of_sae(saes, "width", lambda row: str(row["d_sae"])),
         _of_sae(saes, "layer", lambda row: str(row["layer"])),
         *_by_rule(saes, "pooled", rules, _pooled),
+        *_by_rule(saes, "one main", with_one_main, _one_main),
     ]
 
 
@@ -112,6 +114,10 @@ def _pooled(row: _Row | None) -> str:
     if row is None or not row["evaluable"]:
         return "-"
     return _with_interval(row["pooled_rate"], row["pooled_ci_low"], row["pooled_ci_high"])
+
+
+def _one_main(row: _Row | None) -> str:
+    return "-" if row is None or pd.isna(row["rate_one_main"]) else f"{row['rate_one_main']:.1%}"
 
 
 def _words(row: _Row | None) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from absorb_pl.reports.names import shared_folder, short_names
 from absorb_pl.reports.summary_columns import TextColumn, fraction_text, rate_text, summary_columns, summary_rows
+from absorb_pl.rules.rates import WEAK_MAIN_F1
 
 ColumnChoice = Literal["fit", "all"]
 """Columns of a printed summary: those that fit, or all, in tables below each other if one is too narrow."""
@@ -55,7 +56,7 @@ def print_summary(
     left_out = [column.title for block in blocks[1:] for column in block[1:]]
     if left_out and columns == "fit":
         _print_line(console, f"Left out at this width: {', '.join(left_out)}. `--columns all` prints them.")
-    for note in [*_not_evaluable(summary), *notes]:
+    for note in [*_not_evaluable(summary), *_weak_mains(summary), *notes]:
         _print_line(console, note)
 
 
@@ -208,6 +209,13 @@ def _not_evaluable(summary: pd.DataFrame) -> list[str]:
     return [
         f"Not evaluable by {', '.join(rules)}, {reason}: {', '.join(saes)}." for (reason, rules), saes in found.items()
     ]
+
+
+def _weak_mains(summary: pd.DataFrame) -> list[str]:
+    rows = summary[summary["weak_mains"] > 0].drop_duplicates("sae")
+    short = short_names(summary["sae"])
+    saes = [f"{short[sae]} ({count})" for sae, count in zip(rows["sae"], rows["weak_mains"], strict=True)]
+    return [f"Classes that main latents tell with an F1 below {WEAK_MAIN_F1:g}: {', '.join(saes)}."] if saes else []
 
 
 def print_whole(console: Console, table: Table) -> None:

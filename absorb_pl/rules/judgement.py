@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from absorb_pl.rules.rates import RateSettings, letters_table, summary_row
+from absorb_pl.rules.rates import RateSettings, letters_table, sae_rates, summary_row
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.rules.sensitivity import sensitivity_table
 
@@ -46,6 +46,7 @@ def judge(
     latents: pd.DataFrame,
     rates: RateSettings | None = None,
     class_names: Sequence[str] = (),
+    one_main: pd.DataFrame | None = None,
 ) -> Judgement:
     """Apply a rule to the evidence on one SAE.
 
@@ -56,6 +57,8 @@ def judge(
         latents: From `latent_table`.
         rates: How rates are summed up.
         class_names: All classes of the task; those missing from `letters` get a row that says why.
+        one_main: The same evidence with each class's first main latent alone, for the rate that would be without the
+            others; there is none when None.
 
     Example:
         >>> from absorb_pl.rules import rule_named
@@ -76,6 +79,15 @@ def judge(
         "positive_token": getattr(rule.settings, "positive_token", None),
         "letters": rates.letters,
         **summary_row(letters, words, latents, rates),
+        "rate_one_main": _rate_one_main(rule, letters, one_main, rates),
     }
     by_class = letters_table(letters, words, rule.name, rates, class_names)
     return Judgement(words, by_class, sensitivity_table(rule, evidence, by_class, rates.letters), figures)
+
+
+def _rate_one_main(
+    rule: AbsorptionRule, letters: pd.DataFrame, one_main: pd.DataFrame | None, rates: RateSettings
+) -> float:
+    if one_main is None:
+        return float("nan")
+    return sae_rates(letters, rule.judge(one_main), rates)["absorption_rate"]

@@ -11,6 +11,8 @@ from absorb_pl.functional.rates import LetterOutcome, LettersMode, Rate, letter_
 from absorb_pl.ranges import Fraction, InnerFraction, check_ranges
 
 NO_WORDS = "no held-out words"
+WEAK_MAIN_F1 = 0.5
+"""F1 below which a class's main latents do not tell it, and say little about what it lost."""
 FRACTION_COLUMNS = {"absorption_fraction": "value", "fraction_ci_low": "ci_low", "fraction_ci_high": "ci_high"}
 
 
@@ -87,6 +89,7 @@ def summary_row(
         **{f"top_latent_{name}": top[name].mean() for name in ("f1", "precision", "recall")},
         "main_latent_recall": letters["main_latent_recall"].mean(),
         "num_splits": letters["num_splits"].mean(),
+        "weak_mains": int((letters["main_f1"] < WEAK_MAIN_F1).sum()) if "main_f1" in letters else 0,
         **sae_rates(letters, words, settings),
     }
 

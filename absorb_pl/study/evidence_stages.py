@@ -13,7 +13,7 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import CacheCorruptedError
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
-from absorb_pl.evaluators.evaluation import gather_from_rows, with_texts
+from absorb_pl.evaluators.evaluation import gather_from_rows, with_one_main, with_texts
 from absorb_pl.evaluators.writers import PredictionTableWriter
 from absorb_pl.rules.evidence import Carried, Evidence, Gradients, Projections
 from absorb_pl.study.probing_stages import SaeProbingStage
@@ -55,7 +55,7 @@ class ProjectionStage(Stage):
     @override
     def identity(self, unit: str) -> dict[str, Any]:
         sae, evidence = self._units[unit]
-        asked = {"stored_absorbers": evidence.stored_absorbers, "format": 2}
+        asked = {"stored_absorbers": evidence.stored_absorbers, "format": 3}
         if isinstance(evidence, Carried):
             asked = {"evidence": evidence.name, **asdict(evidence), "format": 2}
         return {"probing": self.probing.identity(sae), **asked}
@@ -65,9 +65,14 @@ class ProjectionStage(Stage):
         name, evidence = self._units[unit]
         source = self.probing.saes[name]
         sae, rows = source.load(device), self.probing.probes.held_out(source.hook_name)
-        found = gather_from_rows(sae, rows, self.probing.result(name).letters, evidence)
+        letters = self.probing.result(name).letters
+        found = gather_from_rows(sae, rows, letters, evidence)
+        one_main = {}
+        if isinstance(evidence, Projections):
+            one_main["one_main.parquet"] = gather_from_rows(sae, rows, with_one_main(letters), evidence)
         cfg = getattr(sae, "cfg", None)
         return {
+            **one_main,
             "words.parquet": with_texts(found, self.words.texts),
             "sae_cfg.json": cfg.to_dict() if cfg is not None and hasattr(cfg, "to_dict") else None,
         }
@@ -80,6 +85,10 @@ class ProjectionStage(Stage):
     def table(self, sae: str, evidence: Projections | Carried) -> pd.DataFrame:
         """Evidence on an SAE's words."""
         return self.read(self._unit(sae, evidence), "words.parquet").assign(sae=sae)
+
+    def one_main(self, sae: str, evidence: Projections) -> pd.DataFrame:
+        """The same with each class's first main latent alone."""
+        return self.read(self._unit(sae, evidence), "one_main.parquet")
 
     @staticmethod
     def _unit(sae: str, evidence: Projections | Carried) -> str:

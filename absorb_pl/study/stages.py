@@ -86,6 +86,10 @@ class StudyStages:
         assert self.projections is not None
         return self.projections.table(sae, needs)
 
+    def one_main(self, sae: str, needs: Evidence) -> pd.DataFrame | None:
+        """The same with each class's first main latent alone, for rules on projections."""
+        return self.projections.one_main(sae, needs) if self.projections and isinstance(needs, Projections) else None
+
 
 def _up_to(until: StageName, stages: Sequence[Stage | None]) -> list[Stage]:
     order = get_args(StageName)

@@ -45,6 +45,7 @@ def study_tables(
                 found.latents,
                 rates,
                 task.classes,
+                stages.one_main(name, rule.needs),
             )
             for rule in rules
         ]

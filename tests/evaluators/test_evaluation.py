@@ -6,7 +6,9 @@ import torch
 
 from absorb_pl import evaluate_activations
 from absorb_pl.errors import LabelError, NonFiniteError, RuleError, SaeWidthError
+from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.saes import load_sae
+from absorb_pl.truth import PlantedAbsorption, WorldSettings, make_world, planted_sae
 
 HOOK = "blocks.3.hook_resid_pre"
 SAE = "tests/golden/gpt2-micro/sae_topk_B"
@@ -85,3 +87,24 @@ def test_what_cannot_be_evaluated_is_named(rows):
         evaluate_activations(SAE, x[:, :7], labels)
     with pytest.raises(NonFiniteError):
         evaluate_activations(SAE, x.clone().index_fill_(0, torch.tensor([3]), torch.nan), labels)
+
+
+def test_the_rate_with_one_main_latent_is_that_of_a_walk_that_stops_at_one():
+    world, made = planted_sae(
+        make_world(WorldSettings(classes=4, words_per_class=50, unrelated=20, unrelated_active=3)),
+        PlantedAbsorption(0.1, split=0.4),
+    )
+    labels = [world.class_names[c] for c in world.classes.tolist()]
+    rules = ["saebench-0.6.0", "absorb-pl-1"]
+    whole, one = (
+        evaluate_activations(made.sae, world.activations, labels, rules, splits=SplitSettings(max_k=max_k))["summary"]
+        .set_index("rule")
+        .drop(columns="sae")
+        for max_k in (15, 1)
+    )
+    assert whole.loc["saebench-0.6.0", "num_splits"] > 0
+    assert one.loc["saebench-0.6.0", "num_splits"] == 0
+    rule = "saebench-0.6.0"
+    assert whole.loc[rule, "rate_one_main"] == pytest.approx(one.loc[rule, "absorption_rate"], abs=1e-12)
+    assert whole.loc[rule, "rate_one_main"] > whole.loc[rule, "absorption_rate"] + 0.1
+    assert pd.isna(whole.loc["absorb-pl-1", "rate_one_main"])

@@ -52,6 +52,8 @@ SUMMARY = pd.DataFrame(
         "pooled_rate": [0.32, 0.12, np.nan],
         "pooled_ci_low": [0.22, 0.06, np.nan],
         "pooled_ci_high": [0.44, 0.2, np.nan],
+        "weak_mains": [1, 0, 0],
+        "rate_one_main": [0.35, 0.1, np.nan],
         "evaluable": [True, True, False],
         "reason": ["", "", "no evaluable label"],
         "num_words": [100, 90, 0],
@@ -246,11 +248,14 @@ def test_the_terminal_table_holds_every_figure():
     lines = printed(SUMMARY)
     assert cells(line_of(lines, "wide")) == [
         *("wide", "30.0% [20.0, 45.0]", "10.0", "0.50", "0.900", "100", "0.80", "0%", "0.950", "1024", "1"),
-        "32.0% [22.0, 44.0]",
+        *("32.0% [22.0, 44.0]", "35.0%"),
     ]
     assert "10.0% [ 5.0, 20.0]" in line_of(lines, "narrow")
     assert cells(line_of(lines, "deep"))[1] == "not evaluable"
-    assert lines[-1] == "Not evaluable by paper, no evaluable label: deep."
+    assert lines[-2:] == [
+        "Not evaluable by paper, no evaluable label: deep.",
+        "Classes that main latents tell with an F1 below 0.5: wide (1).",
+    ]
     assert lines[0].endswith("SAEs of rel")
 
 
