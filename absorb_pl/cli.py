@@ -114,14 +114,20 @@ def _run(command: str, words: list[str]) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from absorb_pl.data.activation_datamodule import ActivationDataModule
+    from absorb_pl.data.labelled_datamodule import LabelledDataModule
     from absorb_pl.data.prompt_datamodule import PromptDataModule
     from absorb_pl.data.stopping import stoppable
     from absorb_pl.data.trainers import check_trainer_numbers, checkpoint_file, named_trainer_errors
 
     own = OWN_COMMANDS.get(command)
     if own is None:
-        for room in ("data", "evaluators", "probes", "reports"):  # their classes are known by short names once imported
+        for room in (
+            "data",
+            "evaluators",
+            "probes",
+            "reports",
+            "truth",
+        ):  # their classes are known by short names once imported
             import_module(f"absorb_pl.{room}")
 
     class CommandLine(LightningCLI):
@@ -160,7 +166,7 @@ def _run(command: str, words: list[str]) -> None:
                 )
             kind = cast(type, locate(settings.data.class_path)) if settings.data else object
             links = cast(Any, self._parser(command))._links_group._group_actions
-            links[:] = [link for link in links if issubclass(kind, ActivationDataModule) and _is_open(link, settings)]
+            links[:] = [link for link in links if issubclass(kind, LabelledDataModule) and _is_open(link, settings)]
             if issubclass(kind, PromptDataModule):
                 _check_one_model(settings)
                 self._parser(command).link_arguments(

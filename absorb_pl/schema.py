@@ -411,6 +411,30 @@ SHUFFLES: Columns = {
 }
 """One row per SAE, rule and amount: rates held against those of copies that fire alike and point elsewhere."""
 
+TRUTH: Columns = {
+    **_SAE,
+    "row": Column("int64", "Number of the sample."),
+    "label": Column("str", "Its parent feature."),
+    "is_absorbed": Column("bool", "Whether the parent is absorbed there."),
+    "share": Column("float64", "Share of the parent that the latents of its finer features carry."),
+    "tracking_latent": Column("int64", "Latent that tracks the parent."),
+}
+"""One row per SAE and sample of a known world: what is true of it."""
+
+EDGES: Columns = {
+    **_SAE,
+    "label": Column("str", "The parent feature."),
+    "child": Column("int64", "Number of the finer feature in its world."),
+    "tracking_latent": Column("int64", "Latent that tracks the parent."),
+    "rows_on": Column("int64", "Samples with both features.", "samples"),
+    "fired_on": Column("int64", "Those on which the latent fires.", "samples"),
+    "rows_off": Column("int64", "Samples with the parent and without the finer feature.", "samples"),
+    "fired_off": Column("int64", "Those on which the latent fires.", "samples"),
+    "eligible": Column("bool", "Whether there are samples of both kinds."),
+    "gap": Column("float64", "Recall of the latent without the finer feature less recall with it; missing if unknown."),
+}
+"""One row per SAE, parent and finer feature of a known world."""
+
 TABLES: Mapping[str, Columns] = {
     "summary": SUMMARY,
     "letters": LETTERS,
@@ -428,6 +452,8 @@ TABLES: Mapping[str, Columns] = {
     "shuffles": SHUFFLES,
     "comparison": COMPARISON,
     "power": POWER,
+    "truth": TRUTH,
+    "edges": EDGES,
     "calibration": CALIBRATION,
     "calibration_summary": CALIBRATION_SUMMARY,
 }

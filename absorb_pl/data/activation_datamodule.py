@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from jaxtyping import Float, Int
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from absorb_pl.data.activation_cache import (
@@ -23,12 +22,10 @@ from absorb_pl.data.activation_cache import (
 from absorb_pl.data.collector import ActivationCacheWriter, ActivationCollector
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.known_activations import KnownActivations, fingerprint, recall, remember
-from absorb_pl.data.labelled_batches import LabelledBatches
+from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.data.prompt_datamodule import PromptDataModule
-from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.stopping import stoppable
 from absorb_pl.data.trainers import TrainerFactory
-from absorb_pl.errors import SplitError
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.ranges import Count, InnerFraction, Range, Seed, check_ranges
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -69,7 +66,7 @@ def ensure_activations(
     return {hook: cache for hook, cache in caches.items() if cache is not None}
 
 
-class ActivationDataModule(LightningDataModule):
+class ActivationDataModule(LabelledDataModule):
     """Train, validation and test splits of the residual rows of one hook.
 
     `prepare_data` builds the cache if it is missing, `setup` reads it. Nothing is loaded before that, and the language
@@ -82,8 +79,8 @@ class ActivationDataModule(LightningDataModule):
         task: What to ask about which words.
         cache_dir: Root of the cache.
         dtype: Storage dtype of the cache; batches are float32.
-        batch_size: Rows a batch.
-        prompt_batch_size: Prompts a forward pass while the cache is built.
+        batch_size: Rows per batch.
+        prompt_batch_size: Prompts per forward pass while the cache is built.
         test_fraction: Share of each class held out for `test`.
         val_fraction: Share of each class held out for validation.
         split_seed: Seed of the split.
@@ -106,16 +103,13 @@ class ActivationDataModule(LightningDataModule):
         model_dtype: str = "float32",
     ) -> None:
         check_ranges(ActivationDataModule.__init__, locals())
-        super().__init__()
+        super().__init__(batch_size, test_fraction, val_fraction, split_seed)
         self.model, self.model_dtype = model, model_dtype
         self.hook_name = hook_name
         self.task = task or TaskConfig()
         self.cache_dir = user_path(cache_dir)
         self.dtype: StorageDtype = dtype
-        self.batch_size, self.prompt_batch_size = batch_size, prompt_batch_size
-        self.fractions = (1 - test_fraction - val_fraction, val_fraction, test_fraction)
-        self.split_seed = split_seed
-        self._trained_on: set[str] = set()
+        self.prompt_batch_size = prompt_batch_size
         self.save_hyperparameters(
             {
                 "model": model if isinstance(model, str) else type(model).__name__,
@@ -153,31 +147,30 @@ class ActivationDataModule(LightningDataModule):
         return self._recalled or self._described(self._hook_width)
 
     @property
+    @override
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes."""
         return tuple(self.known.classes)
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.known.classes)
+    @override
+    def label_numbers(self) -> Int[Tensor, " rows"]:
+        return self.known.label_numbers
 
     @property
+    @override
+    def row_names(self) -> Sequence[str]:
+        return self.known.words
+
+    @property
+    @override
     def width(self) -> int:
-        """Length of a row: the width of the hook."""
         return self.known.width
 
-    @cached_property
-    def labels(self) -> Float[Tensor, "words classes"]:
-        """One-hot labels of all words."""
-        return torch.nn.functional.one_hot(self.known.label_numbers, self.num_classes).float()
+    @override
+    def rows(self, index: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen width"]:
+        return self.cache.rows(index)
 
-    @cached_property
-    def splits(self) -> dict[str, Tensor]:
-        """Row numbers of `train`, `val` and `test`."""
-        parts = stratified_split(self.known.label_numbers, self.fractions, self.split_seed)
-        return dict(zip(("train", "val", "test"), parts, strict=True))
-
+    @override
     def check_sae(self, sae: SparseAutoencoder) -> None:
         """Check that an SAE reads what these rows are: the hook, the model's processing, and where the words stand.
 
@@ -224,57 +217,6 @@ class ActivationDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the cache."""
         _ = self.cache
-
-    def class_counts(self) -> tuple[Tensor, int]:
-        """Positives a class and rows of the training split."""
-        train = self.labels[self.splits["train"]]
-        return train.sum(dim=0), len(train)
-
-    @override
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader("train", shuffle=True)
-
-    @override
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader("val")
-
-    @override
-    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader("test")
-
-    @override
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader("test")
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """The words that were trained on, for the checkpoint."""
-        return {"trained_on": sorted(self._trained_on | self._words("train"))}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare the words that a checkpoint was trained on with those to be scored.
-
-        Raises:
-            SplitError: Some are among both.
-        """
-        self._trained_on = set(state_dict["trained_on"])
-        fn = None if self.trainer is None else self.trainer.state.fn
-        scored = self._words("val" if fn == "validate" else "test")
-        if seen := scored & self._trained_on:
-            raise SplitError(
-                "split_seed",
-                self.split_seed,
-                expected=f"words that were held out in training; {len(seen)} of {len(scored)} were trained on",
-                remedy="Use the task, split_seed, test_fraction and val_fraction that the probe was trained with.",
-            )
-
-    def _words(self, split: str) -> set[str]:
-        return {self.known.words[row] for row in self.splits[split].tolist()}
-
-    def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
-        batches = LabelledBatches(self.cache.rows, self.labels, self.splits[split])
-        return batches.loader(self.batch_size, shuffle=shuffle)
 
     def _one_device_trainer(self, callbacks: list[Callback]) -> Trainer:
         """The Trainer that builds the cache, on one device of the kind that the outer Trainer runs on."""

@@ -14,6 +14,7 @@ from typing_extensions import override
 from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients, words_at_once
 from absorb_pl.attribution.word_ablation import WordAblations, word_ablations
 from absorb_pl.data.activation_datamodule import ActivationDataModule
+from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.engine.prefix import compute_prefix
 from absorb_pl.evaluators.callbacks import Findings, SaeEvaluation
 from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
@@ -228,6 +229,8 @@ class AblationEvaluation(SaeEvaluation):
         sae_dtype: Dtype of an SAE loaded by name.
     """
 
+    data_type = ActivationDataModule
+
     def __init__(
         self,
         sae: str | SparseAutoencoder,
@@ -243,7 +246,8 @@ class AblationEvaluation(SaeEvaluation):
         self.settings, self.batch_size = settings, batch_size
 
     @override
-    def evaluate(self, rows: EvaluationRows, data: ActivationDataModule, device: torch.device) -> Findings:
+    def evaluate(self, rows: EvaluationRows, data: LabelledDataModule, device: torch.device) -> Findings:
+        assert isinstance(data, ActivationDataModule)
         generator = torch.Generator().manual_seed(self.seed)
         words, _ = sample_candidates(rows.index, self.num_words, generator)
         prompts = data.prompt_data

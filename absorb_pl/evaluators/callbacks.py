@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pandas as pd
 import torch
@@ -14,6 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
 from absorb_pl.data.activation_datamodule import ActivationDataModule
+from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
 from absorb_pl.evaluators.evaluation import evaluate_rules, sae_tables, with_texts
@@ -63,7 +64,7 @@ class _TestRows(Metric):
 
 
 class SaeEvaluation(Callback):
-    """Base of the evaluators that run on `test` of a `LinearProbe` on an `ActivationDataModule`.
+    """Base of the evaluators that run on `test` of a `LinearProbe` on labelled rows.
 
     Gathers the held-out rows of all processes, evaluates them once, logs figures under `test/` and writes tables to
     `tables/` in the Trainer's log folder.
@@ -74,7 +75,10 @@ class SaeEvaluation(Callback):
 
     Attributes:
         tables: What the last test found.
+        data_type: Kind of data that it can be tested on.
     """
+
+    data_type: ClassVar[type[LabelledDataModule]] = LabelledDataModule
 
     def __init__(self, sae: str | SparseAutoencoder, sae_dtype: str = "float32") -> None:
         named = isinstance(sae, str)
@@ -85,18 +89,18 @@ class SaeEvaluation(Callback):
         self._rows = _TestRows()
 
     @abstractmethod
-    def evaluate(self, rows: EvaluationRows, data: ActivationDataModule, device: torch.device) -> Findings:
+    def evaluate(self, rows: EvaluationRows, data: LabelledDataModule, device: torch.device) -> Findings:
         """What is found on the held-out rows."""
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the SAE reads what the data hold."""
         data = getattr(trainer, "datamodule", None)
-        if not isinstance(pl_module, LinearProbe) or not isinstance(data, ActivationDataModule):
+        if not isinstance(pl_module, LinearProbe) or not isinstance(data, self.data_type):
             raise AbsorbError(
                 "callbacks",
                 f"{type(self).__name__} with {type(pl_module).__name__} on {type(data).__name__}",
-                expected="a LinearProbe tested on an ActivationDataModule",
+                expected=f"a LinearProbe tested on data of the kind {self.data_type.__name__}",
                 remedy="Test a linear probe, or drop the callback.",
             )
         data.check_sae(self.sae)
@@ -170,9 +174,9 @@ class Evaluate(SaeEvaluation):
             rule.check_stored(self.splits.silent)
 
     @override
-    def evaluate(self, rows: EvaluationRows, data: ActivationDataModule, device: torch.device) -> Findings:
+    def evaluate(self, rows: EvaluationRows, data: LabelledDataModule, device: torch.device) -> Findings:
         sae, train = self.sae.to(device), data.splits["train"]
-        training = data.cache.rows(train), data.labels[train]
+        training = data.rows(train), data.labels[train]
         with torch.inference_mode(False), torch.enable_grad():
             k_sparse, _ = train_sae_probe(
                 sae,
@@ -183,20 +187,22 @@ class Evaluate(SaeEvaluation):
                 device,
             )
 
+        prompts = data.prompt_data if isinstance(data, ActivationDataModule) else None
+
         def gather_gradients(found: SaeProbing, evidence: Gradients) -> pd.DataFrame:
             inputs = AbsorptionInputs(
                 letters=found.letters.assign(sae="sae"),
                 candidates=found.candidates.assign(sae="sae"),
                 probe_weights={data.hook_name: rows.probe_weight},
             )
-            prompts = data.prompt_data
+            assert prompts is not None
             evaluator = AbsorptionEvaluator(
                 prompts.language_model, {"sae": self.sae}, inputs, evidence, self.batch_size
             ).to(device)
             return evaluator.tabulate_words(prompts, torch.tensor(sorted(found.candidates["row"]), dtype=torch.long))
 
         found, judgements = evaluate_rules(
-            sae, k_sparse, rows, self.rules, self.splits, self.rates, gather_gradients, training
+            sae, k_sparse, rows, self.rules, self.splits, self.rates, gather_gradients if prompts else None, training
         )
         top = found.latents[found.latents["rank"] == 0]
         figures = {f"sae/top_latent_{name}": top[name].mean() for name in ("f1", "precision", "recall")}
@@ -209,8 +215,10 @@ class Evaluate(SaeEvaluation):
                 if pd.notna(value := judgement.figures[name])
             }
         tables = sae_tables(self.sae_name, found, judgements, found.statistics, data.hook_name)
-        for name in tables.keys() & {"words", "candidates"}:
-            tables[name] = with_texts(tables[name], data.prompt_data.texts)
+        if prompts is not None:
+            tables |= {
+                name: with_texts(tables[name], prompts.texts) for name in tables.keys() & {"words", "candidates"}
+            }
         if "words" in tables:
             tables["words"] = ordered_words(tables["words"])
         return tables, figures

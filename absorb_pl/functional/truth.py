@@ -90,3 +90,56 @@ def true_absorption(
     share = (carried / magnitude.double()).clamp(0.0, 1.0)
     quiet = activations[:, list(own_latents)].double().abs().sum(dim=1) < silent
     return TrueAbsorption(quiet & (share >= least_share), share)
+
+
+@dataclass(frozen=True)
+class EdgeGap:
+    """How much less a parent's latent fires where one of its finer features is there as well.
+
+    Source: the signed gap that users of SAELens proposed (its issue 729). It is a diagnostic beside the true rate: a
+    gap says that the parent's latent is silent, and not who carries the parent.
+
+    Attributes:
+        rows_on: Samples with both features.
+        fired_on: Those on which the parent's latent fires.
+        rows_off: Samples with the parent alone.
+        fired_off: Those on which the parent's latent fires.
+    """
+
+    rows_on: int
+    fired_on: int
+    rows_off: int
+    fired_off: int
+
+    @property
+    def eligible(self) -> bool:
+        """Whether there are samples of both kinds."""
+        return self.rows_on > 0 and self.rows_off > 0
+
+    @property
+    def gap(self) -> float:
+        """Recall without the finer feature less recall with it; NaN, and never 0, where one of them is unknown."""
+        return self.fired_off / self.rows_off - self.fired_on / self.rows_on if self.eligible else float("nan")
+
+
+def edge_gap(
+    fires: Bool[Tensor, " samples"], parent: Bool[Tensor, " samples"], child: Bool[Tensor, " samples"]
+) -> EdgeGap:
+    """Count how often a parent's latent fires with and without one of its finer features.
+
+    Args:
+        fires: Where the latent fires.
+        parent: Where the parent is there.
+        child: Where the finer feature is there.
+
+    Returns:
+        The counts, with the gap of the two recalls.
+
+    Example:
+        >>> there = torch.ones(4, dtype=torch.bool)
+        >>> found = edge_gap(torch.tensor([True, True, False, False]), there, torch.tensor([False, False, True, True]))
+        >>> found.gap
+        1.0
+    """
+    on, off = parent & child, parent & ~child
+    return EdgeGap(int(on.sum()), int((fires & on).sum()), int(off.sum()), int((fires & off).sum()))

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from absorb_pl.data.activation_datamodule import ActivationDataModule
+from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.errors import AbsorbError, ShapeError
 from absorb_pl.functional.probe_loss import l1_penalty, learnable_classes, positive_weights, probe_loss
 from absorb_pl.functional.validation import require_finite
@@ -121,8 +121,8 @@ class OneVsRestModule(LightningModule):
         """Take the training labels' counts from the datamodule's `class_counts()` before a fit."""
         self._counted = self._finished = False
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ActivationDataModule):
-            self.check_width(data.cache.width)
+        if isinstance(data, LabelledDataModule):
+            self.check_width(data.width)
         if stage == "fit" and hasattr(data, "class_counts"):
             self.set_class_counts(*cast(Any, data).class_counts())
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from absorb_pl.data.activation_datamodule import ActivationDataModule
+from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.probes.base import Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.rows import training_batches
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -77,7 +77,7 @@ class LatentRanking(OneVsRestModule):
     def setup(self, stage: str) -> None:
         """Check that the SAE reads what the datamodule holds, and move it to the probe's device."""
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ActivationDataModule):
+        if isinstance(data, LabelledDataModule):
             data.check_sae(self.sae)
         super().setup(stage)
         if isinstance(self.sae, nn.Module):

@@ -3,7 +3,7 @@
 Source: the hierarchies of SynthSAEBench (arXiv 2602.14687).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 import pandas as pd
@@ -15,7 +15,7 @@ from torch import Tensor
 from absorb_pl.errors import ShapeError
 from absorb_pl.functional.carried import aligned_latents
 from absorb_pl.functional.similarity import cosine_similarity_matrix
-from absorb_pl.functional.truth import true_absorption
+from absorb_pl.functional.truth import edge_gap, true_absorption
 from absorb_pl.ranges import Count, CountOrZero, Fraction, Range, Seed, check_ranges
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.rows import encode_rows
@@ -224,6 +224,45 @@ def hierarchy_truth(
             )
         )
     return pd.concat(found, ignore_index=True).sort_values("row", ignore_index=True)
+
+
+@torch.no_grad()
+def hierarchy_edges(
+    world: HierarchyWorld,
+    sae: SparseAutoencoder,
+    sizes: Float[Tensor, "rows features"],
+    activations: Float[Tensor, "rows d_model"],
+) -> pd.DataFrame:
+    """How much less each parent's tracking latent fires where a finer feature is there (`functional.truth.edge_gap`).
+
+    Args:
+        world: The world.
+        sae: The SAE.
+        sizes: Sizes of the features.
+        activations: The activations.
+
+    Returns:
+        One row per parent and finer feature, with the columns of `absorb_pl.schema.EDGES` but for the SAE's name.
+    """
+    latents = encode_rows(sae, activations)
+    cosines = cosine_similarity_matrix(world.directions[: world.settings.parents], sae.W_dec.detach().float())
+    found = []
+    for parent in range(world.settings.parents):
+        there = sizes[:, parent] > 0
+        tracking = _tracking(cosines[parent], latents != 0, there)
+        for child in world.children_of(parent):
+            edge = edge_gap(latents[:, tracking] != 0, there, sizes[:, child] > 0)
+            found.append(
+                {
+                    "label": chr(ord("a") + parent),
+                    "child": child,
+                    "tracking_latent": tracking,
+                    **asdict(edge),
+                    "eligible": edge.eligible,
+                    "gap": edge.gap,
+                }
+            )
+    return pd.DataFrame(found)
 
 
 def _tracking(cosines: Tensor, fires: Tensor, is_there: Tensor) -> int:
