@@ -51,10 +51,10 @@ def measure(names: list[str], seeds: int, out: Path) -> None:
         data = ActivationDataModule(hook_name=hook, val_fraction=0.0)
         data.prepare_data()
         data.setup("fit")
-        x, classes = data.cache.rows(torch.arange(len(data.labels))), torch.as_tensor(data.known.label_numbers)
-        labels = [data.known.classes[c] for c in classes.tolist()]
+        x = data.rows(torch.arange(len(data.labels)))
+        labels = [data.class_names[c] for c in data.label_numbers.tolist()]
         for seed in range(seeds):
-            folds = Folds(x, classes, tuple(data.known.classes), CrossfitSettings(), seed * 1_000)
+            folds = Folds(x, data.labels.bool(), data.class_names, CrossfitSettings(), seed * 1_000)
             probes = folds.probe_of_fold()
             for name, sae in saes.items():
                 if sae_hook_name(sae) != hook or (name, seed) in done:

@@ -1,13 +1,12 @@
 """One SAE on activations that somebody already has: from activations and labels to rates, without a language model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from absorb_pl.data.splits import check_split, stratified_split
 from absorb_pl.errors import LabelError
@@ -32,7 +31,7 @@ from absorb_pl.schema import ordered_words
 def evaluate_activations(
     sae: str | SparseAutoencoder,
     activations: Float[Tensor, "words d_model"],
-    labels: Sequence[str],
+    labels: Sequence[str] | Sequence[Collection[str]],
     rules: RuleChoice = "saebench-0.6.0",
     *,
     words: Sequence[str] | None = None,
@@ -54,7 +53,7 @@ def evaluate_activations(
     Args:
         sae: Name for `load_sae`, or an SAE.
         activations: Residual activations at the words, as the SAE reads them.
-        labels: Class of each word, such as its first letter.
+        labels: Class of each word, such as its first letter; or its classes, if it may have several.
         rules: The rules to judge by, perhaps with settings.
         words: The words themselves, for the table of words.
         test_fraction: Share of each class's words held out for evaluation.
@@ -94,13 +93,22 @@ def evaluate_activations(
     judges = configured_rules(rules)
     check_rules_without_model(judges)
     check_shuffles(shuffles, judges)
-    names = tuple(sorted(set(map(str, labels))))
+    classes = [tuple(map(str, one if _is_several(one) else [one])) for one in labels]
+    names = tuple(sorted({name for each in classes for name in each}))
     if len(labels) != len(activations) or len(names) < 2 or (words is not None and len(words) != len(labels)):
         raise LabelError(
             "labels",
             f"{len(labels)} labels of {len(names)} classes",
-            expected=f"one label per row of activations ({len(activations)}) and per word, of two classes or more",
+            expected=f"one label or list of labels per row of activations ({len(activations)}) and per word, of two "
+            "classes or more",
             remedy="Pass activations, labels and words of the same texts.",
+        )
+    if () in classes:
+        raise LabelError(
+            "labels",
+            f"no label for row {classes.index(())}",
+            expected="at least one label per row",
+            remedy="Leave such rows out, or give them a class of their own.",
         )
     named = isinstance(sae, str)
     module = load_sae(sae) if named else sae if isinstance(sae, nn.Module) else AdaptedSae(sae, "activations")
@@ -108,12 +116,13 @@ def evaluate_activations(
     scored: SparseAutoencoder = unit.to(device)
     require_rows(scored)
     require_width(scored, activations.shape[1])
-    numbers = torch.tensor([names.index(str(label)) for label in labels])
-    check_split(numbers, test_fraction, seed)
-    train, test = stratified_split(numbers, (1 - test_fraction, test_fraction), seed)
-    x, y = activations.detach().float().cpu(), one_hot(numbers, len(names))
-    probe, _ = train_linear_probe(x[train], y[train], linear_probe or LinearProbeSettings(), names, seed, device)
-    sparse, _ = train_sae_probe(scored, x[train], y[train], k_sparse or KSparseSettings(), names, seed, device)
+    y = torch.tensor([[name in each for name in names] for each in classes])
+    first = y.int().argmax(dim=1)
+    check_split(first, test_fraction, seed)
+    train, test = stratified_split(first, (1 - test_fraction, test_fraction), seed)
+    x = activations.detach().float().cpu()
+    probe, _ = train_linear_probe(x[train], y[train].long(), linear_probe or LinearProbeSettings(), names, seed, device)
+    sparse, _ = train_sae_probe(scored, x[train], y[train].long(), k_sparse or KSparseSettings(), names, seed, device)
     rows = EvaluationRows.of(x[test], y[test], test, probe.weights.detach(), probe.biases.detach(), names)
     found, judgements = evaluate_rules(scored, sparse, rows, judges, splits, rates, training=(x[train], y[train]))
     tables = sae_tables(sae if isinstance(sae, str) else "sae", found, judgements, found.statistics)
@@ -127,7 +136,7 @@ def evaluate_activations(
         tables["shuffles"] = shuffles_table(copies, figures, (rates or RateSettings()).confidence)
         tables["shuffles"].insert(0, "sae", sae if isinstance(sae, str) else "sae")
     if crossfit is not None:
-        folds = Folds(x, numbers, names, crossfit, seed)
+        folds = Folds(x, y, names, crossfit, seed)
         found_by_folds = crossfit_rules(
             scored,
             folds,
@@ -142,3 +151,7 @@ def evaluate_activations(
             table.insert(0, "sae", sae if isinstance(sae, str) else "sae")
             tables[name] = table
     return tables
+
+
+def _is_several(label: Any) -> bool:
+    return isinstance(label, Collection) and not isinstance(label, str)

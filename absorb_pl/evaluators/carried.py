@@ -37,21 +37,23 @@ def gather_carried(
         evidence: Which latents are a feature's own, and what is to be kept of each word.
 
     Returns:
-        One row per word with the columns of `absorb_pl.schema.CARRIED`, in order of `row`.
+        One row per word, and class of it, with the columns of `absorb_pl.schema.CARRIED`, in order of `row`.
     """
     chunk = rows_at_once(len(sae.W_dec), matrices=_MATRICES)
-    classes = rows.y.int().argmax(dim=1)
     decoder = unit_rows(at_least_float32(sae.W_dec))
-    fired = _fired(sae, rows, classes, chunk)
+    every = torch.arange(len(rows.x))
+    fired, several = _fired(sae, rows, every, chunk), rows.y.sum(dim=1) > 1
     features: dict[int, _Feature] = {}
     for row in letters.to_dict("records"):
         c, tracking = rows.class_names.index(row["label"]), int(row["tracking_latent"])
         own = aligned_latents(decoder, tracking, evidence.min_alignment)
-        features[c] = _Feature(own, of_other_classes(fired, c).to(decoder.device), decoder[tracking])
-    null = _written_elsewhere(sae, rows, classes, features, chunk)
+        with_own = _fired(sae, rows, every[rows.y[:, c] & several], chunk)  # words that have other classes too
+        of_others = of_other_classes(fired.by_class - with_own.by_class, fired.in_all, c)
+        features[c] = _Feature(own, of_others.to(decoder.device), decoder[tracking])
+    null = _written_elsewhere(sae, rows, features, chunk)
     found: dict[int, list[dict[str, Tensor]]] = {c: [] for c in features}
-    for part in _scored_by_class(rows, classes, features).split(chunk):
-        of_part = classes[part]
+    for pairs in _seen_by_class(rows, features).split(chunk):
+        part, of_part = pairs.unbind(dim=1)
         along = torch.stack([features[c].direction for c in of_part.tolist()])
         latents, written = encode_and_project(sae, rows.x[part], along)
         sizes = (rows.x[part].to(along) * along).sum(dim=1)
@@ -71,7 +73,7 @@ def gather_carried(
         for c, of_class in found.items()
         if of_class
     ]
-    return joined_columns(parts, CARRIED).sort_values("row", ignore_index=True)
+    return joined_columns(parts, CARRIED).sort_values("row", kind="stable", ignore_index=True)
 
 
 class _Feature(NamedTuple):
@@ -96,22 +98,31 @@ class _Feature(NamedTuple):
         return counted
 
 
-def _fired(sae: SparseAutoencoder, rows: EvaluationRows, classes: Tensor, chunk: int) -> Tensor:
-    """On how many words of each class a latent fires, `[classes, latents]`."""
-    fired = torch.zeros(len(rows.class_names), len(sae.W_dec), dtype=torch.long)
-    for part in torch.arange(len(rows.x)).split(chunk):
-        fired.index_add_(0, classes[part], (encode_rows(sae, rows.x[part]) != 0).long().cpu())
-    return fired
+class _Fired(NamedTuple):
+    """On how many words latents fire: of each class, `[classes, latents]`, and in all, `[latents]`."""
+
+    by_class: Tensor
+    in_all: Tensor
 
 
-def _scored_by_class(rows: EvaluationRows, classes: Tensor, features: Mapping[int, _Feature]) -> Tensor:
-    """The words on which the linear probe sees the class, class by class."""
-    words = rows.seen[torch.isin(classes[rows.seen], torch.tensor(list(features)))]
-    return words[classes[words].argsort(stable=True)]
+def _fired(sae: SparseAutoencoder, rows: EvaluationRows, places: Tensor, chunk: int) -> _Fired:
+    by_class = torch.zeros(len(rows.class_names), len(sae.W_dec), dtype=torch.float64)
+    in_all = torch.zeros(len(sae.W_dec), dtype=torch.float64)
+    for part in places.split(chunk):
+        fires = (encode_rows(sae, rows.x[part]) != 0).cpu()
+        in_all += fires.sum(dim=0)
+        by_class += rows.y[part].T.double() @ fires.double()
+    return _Fired(by_class.long(), in_all.long())
+
+
+def _seen_by_class(rows: EvaluationRows, features: Mapping[int, _Feature]) -> Tensor:
+    """Place and class of the words on which the linear probe sees the class, class by class."""
+    pairs = rows.seen[torch.isin(rows.seen[:, 1], torch.tensor(list(features)))]
+    return pairs[pairs[:, 1].argsort(stable=True)]
 
 
 def _written_elsewhere(
-    sae: SparseAutoencoder, rows: EvaluationRows, classes: Tensor, features: Mapping[int, _Feature], chunk: int
+    sae: SparseAutoencoder, rows: EvaluationRows, features: Mapping[int, _Feature], chunk: int
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Mean over words of other classes of what is along each feature without it, and of what others write of it."""
     sums = {c: torch.zeros(len(sae.W_dec), dtype=torch.float64, device=sae.W_dec.device) for c in features}
@@ -121,7 +132,7 @@ def _written_elsewhere(
     for part in sample.split(chunk):
         _, project = encode_to_project(sae, rows.x[part])
         for c, feature in features.items():
-            others = (classes[part] != c).nonzero().squeeze(1)
+            others = (~rows.y[part, c]).nonzero().squeeze(1)
             sums[c] += project(feature.direction)[others.to(sae.W_dec.device)].sum(dim=0, dtype=torch.float64)
             along = rows.x[part[others]].to(feature.direction) @ feature.direction
             sizes[c] = sizes[c] + along.sum(dtype=torch.float64).cpu()

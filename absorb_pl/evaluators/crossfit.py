@@ -67,7 +67,8 @@ def crossfit(
         >>> from absorb_pl.truth import PlantedAbsorption, WorldSettings, make_world, planted_sae
         >>> world = make_world(WorldSettings(classes=3, words_per_class=20, unrelated=0, unrelated_active=0))
         >>> _, made = planted_sae(world, PlantedAbsorption(rate=0.25))
-        >>> folds = Folds(world.activations, world.classes, world.class_names, CrossfitSettings(2, 2), seed=0)
+        >>> y = torch.nn.functional.one_hot(world.classes).bool()
+        >>> folds = Folds(world.activations, y, world.class_names, CrossfitSettings(2, 2), seed=0)
         >>> found = crossfit(made.sae, folds, configured_rules("absorb-pl-1"))
         >>> len(found["crossfit_words"]), float(found["crossfit"]["absorption_rate"].iloc[0])
         (120, 0.25)
@@ -79,7 +80,13 @@ def crossfit(
     letters: list[pd.DataFrame] = []
     for repeat in range(folds.settings.repeats):
         ranking = train_fold_ranking(
-            sae, folds.x, folds.y, folds.held_out(repeat), k_sparse or KSparseSettings(), folds.seed + repeat, device
+            sae,
+            folds.x,
+            folds.y.long(),
+            folds.held_out(repeat),
+            k_sparse or KSparseSettings(),
+            folds.seed + repeat,
+            device,
         )
         for fold, (train, test) in enumerate(folds.of_repeat(repeat)):
             chosen = _chosen_latents(sae, ranking, fold, folds.x[train], folds.y[train], splits)

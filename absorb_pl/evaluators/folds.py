@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.errors import LabelError
@@ -41,7 +40,7 @@ class Folds:
 
     Attributes:
         x: Activations, one row per word.
-        classes: Class of each word, by number.
+        y: Which classes each word is of; folds have about equal shares of each word's first one.
         class_names: Names of the classes.
         settings: How words are held out.
         seed: Seed of the first repeat's folds and training; the others count up from it.
@@ -51,13 +50,13 @@ class Folds:
     """
 
     x: Float[Tensor, "words d_model"]
-    classes: Int[Tensor, " words"]
+    y: Bool[Tensor, "words classes"]
     class_names: tuple[str, ...]
     settings: CrossfitSettings
     seed: int
 
     def __post_init__(self) -> None:
-        largest = int(torch.bincount(self.classes).max()) if len(self.classes) else 0
+        largest = int(torch.bincount(self._first_class).max()) if len(self.y) else 0
         if largest < self.settings.folds:
             raise LabelError(
                 "folds",
@@ -67,9 +66,8 @@ class Folds:
             )
 
     @property
-    def y(self) -> Int[Tensor, "words classes"]:
-        """One-hot labels."""
-        return one_hot(self.classes, len(self.class_names))
+    def _first_class(self) -> Tensor:
+        return self.y.int().argmax(dim=1)
 
     def held_out(self, repeat: int) -> Int[Tensor, " words"]:
         """The fold that holds each word out in a repeat.
@@ -78,8 +76,8 @@ class Folds:
             repeat: Number of the repeat.
         """
         shares = (1 / self.settings.folds,) * self.settings.folds
-        fold_of_word = torch.zeros_like(self.classes)
-        for fold, part in enumerate(stratified_split(self.classes, shares, self.seed + repeat)):
+        fold_of_word = torch.zeros(len(self.y), dtype=torch.long)
+        for fold, part in enumerate(stratified_split(self._first_class, shares, self.seed + repeat)):
             fold_of_word[part] = fold
         return fold_of_word
 
@@ -108,7 +106,7 @@ class Folds:
             if (repeat, fold) not in trained:
                 found, _ = train_linear_probe(
                     self.x[rows],
-                    self.y[rows],
+                    self.y[rows].long(),
                     settings or LinearProbeSettings(),
                     self.class_names,
                     self.seed + repeat,

@@ -91,20 +91,20 @@ def gather_projections(
         evidence: What is to be kept of each word.
 
     Returns:
-        One row per word with the columns of `absorb_pl.schema.PROJECTIONS`, in order of `row`.
+        One row per word, and class of it, with the columns of `absorb_pl.schema.PROJECTIONS`, in order of `row`.
     """
-    seen = rows.seen
+    places, classes = rows.seen.unbind(dim=1)
     found = score_projections(
         sae,
-        rows.x[seen],
-        rows.index[seen].tolist(),
-        [rows.class_names[c] for c in rows.y[seen].int().argmax(dim=1).tolist()],
+        rows.x[places],
+        rows.index[places].tolist(),
+        [rows.class_names[c] for c in classes.tolist()],
         rows.probe_weight,
         rows.class_names,
         {row["label"]: [int(latent) for latent in row["main_latents"]] for row in letters.to_dict("records")},
         stored_absorbers=evidence.stored_absorbers,
     )
-    return found.sort_values("row", ignore_index=True)
+    return found.sort_values("row", kind="stable", ignore_index=True)
 
 
 def joined_columns(parts: Sequence[Mapping[str, Any]], columns: Columns) -> pd.DataFrame:

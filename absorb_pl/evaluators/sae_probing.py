@@ -34,7 +34,7 @@ class EvaluationRows:
 
     Attributes:
         x: Residual rows, `[rows, d_model]`.
-        y: Which class each word is of, `[rows, classes]`.
+        y: Which classes each word is of, `[rows, classes]`; one of them, or several.
         index: Row number of each word in the task.
         probe_weight: Weights of the linear probe, `[classes, d_model]`.
         probe_logits: Its logits, `[rows, classes]`.
@@ -72,9 +72,9 @@ class EvaluationRows:
         return cls(x, y.bool(), index, weight, x @ weight.T + bias, tuple(class_names))
 
     @property
-    def seen(self) -> Int[Tensor, " seen"]:
-        """Places of the words on which the linear probe sees the word's own class."""
-        return (self.probe_logits[self.y.bool()] > 0).nonzero().squeeze(-1)
+    def seen(self) -> Int[Tensor, "seen 2"]:
+        """Place and class of each word on which the linear probe sees that class of the word."""
+        return (self.y & (self.probe_logits > 0)).nonzero()
 
 
 @dataclass(frozen=True)

@@ -57,24 +57,27 @@ def aligned_latents(
     return [tracking, *(latent for latent in close if latent != tracking)]
 
 
-def of_other_classes(fired: Int[Tensor, "classes latents"], own: CountOrZero) -> Bool[Tensor, " latents"]:
+def of_other_classes(
+    fired: Int[Tensor, "classes latents"], in_all: Int[Tensor, " latents"], own: CountOrZero
+) -> Bool[Tensor, " latents"]:
     """Mark the latents that fire mostly on words of one other class.
 
     Args:
-        fired: On how many words of each class a latent fires.
+        fired: On how many words of each class a latent fires; words that are of the class `own` as well left out.
+        in_all: On how many words it fires.
         own: Number of the class at hand.
 
     Returns:
         True where more than half of the words on which a latent fires are of one class that is not `own`.
 
     Example:
-        >>> of_other_classes(torch.tensor([[0, 2, 4], [3, 2, 1]]), own=0)
+        >>> of_other_classes(torch.tensor([[0, 2, 4], [3, 2, 1]]), torch.tensor([3, 4, 5]), own=0)
         tensor([ True, False, False])
     """
     check_ranges(of_other_classes, locals())
     others = fired.clone()
     others[own] = 0
-    return 2 * others.amax(dim=0) > fired.sum(dim=0)
+    return 2 * others.amax(dim=0) > in_all
 
 
 def carried_share(

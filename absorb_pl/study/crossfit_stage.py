@@ -102,7 +102,8 @@ class CrossfitStage(Stage):
             data = self.probes.data
             labels = data.activations.words.labels
             rows = data.activations.rows(hook, torch.arange(len(labels)))
-            folds = Folds(rows, labels, data.class_names, self.settings, data.seed)
+            y = torch.nn.functional.one_hot(labels, len(data.class_names)).bool()
+            folds = Folds(rows, y, data.class_names, self.settings, data.seed)
             self._of_hooks[hook] = folds, folds.probe_of_fold(self.probes.settings, device)
         return self._of_hooks[hook]
 

@@ -74,7 +74,7 @@ def test_figures_are_sums_over_latents_less_their_means_on_other_classes(case):
 
 def test_the_linear_probe_says_which_words_are_scored(case):
     _, _, rows, _, found = case
-    assert found["row"].tolist() == (rows.seen + 100).tolist()
+    assert found["row"].tolist() == (rows.seen[:, 0] + 100).tolist()
 
 
 def test_parts_and_the_order_of_words_change_nothing(case, monkeypatch):

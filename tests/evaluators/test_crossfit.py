@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from absorb_pl.errors import LabelError, RangeError, RuleError
 from absorb_pl.evaluators import crossfit as room
@@ -30,7 +31,7 @@ def planted():
 @pytest.fixture(scope="module")
 def folds(planted: Any) -> Folds:
     world, _ = planted
-    return Folds(world.activations, world.classes, world.class_names, SETTINGS, seed=5)
+    return Folds(world.activations, one_hot(world.classes).bool(), world.class_names, SETTINGS, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_every_word_is_held_out_once_per_repeat(folds: Folds):
         for fold, (train, test) in enumerate(parts):
             assert not set(train.tolist()) & set(test.tolist())
             assert len(train) + len(test) == 160
-            assert torch.bincount(folds.classes[test]).tolist() == [10] * 4
+            assert folds.y[test].sum(dim=0).tolist() == [10] * 4
             assert folds.held_out(repeat)[test].tolist() == [fold] * 40
     first, second = (folds.held_out(repeat).tolist() for repeat in (0, 1))
     assert first != second
@@ -137,7 +138,9 @@ def test_linear_probes_are_trained_once_for_all_saes(planted: Any, folds: Folds,
 def test_classes_of_fewer_words_than_folds_are_judged_where_they_are(planted: Any):
     world, made = planted
     few = torch.cat([(world.classes == c).nonzero().squeeze(1)[: 2 if c == 0 else 40] for c in range(4)])
-    folds = Folds(world.activations[few], world.classes[few], world.class_names, CrossfitSettings(4, 1), seed=1)
+    folds = Folds(
+        world.activations[few], one_hot(world.classes[few]).bool(), world.class_names, CrossfitSettings(4, 1), seed=1
+    )
     rates = RateSettings(min_probe_f1=0)
     found = crossfit(made.sae, folds, configured_rules("absorb-pl-1"), k_sparse=QUICK, rates=rates)
     table = found["crossfit"].set_index("label")
@@ -151,7 +154,7 @@ def test_bad_settings_are_named(planted: Any, folds: Folds):
     with pytest.raises(RangeError, match="folds"):
         CrossfitSettings(folds=1)
     with pytest.raises(LabelError, match="largest class, which has 40"):
-        Folds(world.activations, world.classes, world.class_names, CrossfitSettings(folds=41), seed=0)
+        Folds(world.activations, one_hot(world.classes).bool(), world.class_names, CrossfitSettings(folds=41), seed=0)
     with pytest.raises(RuleError, match="paper"):
         crossfit(made.sae, folds, configured_rules("paper"), k_sparse=QUICK)
 

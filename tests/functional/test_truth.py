@@ -100,8 +100,8 @@ def test_latents_that_point_the_same_way_are_one_feature():
 
 def test_latents_of_other_classes_fire_mostly_on_one_of_them():
     fired = torch.tensor([[5, 0, 2, 0, 9], [4, 3, 1, 0, 10], [0, 3, 1, 0, 0]])
-    assert of_other_classes(fired, 0).tolist() == [False, False, False, False, True]
-    assert of_other_classes(fired, 2).tolist() == [True, False, False, False, True]
+    assert of_other_classes(fired, fired.sum(dim=0), 0).tolist() == [False, False, False, False, True]
+    assert of_other_classes(fired, fired.sum(dim=0), 2).tolist() == [True, False, False, False, True]
 
 
 def test_the_tracking_latent_is_the_best_at_its_best_threshold():
