@@ -108,7 +108,7 @@ class _Fired(NamedTuple):
 def _fired(sae: SparseAutoencoder, rows: EvaluationRows, places: Tensor, chunk: int) -> _Fired:
     by_class = torch.zeros(len(rows.class_names), len(sae.W_dec), dtype=torch.float64)
     in_all = torch.zeros(len(sae.W_dec), dtype=torch.float64)
-    for part in places.split(chunk):
+    for part in places.split(chunk) if len(places) else ():
         fires = (encode_rows(sae, rows.x[part]) != 0).cpu()
         in_all += fires.sum(dim=0)
         by_class += rows.y[part].T.double() @ fires.double()
