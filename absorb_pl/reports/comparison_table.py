@@ -1,15 +1,22 @@
-"""Printed tables of comparisons: differences of SAEs, and what difference a study can tell."""
+"""Comparisons on the terminal and as a figure: differences of SAEs, and what difference a study can tell."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from absorb_pl.reports.layout import percent, place_panels
 from absorb_pl.reports.names import short_names
 from absorb_pl.reports.terminal import print_whole, wide_console
+
+_MOST_PAIRS = 40
+_LEVEL = 0.05
+_COLOUR = "#0072B2"
+_NAME_POINTS = 7
 
 
 def print_comparison(table: pd.DataFrame, file: Path, console: Console | None = None) -> None:
@@ -39,6 +46,44 @@ def print_comparison(table: pd.DataFrame, file: Path, console: Console | None = 
     heads = ("rule", "A", "B", "rate A", "rate B", "A − B in points [95 %]", "p", "p (Holm)")
     _print(console, "Absorption rates compared on the same words, mean over letters", heads, rows, left=3)
     console.print(f"Letters, and all of the above: {file}", highlight=False, soft_wrap=True)
+    console.print(f"Figure: {file.with_suffix('.png')}", highlight=False, soft_wrap=True)
+
+
+def comparison_figure(table: pd.DataFrame) -> Figure:
+    """Differences of pairs of SAEs with their intervals, one panel per rule; filled where p (Holm) is at most 0.05.
+
+    Args:
+        table: From `compare_saes`. Of many pairs those with the smallest p-values are shown.
+    """
+    whole = table[table["label"] == ""].sort_values(["p_holm", "p_value"], kind="stable")
+    short, rules = short_names([*whole["a"], *whole["b"]]), list(table["rule"].unique())
+    pairs = list(dict.fromkeys(zip(whole["a"], whole["b"], strict=True)))
+    shown = pairs[:_MOST_PAIRS]
+    names = [f"{short[a]} − {short[b]}" for a, b in shown]
+    left = 0.3 + 0.65 * _NAME_POINTS / 72 * max(map(len, names))
+    figure = Figure(figsize=(left + 3.0 * len(rules) + 0.2, 1.3 + 0.22 * len(shown)))
+    axes = figure.subplots(1, len(rules), squeeze=False, sharey=True)[0]
+    for axis, rule in zip(axes, rules, strict=True):
+        for row in whole[whole["rule"] == rule].to_dict("records"):
+            if (row["a"], row["b"]) not in shown:
+                continue
+            reach = [[row["difference"] - row["ci_low"]], [row["ci_high"] - row["difference"]]]
+            filled = _COLOUR if row["p_holm"] <= _LEVEL else "white"
+            place = shown.index((row["a"], row["b"]))
+            axis.errorbar(
+                row["difference"], place, xerr=reach, fmt="o", color=_COLOUR, markerfacecolor=filled, capsize=2
+            )
+        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.set_title(f"rule {rule}", fontsize=9)
+        axis.set_xlabel("difference of rates [95 %]", fontsize=8)
+        axis.xaxis.set_major_formatter(percent)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(shown)), names, fontsize=_NAME_POINTS)
+    axes[0].set_ylim(len(shown) - 0.5, -0.5)
+    which = f"the {len(shown)} of {len(pairs)} pairs with the smallest p" if len(shown) < len(pairs) else "all pairs"
+    figure.suptitle(f"Absorption rates compared, {which}; filled: p (Holm) at most {_LEVEL:g}", fontsize=9)
+    place_panels(figure, (1, len(rules)), left=left, top=0.6)
+    return figure
 
 
 def print_power(table: pd.DataFrame, power: float, confidence: float, console: Console | None = None) -> None:

@@ -17,7 +17,8 @@ from absorb_pl.functional.intervals import combine_repeats, design_effect, lette
 from absorb_pl.functional.paired import holm, sign_flip_test, smallest_difference
 from absorb_pl.models.closest import closest_names
 from absorb_pl.ranges import InnerFraction, check_ranges
-from absorb_pl.reports.comparison_table import print_comparison, print_power
+from absorb_pl.reports.comparison_table import comparison_figure, print_comparison, print_power
+from absorb_pl.reports.figures import save_figures
 from absorb_pl.study.finished import settings_of_run
 
 _SHARED = ("task", "test_fraction", "seed", "crossfit", "splits", "rates", "activation_dtype", "model_dtype")
@@ -116,10 +117,14 @@ def print_comparisons(
     saes: Sequence[str] = (),
     confidence: InnerFraction = 0.95,
 ) -> pd.DataFrame:
-    """Compare SAEs, print a line per pair, and write `comparison.parquet` into the run folder; see `compare_saes`."""
+    """Compare SAEs, print a line per pair, and write `comparison.parquet` and `.png` into the run folder.
+
+    See `compare_saes`.
+    """
     table = compare_saes(run_dir, other_run_dir, rule=rule, saes=saes, confidence=confidence)
     file = user_path(run_dir) / "comparison.parquet"
     write_table(table, file)
+    save_figures({"comparison": comparison_figure(table)}, user_path(run_dir))
     print_comparison(table, file)
     return table
 
