@@ -138,3 +138,23 @@ def loss_of_folds(
         pos_weight=pos_weight,
         reduction="sum",
     )
+
+
+def l1_penalty_of_folds(
+    weight: Float[Tensor, "folds classes features"], class_mask: Bool[Tensor, "folds classes"]
+) -> Float[Tensor, ""]:
+    """Sum over folds of `l1_penalty`.
+
+    Args:
+        weight: Weights of the probes of all folds.
+        class_mask: Classes to count in each fold; at least one.
+
+    Returns:
+        The penalty before its factor, a scalar.
+
+    Example:
+        >>> l1_penalty_of_folds(torch.tensor([[[1.0, -2.0], [9.0, 9.0]]]), torch.tensor([[True, False]]))
+        tensor(3.)
+    """
+    of_classes = weight.abs().sum(dim=2) * class_mask
+    return (of_classes.sum(dim=1) / class_mask.sum(dim=1)).sum()

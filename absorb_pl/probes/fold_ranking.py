@@ -1,13 +1,11 @@
 """Ranking probes for cross-fitting: one for each fold of the rows, trained together."""
 
-from itertools import starmap
-
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.functional.probe_loss import l1_penalty, learnable_classes, loss_of_folds, positive_weights
+from absorb_pl.functional.probe_loss import l1_penalty_of_folds, learnable_classes, loss_of_folds, positive_weights
 from absorb_pl.functional.validation import require_finite
 from absorb_pl.probes.base import Batch
 from absorb_pl.probes.ranking import LatentRanking
@@ -75,5 +73,4 @@ class FoldRanking(LatentRanking):
     @override
     def penalty(self) -> Float[Tensor, ""]:
         """Sum of the penalties of all folds."""
-        weights = self.fc.weight.unflatten(0, (self.folds, -1))
-        return self.l1_decay * sum(starmap(l1_penalty, zip(weights, self.learnable, strict=True)), torch.zeros(()))
+        return self.l1_decay * l1_penalty_of_folds(self.fc.weight.unflatten(0, (self.folds, -1)), self.learnable)

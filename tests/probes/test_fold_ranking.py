@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from absorb_pl.evaluators.training import train_fold_ranking
-from absorb_pl.functional.probe_loss import loss_of_folds, probe_loss
+from absorb_pl.functional.probe_loss import l1_penalty, l1_penalty_of_folds, loss_of_folds, probe_loss
 from absorb_pl.probes.fold_ranking import FoldRanking
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.settings import KSparseSettings
@@ -39,6 +39,13 @@ def test_the_loss_is_the_sum_of_the_folds_own_losses():
     torch.testing.assert_close(found, alone, rtol=1e-12, atol=0)
     for one, other in zip(torch.autograd.grad(found, logits), torch.autograd.grad(alone, logits), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_the_penalty_is_the_sum_of_the_folds_own_penalties():
+    weight = torch.randn(4, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = torch.tensor([[True, False, True], [True, True, True], [False, False, True], [True, True, False]])
+    alone = sum(l1_penalty(own, kept) for own, kept in zip(weight, mask, strict=True))
+    torch.testing.assert_close(l1_penalty_of_folds(weight, mask), alone, rtol=1e-12, atol=0)
 
 
 def test_each_fold_takes_the_step_that_it_takes_alone(planted: Any):
