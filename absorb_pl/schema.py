@@ -335,6 +335,7 @@ CALIBRATION: Columns = {
     "seed": Column("int64", "Seed of the planted world, or of the samples."),
     **_RULE,
     "num_words": Column("int64", "Words that were judged.", "words"),
+    "num_absorbed": Column("int64", "Those that are absorbed in truth.", "words"),
     "num_classes": Column("int64", "Classes that can be evaluated."),
     "true_rate": Column("float64", "Share of the judged words that are absorbed in truth, mean over classes."),
     "absorption_rate": _INTERVAL["absorption_rate"],
@@ -363,6 +364,9 @@ CALIBRATION_SUMMARY: Columns = {
     "share_rmse": Column("float64", "Root of the mean square of that."),
     "share_spearman": Column("float64", "Rank correlation of fraction and true share over SAEs."),
     "word_auroc": Column("float64", "Mean of the evaluations' AUROC."),
+    "absorbed_word_auroc": Column(
+        "float64", "The same mean over absorbed words: evaluations count by how many of theirs are absorbed."
+    ),
 }
 """One row per planted setting, or world, and rule: how far the rule is from the truth."""
 

@@ -135,7 +135,7 @@ class CalibrationStage(Stage):
             "rules": self.config.rules,
             "splits": asdict(self.config.splits),
             "split_seed": self.config.seed,
-            "format": 2,
+            "format": 3,
         }
 
     @override

@@ -49,6 +49,7 @@ def score_against_truth(tables: Mapping[str, pd.DataFrame], truth: pd.DataFrame)
             {
                 "rule": row["rule"],
                 "num_words": len(words),
+                "num_absorbed": int(true["is_absorbed"].sum()),
                 "num_classes": len(counted),
                 "true_rate": by_class["is_absorbed"].mean().mean(),
                 "absorption_rate": row["absorption_rate"],
@@ -84,7 +85,7 @@ def summarise_scores(scores: pd.DataFrame) -> pd.DataFrame:
         >>> scores = pd.DataFrame({
         ...     "family": "planted", "setting": "clean", "seed": [0, 1], "rule": "absorb-pl-1", "true_rate": [0.3, 0.3],
         ...     "absorption_rate": [0.31, 0.35], "ci_low": 0.2, "ci_high": 0.4, "all_rate": 0.3, "true_share": 0.3,
-        ...     "absorption_fraction": 0.3, "word_auroc": 1.0})
+        ...     "absorption_fraction": 0.3, "word_auroc": 1.0, "num_absorbed": 60})
         >>> summarise_scores(scores)[["rate_bias", "coverage"]].round(3).to_dict("records")
         [{'rate_bias': 0.03, 'coverage': 1.0}]
     """
@@ -121,9 +122,16 @@ def _summed(scores: pd.DataFrame) -> pd.DataFrame:
                 "share_rmse": (share**2).mean() ** 0.5,
                 "share_spearman": _spearman(known, "absorption_fraction", "true_share"),
                 "word_auroc": known["word_auroc"].mean(),
+                "absorbed_word_auroc": _weighted_mean(known["word_auroc"], known["num_absorbed"]),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _weighted_mean(values: pd.Series, weights: pd.Series) -> float:
+    """Mean of the values that are known; missing if none is."""
+    known = values.notna()
+    return float((values * weights)[known].sum() / weights[known].sum()) if known.any() else float("nan")
 
 
 def _spearman(scores: pd.DataFrame, measured: str, true: str) -> float:

@@ -52,6 +52,7 @@ def test_the_truth_is_taken_over_the_words_that_were_judged():
     score = words["is_absorption"].astype(float) + words["absorption_fraction"]
     assert row["word_auroc"] == pytest.approx(roc_auc_score([truth["is_absorbed"][r] for r in words["row"]], score))
     assert (row["num_words"], row["num_classes"], row["absorption_rate"]) == (len(words), 2, 0.4)
+    assert row["num_absorbed"] == sum(truth["is_absorbed"][r] for r in words["row"])
 
 
 def test_summaries_are_means_over_evaluations_and_ranks_over_saes():
@@ -63,6 +64,7 @@ def test_summaries_are_means_over_evaluations_and_ranks_over_saes():
                 about = {"family": family, "setting": setting, "seed": seed, "rule": "mine"}
                 figures = dict.fromkeys(set(CALIBRATION) - set(about), 0.0)
                 figures |= {name: rng.random() for name in DRAWN}
+                figures["num_absorbed"] = int(rng.integers(1, 30))
                 rows.append({**about, **figures, "ci_low": 0.2, "ci_high": 0.6})
     rows[0]["absorption_rate"] = None
     scores = pd.DataFrame(rows)[list(CALIBRATION)]
@@ -86,3 +88,6 @@ def test_summaries_are_means_over_evaluations_and_ranks_over_saes():
     means = trained.groupby("setting")[["absorption_rate", "true_rate"]].mean()
     assert last["rate_spearman"] == pytest.approx(spearmanr(means["absorption_rate"], means["true_rate"]).statistic)
     assert last["coverage"] == pytest.approx(np.mean([0.2 <= rate <= 0.6 for rate in trained["all_rate"]]))
+    assert last["word_auroc"] == pytest.approx(trained["word_auroc"].mean())
+    by_word = np.average(trained["word_auroc"], weights=trained["num_absorbed"])
+    assert last["absorbed_word_auroc"] == pytest.approx(by_word)
