@@ -197,7 +197,7 @@ SUMMARY: Columns = {
     "rate_one_main": Column(
         "float64",
         "Rate if each class had its first main latent alone, for rules on projections. What is absorbed lies between "
-        "the rate and this, as further main latents may be absorbers, or a split.",
+        "the rate and this, as further main latents may be absorbers, or a split. Missing in what `rescore` writes.",
     ),
 }
 """One row per SAE and rule."""

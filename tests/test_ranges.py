@@ -33,13 +33,8 @@ ROOMS = [
     "study",
     "words",
 ]
-BASES = (
-    "OneVsRestModule",
-    "LatentRanking",
-    "FoldRanking",
-    "CausalEvaluator",
-    "SaeEvaluation",
-)  # and what takes objects
+# Bases of others, and what takes objects alone.
+BASES = {"OneVsRestModule", "LatentRanking", "FoldRanking", "CausalEvaluator", "SaeEvaluation", "LabelledDataModule"}
 
 # Numbers on the command line that no range is declared for, and who refuses them.
 WITHOUT_RANGE = {
