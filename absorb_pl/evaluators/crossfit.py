@@ -78,6 +78,7 @@ def crossfit(
     probe_of_fold = probe_of_fold or folds.probe_of_fold(device=device)
     words: list[pd.DataFrame] = []
     letters: list[pd.DataFrame] = []
+    firing = _firing(sae, folds.x)
     for repeat in range(folds.settings.repeats):
         ranking = train_fold_ranking(
             sae,
@@ -87,6 +88,7 @@ def crossfit(
             k_sparse or KSparseSettings(),
             folds.seed + repeat,
             device,
+            firing,
         )
         for fold, (train, test) in enumerate(folds.of_repeat(repeat)):
             chosen = _chosen_latents(sae, ranking, fold, folds.x[train], folds.y[train], splits)
@@ -101,7 +103,7 @@ def crossfit(
                 words.append(rule.judge(evidence[rule.needs]).assign(**about))
                 letters.append(rule.count_candidates(of_fold).assign(rule=rule.name, **about))
     verdicts, by_fold = pd.concat(words, ignore_index=True), pd.concat(letters, ignore_index=True)
-    by_fold["sae_fires"] = _fires(sae, folds.x)
+    by_fold["sae_fires"] = len(firing) > 0
     table = pd.concat([_rates(rule, verdicts, by_fold, folds.settings, rates) for rule in rules], ignore_index=True)
     kept = verdicts.reindex(columns=[name for name in CROSSFIT_WORDS if name != "sae"])
     return {"crossfit": table, "crossfit_words": kept}
@@ -152,8 +154,10 @@ def _letters(
     )
 
 
-def _fires(sae: SparseAutoencoder, x: Tensor) -> bool:
-    return any(bool((encode_rows(sae, part) != 0).any()) for part in x.split(rows_at_once(len(sae.W_dec))))
+def _firing(sae: SparseAutoencoder, x: Tensor) -> Tensor:
+    """Latents that fire on some word."""
+    parts = [(encode_rows(sae, part) != 0).any(dim=0) for part in x.split(rows_at_once(len(sae.W_dec)))]
+    return torch.stack(parts).any(dim=0).nonzero().squeeze(1).cpu()
 
 
 def _rates(

@@ -94,6 +94,7 @@ def train_fold_ranking(
     settings: KSparseSettings,
     seed: int,
     device: torch.device | str = "cpu",
+    firing: Int[Tensor, " firing"] | None = None,
 ) -> FoldRanking:
     """Train the ranking probes of all folds.
 
@@ -105,8 +106,11 @@ def train_fold_ranking(
         settings: How to train.
         seed: Seed of the order of batches.
         device: Where to train.
+        firing: Latents that fire on some row; all when None.
     """
-    probe = FoldRanking(sae, y.shape[1], held_out, settings)
+    if firing is None or not len(firing):
+        firing = torch.arange(len(sae.W_dec))
+    probe = FoldRanking(sae, y.shape[1], held_out, settings, firing)
     _fitted(probe, x, y, settings.max_epochs, settings.batch_size, seed, device)
     return probe
 

@@ -38,6 +38,7 @@ class OneVsRestModule(LightningModule):
             where the rows are too few.
         steps: Whether an optimiser steps through the batches.
         rows_per_step: Rows per optimiser step, where a batch is a whole epoch; None if a batch is a step.
+        fused: Whether the optimiser's step is one kernel, which rounds otherwise than the published code's.
 
     Args:
         input_dim: Width of the layer's input.
@@ -55,6 +56,7 @@ class OneVsRestModule(LightningModule):
     min_steps_per_epoch: int = 1
     steps: bool = True
     rows_per_step: int | None = None
+    fused: bool = False
 
     def __init__(
         self,
@@ -360,7 +362,7 @@ class OneVsRestModule(LightningModule):
             )
         kinds = {"Adam": torch.optim.Adam, "SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
         kind = kinds[self.optimizer_name]
-        optimizer = kind(self.fc.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = kind(self.fc.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=self.fused)
         gamma = (self.end_lr / self.lr) ** (1 / epochs)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}

@@ -24,29 +24,51 @@ class FoldRanking(LatentRanking):
         num_classes: Number of classes.
         held_out: The fold that holds each row out, `[rows]`.
         settings: How to train.
+        firing: Latents that fire on some row; the weights of others would begin and stay at 0.
     """
 
+    fused = True
     trained_on: Tensor
+    firing: Tensor
 
     def __init__(
-        self, sae: SparseAutoencoder, num_classes: int, held_out: Int[Tensor, " rows"], settings: KSparseSettings
+        self,
+        sae: SparseAutoencoder,
+        num_classes: int,
+        held_out: Int[Tensor, " rows"],
+        settings: KSparseSettings,
+        firing: Int[Tensor, " firing"],
     ) -> None:
         self.folds = int(held_out.max()) + 1
         super().__init__(
-            sae, self.folds * num_classes, settings.lr, settings.end_lr, weight_decay=1e-6, l1_decay=settings.l1_decay
+            sae,
+            self.folds * num_classes,
+            settings.lr,
+            settings.end_lr,
+            weight_decay=1e-6,
+            l1_decay=settings.l1_decay,
+            num_latents=len(firing),
         )
         trained_on = held_out[:, None] != torch.arange(self.folds)
         self.register_buffer("trained_on", trained_on, persistent=False)
+        self.register_buffer("firing", firing, persistent=False)
 
     @property
     def weight(self) -> Float[Tensor, "folds classes latents"]:
-        """Weights of all probes; 0 for classes that a fold's rows do not tell apart."""
-        return self.fc.weight.detach().unflatten(0, (self.folds, -1))
+        """Weights of all probes; 0 for latents that fire on no row, and for classes that a fold cannot tell apart."""
+        found = self.fc.weight.detach()
+        whole = found.new_zeros(len(found), len(self.sae.W_dec)).index_copy_(1, self.firing, found)
+        return whole.unflatten(0, (self.folds, -1))
 
     @property
     def learnable(self) -> Bool[Tensor, "folds classes"]:
         """Classes that have words and other words among the rows that a fold's probe is trained on."""
         return self.class_mask.unflatten(0, (self.folds, -1))
+
+    @override
+    def inputs(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows firing"]:
+        """Activations of the latents that fire on some row."""
+        return super().inputs(x)[:, self.firing]
 
     @override
     def count_labels(self, y: Num[Tensor, "rows classes"]) -> None:

@@ -46,6 +46,7 @@ class LatentRanking(OneVsRestModule):
         l1_decay: Factor of the L1 penalty.
         optimizer: Name of the optimiser.
         class_names: Names of the classes.
+        num_latents: Latents that `inputs` gives; all of the SAE's when None.
     """
 
     # The paper's vocabularies give its ranking probe about five batches of 4096 words per epoch. With one, Adam
@@ -62,9 +63,11 @@ class LatentRanking(OneVsRestModule):
         l1_decay: float,
         optimizer: OptimizerName = "Adam",
         class_names: Sequence[str] | None = None,
+        num_latents: int | None = None,
     ) -> None:
-        num_latents = sae.W_dec.shape[0]
-        super().__init__(num_latents, num_outputs, lr, end_lr, weight_decay, l1_decay, optimizer, class_names)
+        super().__init__(
+            num_latents or len(sae.W_dec), num_outputs, lr, end_lr, weight_decay, l1_decay, optimizer, class_names
+        )
         # A tuple hides the SAE from the module tree, and so its weights from checkpoints and optimisers.
         self._sae = (sae,)
         self._encoded: _EncodedRows | None = None
@@ -121,7 +124,7 @@ class LatentRanking(OneVsRestModule):
         for batch in training_batches(self.trainer):
             index.append(batch["index"].cpu())
             latents.append(self.inputs(batch["x"].to(self.device)))
-            if sum(map(len, index)) > rows_at_once(self.fc.in_features):
+            if sum(map(len, index)) > rows_at_once(len(self.sae.W_dec)):
                 return None
         rows = torch.cat(index)
         place = torch.zeros(int(rows.max()) + 1, dtype=torch.long).index_copy_(0, rows, torch.arange(len(rows)))
@@ -168,7 +171,7 @@ class LatentRanking(OneVsRestModule):
         Returns:
             One logit per class.
         """
-        parts, whole = x.split(rows_at_once(self.fc.in_features)), super().logits
+        parts, whole = x.split(rows_at_once(len(self.sae.W_dec))), super().logits
         if len(parts) == 1:
             return whole(x)
         if not torch.is_grad_enabled():

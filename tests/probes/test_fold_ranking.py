@@ -52,7 +52,7 @@ def test_each_fold_takes_the_step_that_it_takes_alone(planted: Any):
     """At the same weights each fold's gradient is that of its own probe, and Adam steps weight by weight."""
     sae, x, y, held_out = planted
     batch = {"x": x, "y": y, "index": torch.arange(len(x))}
-    together = FoldRanking(sae, 3, held_out, SETTINGS).double()
+    together = FoldRanking(sae, 3, held_out, SETTINGS, torch.arange(len(sae.W_dec))).double()
     together.count_labels(y)
     weight = torch.randn(12, len(sae.W_dec), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
@@ -79,6 +79,20 @@ def test_rows_that_a_fold_holds_out_change_nothing_of_its_probe(planted: Any):
     after = train_fold_ranking(sae, other, labels, held_out, SETTINGS, seed=0)
     torch.testing.assert_close(after.weight[1], before.weight[1], rtol=1e-5, atol=1e-6)
     assert (after.weight[0] - before.weight[0]).abs().max() > 1e-2
+
+
+def test_latents_that_fire_on_no_row_take_no_part(planted: Any):
+    sae, x, y, held_out = planted
+    rare = (sae.encode(x) != 0).sum(dim=0).argsort()[:5]
+    kept = ~(sae.encode(x)[:, rare] != 0).any(dim=1)
+    x, y, held_out = x[kept], y[kept], held_out[kept]
+    firing = (sae.encode(x) != 0).any(dim=0).nonzero().squeeze(1)
+    silent = [latent for latent in range(len(sae.W_dec)) if latent not in firing.tolist()]
+    assert silent
+    whole = train_fold_ranking(sae, x, y, held_out, SETTINGS, seed=0)
+    kept = train_fold_ranking(sae, x, y, held_out, SETTINGS, seed=0, firing=firing)
+    torch.testing.assert_close(kept.weight, whole.weight, rtol=1e-4, atol=1e-5)
+    assert bool((kept.weight[:, :, silent] == 0).all())
 
 
 def test_a_class_that_a_fold_holds_out_whole_is_left_out_there(planted: Any):
