@@ -47,15 +47,10 @@ def control_sae(sae: SparseAutoencoder, kind: str, seed: Seed = 0) -> Any:
         (True, False)
     """
     check_ranges(control_sae, locals())
-    if kind not in CONTROL_KINDS:
-        raise AbsorbError("kind", kind, expected=" or ".join(CONTROL_KINDS), remedy="Name one of these.")
+    check_control(sae, kind)
     inner: Any = sae.sae if isinstance(sae, AdaptedSae) else sae
-    encoder, decoder = getattr(inner, "W_enc", None), inner.W_dec
-    if not isinstance(encoder, Tensor):
-        raise _refused(sae, "an SAE with an encoder matrix `W_enc`", "It has none of its own.")
+    encoder, decoder = inner.W_enc, inner.W_dec
     tied = encoder.data_ptr() == decoder.data_ptr()
-    if kind == "shuffled_decoder" and tied:
-        raise _refused(sae, "an SAE with an encoder apart from its decoder", "Use the control 'random'.")
     generator = torch.Generator().manual_seed(seed)
     norms = decoder.detach().float().norm(dim=1, keepdim=True)
     if kind == "random":
@@ -72,6 +67,35 @@ def control_sae(sae: SparseAutoencoder, kind: str, seed: Seed = 0) -> Any:
     control.eval()
     control.requires_grad_(False)
     return control
+
+
+def check_control(sae: SparseAutoencoder, kind: str) -> None:
+    """Refuse a control that an SAE cannot have.
+
+    Args:
+        sae: The SAE.
+        kind: Which control.
+
+    Raises:
+        AbsorbError: There is no such kind.
+        SaeArchitectureError: The SAE has no encoder matrix; or its encoder is its decoder (matching pursuit), so that
+            a shuffled decoder would make other latents fire.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_control(SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu), "random")
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.SaeArchitectureError: `sae` was 'SimpleNamespace', expected an SAE with an encoder matrix...
+    """
+    if kind not in CONTROL_KINDS:
+        raise AbsorbError("kind", kind, expected=" or ".join(CONTROL_KINDS), remedy="Name one of these.")
+    inner: Any = sae.sae if isinstance(sae, AdaptedSae) else sae
+    encoder = getattr(inner, "W_enc", None)
+    if not isinstance(encoder, Tensor):
+        raise _refused(sae, "an SAE with an encoder matrix `W_enc`", "It has none of its own.")
+    if kind == "shuffled_decoder" and encoder.data_ptr() == inner.W_dec.data_ptr():
+        raise _refused(sae, "an SAE with an encoder apart from its decoder", "Use the control 'random'.")
 
 
 def _copy(sae: SparseAutoencoder) -> Any:

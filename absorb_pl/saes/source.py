@@ -12,6 +12,7 @@ from torch import Tensor
 from absorb_pl.errors import ManifestMismatchError
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.placement import local_path
+from absorb_pl.saes.controls import check_control
 from absorb_pl.saes.identity import sae_identity
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.name_parts import split_control
@@ -47,22 +48,26 @@ class SaeSource:
     positions: range | None = None
 
     @classmethod
-    def check(cls, name: str, model: HookedModel, dtype: str = "float32") -> "SaeSource":
+    def check(cls, name: str, model: HookedModel, dtype: str = "float32", *, to_shuffle: bool = False) -> "SaeSource":
         """Load an SAE once to check it against the model.
 
         Args:
             name: Name for `load_sae`.
             model: The language model.
             dtype: Dtype to load it in.
+            to_shuffle: Whether its decoder rows will be shuffled.
 
         Raises:
             SaeNotFoundError: There is no such SAE.
             HookNotFoundError: The model has no such hook.
             ModelProcessingError: The model lacks the processing that the SAE asks for.
             SaeWidthError: The SAE reads activations of another width or split otherwise.
-            SaeArchitectureError: Its latents at a word depend on the words before it, or it is a transcoder.
+            SaeArchitectureError: Its latents at a word depend on the words before it, or it is a transcoder; or its
+                decoder rows cannot be shuffled.
         """
         sae = load_sae(name, dtype=dtype)
+        if to_shuffle:
+            check_control(sae, "shuffled_decoder")
         require_rows(sae)
         check_processing(model, sae)
         check_sae_fits(model, sae)

@@ -80,7 +80,8 @@ def load_subject(config: StudyConfig, processing: Sequence[str]) -> Subject:
         for sae in distinct_saes([name for given in config.saes for name in expand_sae_names([given])])
         for name in (sae, *(f"{sae}#{kind}" for kind in config.controls))
     ]
-    saes = {name: SaeSource.check(name, model, config.sae_dtype) for name in names}
+    to_shuffle = config.shuffles > 0
+    saes = {name: SaeSource.check(name, model, config.sae_dtype, to_shuffle=to_shuffle) for name in names}
     tell_equal_saes(saes)
     words = PromptDataModule(model, config.task, config.prompt_batch_size)
     check_split(words.labels, config.test_fraction, config.seed)

@@ -5,8 +5,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from sae_lens import MatchingPursuitSAE, MatchingPursuitSAEConfig
+from sae_lens.saes.sae import SAEMetadata
 
 from absorb_pl.cli import main
+from absorb_pl.errors import SaeArchitectureError
 from absorb_pl.schema import SHUFFLES
 from absorb_pl.study import shuffle_stage
 
@@ -45,3 +48,14 @@ def test_copies_are_kept(runs: tuple[Path, Any, Any], monkeypatch: pytest.Monkey
     again = study(folder, "again", "--shuffles=4")
     pd.testing.assert_frame_equal(again["shuffles"], held["shuffles"], check_exact=True)
     assert "4 copies of each SAE" in capsys.readouterr().out
+
+
+def test_an_sae_that_cannot_be_shuffled_is_refused_before_anything_is_made(tmp_path: Path):
+    metadata = SAEMetadata(hook_name="blocks.1.hook_resid_post", model_name="speller")
+    sae = MatchingPursuitSAE(MatchingPursuitSAEConfig(d_in=128, d_sae=16, metadata=metadata))
+    sae.save_model(tmp_path / "pursuit")
+    with pytest.raises(SystemExit) as stopped:
+        study(tmp_path, "run", f"--saes=[{tmp_path / 'pursuit'}]", "--shuffles=4")
+    assert isinstance(stopped.value.__cause__, SaeArchitectureError)
+    assert "encoder" in str(stopped.value.__cause__)
+    assert not (tmp_path / "cache" / "activations").exists()
