@@ -81,7 +81,8 @@ def test_commands_of_the_readme_run_in_order(
             run([program, *words], workplace)
         elif program == "absorb-pl":  # without a process of its own, which would import all libraries again
             small = [] if "--config" in words or words[0] != "study" else [f"--task={json.dumps(TASK)}"]
-            main([*words, *small])
+            few = ["--crossfit.repeats=2", "--shuffles=2"] if "--shuffles" in words else []
+            main([*words, *small, *few])
         ran += words[:1] if program == "absorb-pl" else []
     assert set(ran) == {"study", "rescore", "compare", "power", "list", "fit", "test", "predict"}
 
