@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from absorb_pl.data.splits import check_split, stratified_split
 from absorb_pl.errors import LabelError
@@ -20,11 +20,9 @@ from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import InnerFraction, Seed, check_ranges
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
-from absorb_pl.saes.adapters import AdaptedSae
 from absorb_pl.saes.interface import SparseAutoencoder
-from absorb_pl.saes.loading import load_sae
+from absorb_pl.saes.loading import unit_norm_sae
 from absorb_pl.saes.properties import require_rows, require_width
-from absorb_pl.saes.scale import to_unit_norms
 from absorb_pl.schema import ordered_words
 
 
@@ -110,10 +108,7 @@ def evaluate_activations(
             expected="at least one label per row",
             remedy="Leave such rows out, or give them a class of their own.",
         )
-    named = isinstance(sae, str)
-    module = load_sae(sae) if named else sae if isinstance(sae, nn.Module) else AdaptedSae(sae, "activations")
-    unit: Any = to_unit_norms(module, in_place=named)
-    scored: SparseAutoencoder = unit.to(device)
+    scored: SparseAutoencoder = unit_norm_sae(sae, hook_name="activations").to(device)
     require_rows(scored)
     require_width(scored, activations.shape[1])
     y = torch.tensor([[name in each for name in names] for each in classes])

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
@@ -28,10 +28,8 @@ from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
-from absorb_pl.saes.adapters import AdaptedSae
 from absorb_pl.saes.interface import SparseAutoencoder
-from absorb_pl.saes.loading import load_sae
-from absorb_pl.saes.scale import to_unit_norms
+from absorb_pl.saes.loading import unit_norm_sae
 from absorb_pl.schema import ordered_words
 
 Findings = tuple[Mapping[str, pd.DataFrame], Mapping[str, float]]
@@ -81,10 +79,8 @@ class SaeEvaluation(Callback):
     data_type: ClassVar[type[LabelledDataModule]] = LabelledDataModule
 
     def __init__(self, sae: str | SparseAutoencoder, sae_dtype: str = "float32") -> None:
-        named = isinstance(sae, str)
-        self.sae_name = sae if named else "sae"
-        module = load_sae(sae, dtype=sae_dtype) if named else sae if isinstance(sae, nn.Module) else AdaptedSae(sae)
-        self.sae = to_unit_norms(module, in_place=named)
+        self.sae_name = sae if isinstance(sae, str) else "sae"
+        self.sae = unit_norm_sae(sae, sae_dtype)
         self.tables: dict[str, pd.DataFrame] = {}
         self._rows = _TestRows()
 

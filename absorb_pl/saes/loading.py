@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
+from torch import nn
 
 from absorb_pl.errors import SaeWeightsError
 from absorb_pl.models.placement import check_device, check_dtype, own_memory, require_finite
 from absorb_pl.saes.adapters import AdaptedSae
 from absorb_pl.saes.controls import control_sae
 from absorb_pl.saes.identity import sae_tensors
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.name_parts import split_control, split_hook
 from absorb_pl.saes.origins import origin_of
 from absorb_pl.saes.properties import refuse_transcoder
+from absorb_pl.saes.scale import to_unit_norms
 
 
 @contextmanager
@@ -109,3 +112,26 @@ def _refuse_zeros(name: str, sae: SAE[Any] | AdaptedSae) -> None:
                 expected=f"an SAE that has learnt something, but all of its {key} is zero",
                 remedy="Save the SAE again, or load it in a wider dtype.",
             )
+
+
+def unit_norm_sae(sae: str | SparseAutoencoder, dtype: str = "float32", hook_name: str | None = None) -> Any:
+    """An SAE by name or as an object, as a module whose decoder rows have unit norm.
+
+    Args:
+        sae: Name for `load_sae`, or an SAE, which is left as it is.
+        dtype: Dtype of an SAE loaded by name.
+        hook_name: Hook that an SAE from elsewhere reads; by default what it says.
+
+    Raises:
+        SaeInterfaceError: It lacks a member of an SAE.
+
+    Example:
+        >>> class Mine:
+        ...     W_dec = 2 * torch.eye(3)
+        ...     encode, decode = staticmethod(torch.relu), staticmethod(lambda latents: 2 * latents)
+        >>> unit_norm_sae(Mine()).W_dec.norm(dim=1)
+        tensor([1., 1., 1.])
+    """
+    if isinstance(sae, str):
+        return to_unit_norms(load_sae(sae, dtype=dtype), in_place=True)
+    return to_unit_norms(sae if isinstance(sae, nn.Module) else AdaptedSae(sae, hook_name))
