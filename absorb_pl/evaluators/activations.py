@@ -120,7 +120,8 @@ def evaluate_activations(
     sparse, _ = train_sae_probe(scored, x[train], y[train].long(), k_sparse or KSparseSettings(), names, seed, device)
     rows = EvaluationRows.of(x[test], y[test], test, probe.weights.detach(), probe.biases.detach(), names)
     found, judgements = evaluate_rules(scored, sparse, rows, judges, splits, rates, training=(x[train], y[train]))
-    tables = sae_tables(sae if isinstance(sae, str) else "sae", found, judgements, found.statistics)
+    name_of_sae = sae if isinstance(sae, str) else "sae"
+    tables = sae_tables(name_of_sae, found, judgements, found.statistics)
     if words is not None:
         for name in ("words", "candidates"):
             tables[name]["word"] = [words[row] for row in tables[name]["row"]]
@@ -129,7 +130,7 @@ def evaluate_activations(
         copies = shuffled_rates(scored, rows, found.letters, judges, shuffles, rates)
         figures = [judgement.figures for judgement in judgements]
         tables["shuffles"] = shuffles_table(copies, figures, (rates or RateSettings()).confidence)
-        tables["shuffles"].insert(0, "sae", sae if isinstance(sae, str) else "sae")
+        tables["shuffles"].insert(0, "sae", name_of_sae)
     if crossfit is not None:
         folds = Folds(x, y, names, crossfit, seed)
         found_by_folds = crossfit_rules(
@@ -143,7 +144,7 @@ def evaluate_activations(
             device=device,
         )
         for name, table in found_by_folds.items():
-            table.insert(0, "sae", sae if isinstance(sae, str) else "sae")
+            table.insert(0, "sae", name_of_sae)
             tables[name] = table
     return tables
 

@@ -14,7 +14,7 @@ from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.functional.absorption import SILENT, paper_candidates, sample_candidates
 from absorb_pl.functional.k_sparse import k_sparse_logits
-from absorb_pl.functional.metrics import binary_metrics, f1_scores
+from absorb_pl.functional.metrics import binary_metrics
 from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.functional.sae_stats import SaeStatistics
 from absorb_pl.functional.similarity import cosine_similarity_matrix
@@ -152,7 +152,9 @@ def evaluate_sae(
     table = k_sparse_table(logits, rows.y, k_sparse.ks, k_sparse.latent_ids, rows.class_names)
     walked = _chosen_mains(sae, k_sparse, table, settings, training)
     mains = aligned_mains(sae, rows, walked, settings)
-    letters, candidates = _letters_and_candidates(rows, walked, mains, activations, logits, k_sparse.ks, settings)
+    letters, candidates = _letters_and_candidates(
+        rows, table, walked, mains, activations, logits, k_sparse.ks, settings
+    )
     return SaeProbing(
         statistics={
             "d_sae": sae.W_dec.shape[0],
@@ -221,6 +223,7 @@ def _tracked(letters: pd.DataFrame, k_sparse: SaeProbe, class_names: tuple[str, 
 
 def _letters_and_candidates(
     rows: EvaluationRows,
+    table: pd.DataFrame,
     walked: dict[str, list[int]],
     mains: dict[str, list[int]],
     activations: Float[Tensor, "rows classes ranks"],
@@ -229,7 +232,7 @@ def _letters_and_candidates(
     settings: SplitSettings,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     probe = binary_metrics(rows.probe_logits, rows.y)
-    sparse_f1 = f1_scores(logits.flatten(1), rows.y.repeat(1, len(ks))).view(len(ks), -1)
+    sparse_f1 = table.set_index(["label", "k"])["f1"]
     letters, candidates = [], []
     for c, label in enumerate(rows.class_names):
         if label not in mains:
@@ -255,7 +258,7 @@ def _letters_and_candidates(
                 "probe_precision": float(probe.precision[c]),
                 "probe_recall": float(probe.recall[c]),
                 "main_latent_recall": float((main_activation >= settings.silent).float().mean()),
-                "main_f1": float(sparse_f1[k, c]),
+                "main_f1": float(sparse_f1[label, ks[k]]),
             }
         )
         candidates.append(

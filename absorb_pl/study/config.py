@@ -5,7 +5,8 @@ from typing import Literal, get_args
 
 from absorb_pl.data.activation_cache import StorageDtype
 from absorb_pl.data.drafts import user_path
-from absorb_pl.errors import AbsorbError, RuleError
+from absorb_pl.errors import AbsorbError
+from absorb_pl.evaluators.evaluation import check_any_without_model
 from absorb_pl.evaluators.folds import CrossfitSettings
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.evaluators.shuffles import Copies, check_shuffles
@@ -13,9 +14,8 @@ from absorb_pl.models.placement import check_dtype
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports.terminal import ColumnChoice
-from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import RateSettings
-from absorb_pl.rules.registry import RuleChoice, configured_rules, rules_without_model
+from absorb_pl.rules.registry import RuleChoice, configured_rules
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.words.task_config import TaskConfig
 
@@ -141,7 +141,8 @@ class StudyConfig:
                 remedy="Name SAEs (`absorb-pl list` shows which there are).",
             )
         object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in configured_rules(self.rules)})
-        self._check_crossfit()
+        if self.crossfit is not None:
+            check_any_without_model("crossfit", self.chosen_rules())
         check_shuffles(self.shuffles, self.chosen_rules())
         self._check_until()
         for rule in self.chosen_rules():
@@ -154,15 +155,6 @@ class StudyConfig:
             RuleError: A name is unknown, or a rule has no such setting.
         """
         return configured_rules(self.rules)
-
-    def _check_crossfit(self) -> None:
-        if self.crossfit is not None and all(rule.evidence is Gradients for rule in self.chosen_rules()):
-            raise RuleError(
-                "crossfit",
-                ", ".join(self.rules),
-                expected="a rule that activations are enough for among the rules, as cross-fitting judges by those",
-                remedy=f"Add one of {', '.join(rules_without_model())}, or leave `crossfit` out.",
-            )
 
     def _check_until(self) -> None:
         needed = {"projections": {"projections", "carried"}, "absorption": {"gradients"}}
