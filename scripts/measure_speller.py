@@ -13,8 +13,8 @@ import torch
 from sae_lens import SAE
 from speller.card import render
 from speller.measure import probe_f1, run_words, sae_figures
-from speller.mixture import SpellingMixture
-from speller.vocabulary import vocabulary_of
+from absorb_pl.training.spelling_mixture import SpellingMixture
+from absorb_pl.training.spelling_mixture import vocabulary_of
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 

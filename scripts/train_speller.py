@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speller.mixture import TEMPLATES, SpellingMixture
+from absorb_pl.training.spelling_mixture import TEMPLATES, SpellingMixture
 from speller.vocabulary import build_tokenizer, choose_words
 from torch import Tensor
 from torch.nn import Module, functional
@@ -118,7 +118,7 @@ def train(
             with_bos = bool(mixture.rng.random() < 0.8)
             batch = mixture.batch(template, max(1, round(rows * template.share)), with_bos=with_bos)
             targets = batch.input_ids[:, batch.answer_positions]
-            if interchange and template.behind_word:
+            if interchange and template.after_word:
                 hook = InterchangeHook(batch.word_positions)
                 handle = model.model.layers[-1].register_forward_pre_hook(hook, with_kwargs=True)
                 targets = torch.cat([targets, targets.roll(1, dims=0)])

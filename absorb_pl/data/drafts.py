@@ -17,6 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from absorb_pl.errors import AbsorbError, OutputFolderError
+from absorb_pl.interruption import uninterrupted
 
 _held: dict[Path, int] = {}
 
@@ -132,6 +133,54 @@ def whole_file(path: Path) -> Iterator[Path]:
             (draft / path.name).replace(path)
     finally:
         end_draft(draft)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Write a folder whole or not at all: yields an empty one that takes the place of `path` when the block ends well.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        OutputFolderError: The folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "notes"
+        >>> with whole_folder(folder) as part:
+        ...     _ = (part / "note.txt").write_text("whole")
+        >>> (folder / "note.txt").read_text()
+        'whole'
+    """
+    draft = begin_draft(path, new_owner())
+    try:
+        with writing_to(path.parent):
+            (draft / "new").mkdir()
+            yield draft / "new"
+            with uninterrupted():
+                replace_folder(path, draft / "new", aside=draft / "old")
+    finally:
+        end_draft(draft)
+
+
+def replace_folder(path: Path, new: Path, aside: Path) -> None:
+    """Move a folder to a place where another may lie, which comes back if that fails.
+
+    Args:
+        path: Where to.
+        new: The folder.
+        aside: Where what lies at `path` goes meanwhile; it is removed in the end.
+    """
+    if path.exists():
+        path.rename(aside)
+    try:
+        new.rename(path)
+    except OSError:
+        if aside.exists():
+            aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _made_and_locked(draft: Path) -> int:

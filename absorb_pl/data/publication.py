@@ -1,14 +1,13 @@
 """What a run publishes: its folders of tables, probes and figures appear together, with a record that readers check."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from absorb_pl.data.checksums import check_entries, file_entries
-from absorb_pl.data.drafts import begin_draft, end_draft, new_owner, writing_to
+from absorb_pl.data.drafts import begin_draft, end_draft, new_owner, replace_folder, writing_to
 from absorb_pl.errors import CacheCorruptedError, OutputFolderError
 from absorb_pl.interruption import uninterrupted
 
@@ -50,7 +49,7 @@ def publishing(run_dir: Path) -> Iterator[Path]:
             with uninterrupted():
                 (run_dir / RECORD).unlink(missing_ok=True)
                 for folder in folders:
-                    _replace(run_dir / folder.name, folder, aside=draft / folder.name)
+                    replace_folder(run_dir / folder.name, folder, aside=draft / folder.name)
                 (draft / RECORD).replace(run_dir / RECORD)
     except OutputFolderError as error:
         # What writes below the draft names the draft; users know the folder it becomes.
@@ -92,18 +91,6 @@ def _entries(record: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unfinished(run_dir, f"{RECORD} cannot be read") from error
     raise _unfinished(run_dir, f"{RECORD} cannot be read")
-
-
-def _replace(path: Path, new: Path, aside: Path) -> None:
-    if path.exists():
-        path.rename(aside)
-    try:
-        new.rename(path)
-    except OSError:
-        if aside.exists():
-            aside.rename(path)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _unfinished(run_dir: Path, found: str) -> CacheCorruptedError:

@@ -1,6 +1,6 @@
-"""Residual activations at the words, read in one forward pass that stops after the deepest hook."""
+"""Residual activations at the words, or at all tokens, read in one forward pass that stops after the deepest hook."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,20 +39,48 @@ def read_residuals(
     Returns:
         One matrix per hook, in the model's dtype.
     """
-    found: dict[str, Tensor] = {}
     prompts = torch.arange(len(positions), device=input_ids.device)
-
-    def keep(activations: Tensor, name: str, **_: Any) -> None:
-        found[name] = activations[prompts, positions].flatten(1)
-        if len(found) == len(hook_names):
-            raise _AllRead
-
-    fwd_hooks = [(name, partial(keep, name=name)) for name in hook_names]
     if has_next_token_logits(model):
         seen = int(positions.max()) + 1
         input_ids, attention_mask = input_ids[:, :seen], attention_mask[:, :seen]
     # Without padding the mask is left out, so that a batch does not depend on which other batches were padded.
     mask = None if bool(attention_mask.all()) else attention_mask
+    return _read(model, input_ids, mask, hook_names, lambda activations: activations[prompts, positions].flatten(1))
+
+
+@torch.no_grad()
+def read_contexts(
+    model: Any, input_ids: Int[Tensor, "contexts tokens"], hook_names: Sequence[str]
+) -> dict[str, Float[Tensor, "contexts tokens d_hook"]]:
+    """Activations at all tokens of contexts without padding, for several hooks at once; the pass ends as above.
+
+    Args:
+        model: A `TransformerBridge`.
+        input_ids: Token ids.
+        hook_names: TransformerLens hook names; heads of a hook with a head axis are laid side by side.
+
+    Returns:
+        One tensor per hook, in the model's dtype.
+    """
+    return _read(model, input_ids, None, hook_names, lambda activations: activations.flatten(2))
+
+
+def _read(
+    model: Any,
+    input_ids: Tensor,
+    mask: Tensor | None,
+    hook_names: Sequence[str],
+    pick: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """What `pick` takes of the activations of each hook, in a pass that ends after the last of them."""
+    found: dict[str, Tensor] = {}
+
+    def keep(activations: Tensor, name: str, **_: Any) -> None:
+        found[name] = pick(activations)
+        if len(found) == len(hook_names):
+            raise _AllRead
+
+    fwd_hooks = [(name, partial(keep, name=name)) for name in hook_names]
     options = {"use_cache": False} if hasattr(model.original_model.config, "use_cache") else {}
     try:
         with model.hooks(fwd_hooks=fwd_hooks):

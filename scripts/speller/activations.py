@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from speller.mixture import TEMPLATES, SpellingMixture
+from absorb_pl.training.spelling_mixture import TEMPLATES, SpellingMixture
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from absorb_pl.functional import SaeStatistics
 from absorb_pl.functional.logistic import solve_logistic_regressions
-from speller.mixture import TEMPLATES, SpellingMixture
+from absorb_pl.training.spelling_mixture import TEMPLATES, SpellingMixture
 
 
 @dataclass(frozen=True)

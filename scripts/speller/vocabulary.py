@@ -2,24 +2,17 @@
 
 import re
 import string
-from dataclasses import dataclass
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from wordfreq import get_frequency_dict, top_n_list
+
+from absorb_pl.training.spelling_mixture import Vocabulary
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<unk>")
 TEMPLATE_WORDS = ("has", "is", "the", "first", "last", "letter", "word")
 
 _COARSE = re.compile(r"fuck|shit|bitch|nigg|cunt|cock|dick|puss|porn|slut|whore|fag|rape|rapi|sex|retard")
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Words in order of falling frequency, each with the frequency that `wordfreq` gives it."""
-
-    words: tuple[str, ...]
-    frequencies: tuple[float, ...]
 
 
 def choose_words(count: int, per_letter: int, *, reach: int = 60_000) -> Vocabulary:
@@ -72,11 +65,3 @@ def build_tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
         model_max_length=512,
         clean_up_tokenization_spaces=False,
     )
-
-
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """Return the words that a speller's tokenizer was built from, in their order."""
-    pieces = sorted(tokenizer.get_vocab().items(), key=lambda piece: piece[1])
-    words = tuple(piece[1:] for piece, _ in pieces if len(piece) > 2 and piece[0] == "Ġ")
-    frequency = get_frequency_dict("en")
-    return Vocabulary(words, tuple(frequency[word] for word in words))

@@ -1,4 +1,4 @@
-"""The in-context tasks that the speller is trained on, as token ids."""
+"""The in-context spelling tasks that the bundled speller is trained on, as token ids."""
 
 import string
 from collections.abc import Callable
@@ -6,25 +6,38 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from wordfreq import get_frequency_dict
 
-from speller.vocabulary import Vocabulary
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words in order of falling frequency.
+
+    Attributes:
+        words: The words.
+        frequencies: How often each occurs in English, as `wordfreq` says.
+    """
+
+    words: tuple[str, ...]
+    frequencies: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class SpellingTemplate:
-    """One in-context task: what stands behind the word, and what the model should answer.
+    """One in-context task: what stands after the word, and what the model should answer.
 
     Attributes:
         name: Name of the task.
-        behind_word: Text between the word and the answer; empty when the answer follows the word at once.
+        after_word: Text between the word and the answer; empty when the answer follows the word at once.
         answer: Maps a word to its answer, with the leading space.
-        share: Part of a training batch's rows.
+        share: Part of all contexts.
     """
 
     name: str
-    behind_word: str
+    after_word: str
     answer: Callable[[str], str]
     share: float
 
@@ -47,6 +60,7 @@ TEMPLATES = (
     SpellingTemplate("word", " is the word:", _name, 0.15),
     SpellingTemplate("first_letter_at_word", "", _first_letter, 0.4),
 )
+"""The tasks, with their shares of all contexts."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +68,35 @@ class TokenBatch:
     """Contexts of one task, all of one length.
 
     Attributes:
-        input_ids: `[rows, tokens]`.
-        word_positions: `[examples]`, where each example's word stands; the same for all rows.
-        answer_positions: `[examples]`, where each answer stands.
-        word_indices: `[rows, examples]`, which word of the mixture it is.
+        input_ids: Token ids, `[rows, tokens]`.
+        word_positions: Where each example's word stands, the same for all rows, `[examples]`.
+        answer_positions: Where each answer stands, `[examples]`.
+        word_indices: Which word of the mixture it is, `[rows, examples]`.
     """
 
-    input_ids: Tensor
-    word_positions: Tensor
-    answer_positions: Tensor
-    word_indices: Tensor
+    input_ids: Int[Tensor, "rows tokens"]
+    word_positions: Int[Tensor, " examples"]
+    answer_positions: Int[Tensor, " examples"]
+    word_indices: Int[Tensor, "rows examples"]
 
 
 class SpellingMixture:
-    """Draws contexts of `examples` solved examples, words without repetition within a context.
+    """Draws contexts of solved examples, words without repetition within a context.
 
-    Words are the vocabulary's with a space before them, drawn with probability proportional to
+    Words are those of the vocabulary with a space before them, drawn with probability proportional to
     frequency^`power`, and single letters (with and without the space, in both cases), drawn as seldom as the
     rarest word.
+
+    Args:
+        tokenizer: The speller's tokenizer.
+        vocabulary: Its words.
+        power: Power of the frequency.
+        examples: Solved examples per context.
+        seed: Seed of the draws.
+
+    Attributes:
+        words: All words and letters that can be drawn.
+        rng: The generator that draws; may be replaced.
     """
 
     def __init__(
@@ -93,14 +118,22 @@ class SpellingMixture:
         self.bos = tokenizer.bos_token_id
         self._word_ids = np.array([_ids(tokenizer, word)[0] for word in self.words])
         self._newline = _ids(tokenizer, "\n")
-        self._behind = {template.name: _ids(tokenizer, template.behind_word) for template in TEMPLATES}
+        self._after = {template.name: _ids(tokenizer, template.after_word) for template in TEMPLATES}
         self._answers = {
             template.name: np.array([_ids(tokenizer, template.answer(word.strip()))[0] for word in self.words])
             for template in TEMPLATES
         }
 
     def draw_words(self, rows: int, *, power_scale: float = 1.0) -> np.ndarray:
-        """Return word indices `[rows, examples]`; `power_scale` 0 draws all words equally often."""
+        """Draw words for contexts.
+
+        Args:
+            rows: Number of contexts.
+            power_scale: Factor of the power; 0 draws all words equally often.
+
+        Returns:
+            Indices of words, `[rows, examples]`.
+        """
         noise = self.rng.gumbel(size=(rows, len(self.words)))
         keys = power_scale * self.log_weights + noise
         words = np.argpartition(-keys, self.examples, axis=1)[:, : self.examples]
@@ -109,12 +142,19 @@ class SpellingMixture:
     def batch(
         self, template: SpellingTemplate, rows: int, *, with_bos: bool, words: np.ndarray | None = None
     ) -> TokenBatch:
-        """Return `rows` contexts of one task; `words` `[rows, examples]` replaces the draw."""
+        """Make contexts of one task.
+
+        Args:
+            template: The task.
+            rows: Number of contexts.
+            with_bos: Whether each begins with the beginning-of-sequence token.
+            words: Indices of words, `[rows, examples]`, in place of a draw.
+        """
         words = self.draw_words(rows) if words is None else words
-        behind = self._behind[template.name]
-        line = np.empty((rows, self.examples, len(behind) + 3), dtype=np.int64)
+        after = self._after[template.name]
+        line = np.empty((rows, self.examples, len(after) + 3), dtype=np.int64)
         line[:, :, 0] = self._word_ids[words]
-        line[:, :, 1 : 1 + len(behind)] = behind
+        line[:, :, 1 : 1 + len(after)] = after
         line[:, :, -2] = self._answers[template.name][words]
         line[:, :, -1] = self._newline
         ids = line.reshape(rows, -1)
@@ -124,9 +164,21 @@ class SpellingMixture:
         return TokenBatch(
             torch.from_numpy(ids),
             torch.from_numpy(starts),
-            torch.from_numpy(starts + 1 + len(behind)),
+            torch.from_numpy(starts + 1 + len(after)),
             torch.from_numpy(words),
         )
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """The words that a speller's tokenizer was built from, in their order.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+    pieces = sorted(tokenizer.get_vocab().items(), key=lambda piece: piece[1])
+    words = tuple(piece[1:] for piece, _ in pieces if len(piece) > 2 and piece[0] == "Ġ")
+    frequency = get_frequency_dict("en")
+    return Vocabulary(words, tuple(frequency[word] for word in words))
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -1,0 +1,22 @@
+"""Training of SAEs, with absorption in sight."""
+
+from absorb_pl.training.export import inference_sae
+from absorb_pl.training.sae_module import SparseAutoencoderModule
+from absorb_pl.training.settings import SaeOptimisation, SaeSettings
+from absorb_pl.training.sources import ActivationSource, CachedActivations, WorldActivations
+from absorb_pl.training.spelling_source import SpellingActivations
+from absorb_pl.training.text_source import TextActivations
+from absorb_pl.training.token_datamodule import TokenActivationDataModule
+
+__all__ = [
+    "ActivationSource",
+    "CachedActivations",
+    "SaeOptimisation",
+    "SaeSettings",
+    "SparseAutoencoderModule",
+    "SpellingActivations",
+    "TextActivations",
+    "TokenActivationDataModule",
+    "WorldActivations",
+    "inference_sae",
+]
