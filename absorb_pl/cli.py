@@ -27,7 +27,7 @@ COMMANDS = {
     "compare": COMPARE,
     "power": POWER,
     "calibrate": CALIBRATE,
-    "fit": "Train a linear or k-sparse probe on cached activations.",
+    "fit": "Train SAEs, or a linear or k-sparse probe on cached activations.",
     "validate": "Score a trained probe on the validation words.",
     "test": "Score a trained probe on the held-out words; evaluators run as callbacks.",
     "predict": "Run one stage alone: cache activations, or score candidate words for absorption.",
@@ -118,6 +118,7 @@ def _run(command: str, words: list[str]) -> None:
     from absorb_pl.data.prompt_datamodule import PromptDataModule
     from absorb_pl.data.stopping import stoppable
     from absorb_pl.data.trainers import check_trainer_numbers, checkpoint_file, named_trainer_errors
+    from absorb_pl.training.token_datamodule import TokenActivationDataModule
 
     own = OWN_COMMANDS.get(command)
     if own is None:
@@ -126,6 +127,7 @@ def _run(command: str, words: list[str]) -> None:
             "evaluators",
             "probes",
             "reports",
+            "training",
             "truth",
         ):  # their classes are known by short names once imported
             import_module(f"absorb_pl.{room}")
@@ -145,7 +147,12 @@ def _run(command: str, words: list[str]) -> None:
                 cast(Any, parser)._subcommands_action.add_subcommand(command, self._subcommand_parsers[command])
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            for argument, of_data in (("input_dim", "width"), ("num_outputs", "num_classes"), ("class_names",) * 2):
+            for argument, of_data in (
+                ("input_dim", "width"),
+                ("num_outputs", "num_classes"),
+                ("class_names", "class_names"),
+                ("hook_widths", "hook_widths"),
+            ):
                 parser.link_arguments(
                     "data",
                     f"model.init_args.{argument}",
@@ -166,7 +173,8 @@ def _run(command: str, words: list[str]) -> None:
                 )
             kind = cast(type, locate(settings.data.class_path)) if settings.data else object
             links = cast(Any, self._parser(command))._links_group._group_actions
-            links[:] = [link for link in links if issubclass(kind, LabelledDataModule) and _is_open(link, settings)]
+            says_widths = issubclass(kind, LabelledDataModule | TokenActivationDataModule)
+            links[:] = [link for link in links if says_widths and _is_open(link, settings)]
             if issubclass(kind, PromptDataModule):
                 _check_one_model(settings)
                 self._parser(command).link_arguments(

@@ -439,6 +439,19 @@ EDGES: Columns = {
 }
 """One row per SAE, parent and finer feature of a known world."""
 
+CHECKS: Columns = {
+    "step": Column("int64", "Training steps that had been taken.", "steps"),
+    "activations_seen": Column("int64", "Activations that the SAE had been trained on.", "activations"),
+    **_SAE,
+    **_HOOK,
+    **{name: SUMMARY[name] for name in ("architecture", "d_sae", "l0", "explained_variance", "dead_fraction")},
+    **_RULE,
+    **{name: SUMMARY[name] for name in ("probe_f1", "top_latent_f1", "num_splits", "weak_mains")},
+    **_INTERVAL,
+    **{name: SUMMARY[name] for name in ("num_words", "rate_one_main")},
+}
+"""One row per step at which SAEs in training were looked at, SAE and rule."""
+
 TABLES: Mapping[str, Columns] = {
     "summary": SUMMARY,
     "letters": LETTERS,
@@ -458,6 +471,7 @@ TABLES: Mapping[str, Columns] = {
     "power": POWER,
     "truth": TRUTH,
     "edges": EDGES,
+    "checks": CHECKS,
     "calibration": CALIBRATION,
     "calibration_summary": CALIBRATION_SUMMARY,
 }

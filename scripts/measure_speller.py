@@ -13,10 +13,10 @@ import torch
 from sae_lens import SAE
 from speller.card import render
 from speller.measure import probe_f1, run_words, sae_figures
-from absorb_pl.training.spelling_mixture import SpellingMixture
-from absorb_pl.training.spelling_mixture import vocabulary_of
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
+
+from absorb_pl.training.spelling_mixture import SpellingMixture, vocabulary_of
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:

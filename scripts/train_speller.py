@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from absorb_pl.training.spelling_mixture import TEMPLATES, SpellingMixture
 from speller.vocabulary import build_tokenizer, choose_words
 from torch import Tensor
 from torch.nn import Module, functional
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerBase
+
+from absorb_pl.training.spelling_mixture import TEMPLATES, SpellingMixture
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:

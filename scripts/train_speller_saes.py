@@ -18,12 +18,12 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from speller.activations import collect_activations, endless_batches
 from speller.measure import sae_figures
-from absorb_pl.training.spelling_mixture import SpellingMixture
 from speller.suite import SUITE, build_training_sae
-from absorb_pl.training.spelling_mixture import vocabulary_of
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
+
+from absorb_pl.training.spelling_mixture import SpellingMixture, vocabulary_of
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:

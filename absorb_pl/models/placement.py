@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -220,3 +221,14 @@ def check_dtype(dtype: str) -> torch.dtype:
     if dtype not in DTYPES:
         raise AbsorbError("dtype", dtype, expected=" or ".join(DTYPES), remedy="Use float32 unless memory is short.")
     return DTYPES[dtype]
+
+
+def move_model(model: Any, device: torch.device) -> None:
+    """Move a language model to a device, unless it is there.
+
+    Args:
+        model: A TransformerLens model.
+        device: The device.
+    """
+    if next(iter(model.parameters())).device != device:
+        model.to(device, print_details=False)

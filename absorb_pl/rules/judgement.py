@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -18,14 +19,21 @@ class Judgement:
     Attributes:
         words: Verdicts, one row per word, with the evidence they rest on.
         letters: Rates, one row per class.
-        sensitivity: Rates at other values of one threshold at a time.
         figures: The SAE's row of the summary.
+        rule: The rule.
+        evidence: What it judged.
     """
 
     words: pd.DataFrame
     letters: pd.DataFrame
-    sensitivity: pd.DataFrame
     figures: Mapping[str, Any]
+    rule: AbsorptionRule
+    evidence: pd.DataFrame
+
+    @cached_property
+    def sensitivity(self) -> pd.DataFrame:
+        """Rates at other values of one threshold at a time."""
+        return sensitivity_table(self.rule, self.evidence, self.letters, self.figures["letters"])
 
 
 def rates_of_rule(rule: AbsorptionRule, rates: RateSettings | None = None) -> RateSettings:
@@ -82,7 +90,7 @@ def judge(
         "rate_one_main": _rate_one_main(rule, letters, one_main, rates),
     }
     by_class = letters_table(letters, words, rule.name, rates, class_names)
-    return Judgement(words, by_class, sensitivity_table(rule, evidence, by_class, rates.letters), figures)
+    return Judgement(words, by_class, figures, rule, evidence)
 
 
 def _rate_one_main(

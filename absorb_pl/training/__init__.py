@@ -1,6 +1,8 @@
 """Training of SAEs, with absorption in sight."""
 
 from absorb_pl.training.export import inference_sae
+from absorb_pl.training.monitor import AbsorptionMonitor
+from absorb_pl.training.sae_export import SaeExport
 from absorb_pl.training.sae_module import SparseAutoencoderModule
 from absorb_pl.training.settings import SaeOptimisation, SaeSettings
 from absorb_pl.training.sources import ActivationSource, CachedActivations, WorldActivations
@@ -9,8 +11,10 @@ from absorb_pl.training.text_source import TextActivations
 from absorb_pl.training.token_datamodule import TokenActivationDataModule
 
 __all__ = [
+    "AbsorptionMonitor",
     "ActivationSource",
     "CachedActivations",
+    "SaeExport",
     "SaeOptimisation",
     "SaeSettings",
     "SparseAutoencoderModule",

@@ -77,7 +77,8 @@ class SparseAutoencoderModule(LightningModule):
         self.names = list(self.settings)
         self.hooks = [self._hook_of(name) for name in self.names]
         self.saes = nn.ModuleList(
-            one.build(self.hook_widths[hook], seed) for one, hook in zip(self.settings.values(), self.hooks, strict=True)
+            one.build(self.hook_widths[hook], seed)
+            for one, hook in zip(self.settings.values(), self.hooks, strict=True)
         )
         for number, sae in enumerate(self._saes()):
             self.register_buffer(f"_since_fired_{number}", torch.zeros(len(sae.W_dec)))
@@ -138,7 +139,7 @@ class SparseAutoencoderModule(LightningModule):
     def configure_optimizers(self) -> Any:
         chosen = self.optimisation
         steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
+        if not 1 <= steps < float("inf"):
             raise AbsorbError(
                 "max_steps",
                 self.trainer.max_steps,
@@ -149,7 +150,7 @@ class SparseAutoencoderModule(LightningModule):
             raise AbsorbError(
                 "lr_warm_up_steps",
                 chosen.lr_warm_up_steps,
-                expected=f"with `lr_decay_steps` ({chosen.lr_decay_steps}) at most the {steps:.0f} steps of the training",
+                expected=f"with `lr_decay_steps` ({chosen.lr_decay_steps}) at most the {steps:.0f} steps of training",
                 remedy="Shorten warm-up or decay, or raise `trainer.max_steps`.",
             )
         optimizer = Adam(self.saes.parameters(), lr=chosen.lr, betas=(chosen.adam_beta1, chosen.adam_beta2))

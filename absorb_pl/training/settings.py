@@ -10,7 +10,7 @@ from sae_lens import TrainingSAE
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 
 from absorb_pl.errors import AbsorbError, SaeArchitectureError
-from absorb_pl.ranges import Count, CountOrZero, Positive, Range, Seed, check_ranges
+from absorb_pl.ranges import Count, CountOrZero, Positive, Range, check_ranges
 
 _OURS = {"d_in", "d_sae", "device", "metadata", "dtype"}
 _NORMALISED = ("none", "layer_norm", "expected_average_only_in")

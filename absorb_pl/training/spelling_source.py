@@ -10,6 +10,7 @@ from typing_extensions import override
 from absorb_pl.data.residuals import read_contexts
 from absorb_pl.models.bundled import SPELLER
 from absorb_pl.models.language_model import check_hook, load_language_model
+from absorb_pl.models.placement import move_model
 from absorb_pl.ranges import Count, NotNegative, Range, Seed, check_ranges
 from absorb_pl.saes.properties import shape_at
 from absorb_pl.training.sources import ActivationSource, chunk_rng
@@ -86,7 +87,8 @@ class SpellingActivations(ActivationSource):
         elsewhere = torch.from_numpy(rng.integers(contexts, size=num_others)) * tokens
         elsewhere = elsewhere + others[torch.from_numpy(rng.integers(len(others), size=num_others))]
         rows = torch.cat([at_words, elsewhere]).to(device)
-        found = read_contexts(self._model.to(device, print_details=False), batch.input_ids.to(device), self.hook_names)
+        move_model(self._model, device)
+        found = read_contexts(self._model, batch.input_ids.to(device), self.hook_names)
         return {hook: found[hook].flatten(0, 1)[rows] for hook in self.hook_names}
 
     @property

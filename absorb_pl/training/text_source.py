@@ -14,6 +14,7 @@ from absorb_pl.data.residuals import read_contexts
 from absorb_pl.errors import ContextLengthError, ShapeError
 from absorb_pl.models.identity import model_identity
 from absorb_pl.models.language_model import check_hook, context_length, load_language_model
+from absorb_pl.models.placement import move_model
 from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.saes.properties import shape_at
 from absorb_pl.training.sources import ActivationSource
@@ -102,7 +103,8 @@ class TextActivations(ActivationSource):
         first = number * self.contexts_per_chunk
         chosen = np.sort(self._order[first : first + self.contexts_per_chunk])
         ids = torch.from_numpy(self._contexts[chosen].astype(np.int64)).to(device)
-        found = read_contexts(self.model.to(device, print_details=False), ids, self.hook_names)
+        move_model(self.model, device)
+        found = read_contexts(self.model, ids, self.hook_names)
         return {hook: found[hook][:, self._skipped :].flatten(0, 1) for hook in self.hook_names}
 
     @cached_property

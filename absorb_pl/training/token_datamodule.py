@@ -53,9 +53,7 @@ class TokenActivationDataModule(LightningDataModule):
         check_ranges(TokenActivationDataModule.__init__, locals())
         super().__init__()
         self.source, self.val_chunks = source, val_chunks
-        self.batches = ActivationStream(
-            source, batch_size, chunks_per_buffer, shards, val_chunks, seed, self._where
-        )
+        self.batches = ActivationStream(source, batch_size, chunks_per_buffer, shards, val_chunks, seed, self._where)
         self._identity = {
             "source": source.identity,
             "batch_size": batch_size,

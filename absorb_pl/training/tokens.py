@@ -102,9 +102,7 @@ def packed_tokens(
     return np.memmap(path / _FILE, np.int32, mode="r", shape=(contexts, context_size)), entry["blake2b"]
 
 
-def _contexts(
-    texts: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, context_size: int
-) -> Iterator[Tensor]:
+def _contexts(texts: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, context_size: int) -> Iterator[Tensor]:
     def ids() -> Iterator[Tensor]:
         for batch in texts.iter(batch_size=_TEXTS):
             found: Any = tokenizer(batch[column], add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,0 +1,199 @@
+"""Absorption while SAEs train: a callback that judges them on words every so many steps."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed import all_gather_object
+from typing_extensions import override
+
+from absorb_pl.data.drafts import writing_to
+from absorb_pl.data.labelled_datamodule import LabelledDataModule
+from absorb_pl.errors import AbsorbError, HookMismatchError
+from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules
+from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings
+from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
+from absorb_pl.evaluators.writers import write_table
+from absorb_pl.probes.k_sparse import TRACKED_RANKS
+from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
+from absorb_pl.ranges import Count, Seed, check_ranges
+from absorb_pl.reports.training_figures import draw_checks
+from absorb_pl.rules.rates import RateSettings
+from absorb_pl.rules.registry import RuleChoice, configured_rules
+from absorb_pl.saes.interface import SparseAutoencoder
+from absorb_pl.saes.loading import unit_norm_sae
+from absorb_pl.saes.properties import sae_architecture
+from absorb_pl.schema import CHECKS, dtypes
+from absorb_pl.training.sae_export import log_folder
+from absorb_pl.training.sae_module import SparseAutoencoderModule
+
+_WORLD_HOOK = "activations"
+
+
+class AbsorptionMonitor(Callback):
+    """Splitting and absorption of all SAEs in training, every so many steps and at the end.
+
+    The words' activations are read and the linear probe is trained once, before the first step; each look then takes
+    what a study takes for the SAE alone, and its figures are those of a study of the SAE as it would be saved then.
+    Logs `absorption/<rule>/<sae>` with the ends of its interval, which checkpoints can be chosen by, writes the table
+    `checks`, and draws figures at the end.
+
+    Args:
+        words: Labelled activations of each hook: `ActivationDataModule`, or `HierarchyDataModule` for a known world.
+            SAEs are judged on its test rows, and probes are trained on its training rows.
+        every_n_steps: Steps between looks.
+        rules: Rules that activations are enough for.
+        rates: How rates are summed up.
+        splits: How main latents and candidate words are found.
+        linear_probe: Training of the linear probe.
+        k_sparse: Training of the k-sparse probes.
+        seed: Seed of probe training.
+
+    Attributes:
+        checks: What was found so far, a row per step, SAE and rule (see `absorb_pl.schema.CHECKS`).
+
+    Raises:
+        RuleError: A rule needs gradients, or is unknown.
+    """
+
+    def __init__(
+        self,
+        words: LabelledDataModule | list[LabelledDataModule],
+        every_n_steps: Count = 1000,
+        rules: RuleChoice = ("absorb-pl-1", "saebench-0.6.0"),
+        rates: RateSettings | None = None,
+        splits: SplitSettings | None = None,
+        linear_probe: LinearProbeSettings | None = None,
+        k_sparse: KSparseSettings | None = None,
+        seed: Seed = 42,
+    ) -> None:
+        check_ranges(AbsorptionMonitor.__init__, locals())
+        self.words = {one.hook_name or _WORLD_HOOK: one for one in ([words] if not isinstance(words, list) else words)}
+        self.every_n_steps, self.seed = every_n_steps, seed
+        self.rules = configured_rules(rules)
+        check_rules_without_model(self.rules)
+        self.rates, self.splits = rates or RateSettings(), splits or SplitSettings()
+        self.linear_probe, k_sparse = linear_probe or LinearProbeSettings(), k_sparse or KSparseSettings()
+        # Further ks are looked at in tables of a study alone.
+        most = max(self.splits.max_k, TRACKED_RANKS)
+        self.k_sparse = replace(k_sparse, ks=tuple(k for k in k_sparse.ks if k <= most))
+        self.checks = pd.DataFrame(columns=list(CHECKS))
+        self._rows: dict[str, tuple[Rows, EvaluationRows]] = {}
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the words' activations and train the linear probes.
+
+        Raises:
+            AbsorbError: The module does not train SAEs.
+            HookMismatchError: There are no words for an SAE's hook.
+            SaeWidthError: Words are of another width than SAEs of their hook.
+        """
+        if not isinstance(pl_module, SparseAutoencoderModule):
+            raise AbsorbError(
+                "callbacks",
+                f"{type(self).__name__} with {type(pl_module).__name__}",
+                expected="a SparseAutoencoderModule",
+                remedy="Train SAEs, or drop the callback.",
+            )
+        for hook in dict.fromkeys(pl_module.hooks):
+            if hook not in self.words:
+                raise HookMismatchError(
+                    "words",
+                    list(self.words),
+                    expected=f"words for each hook that SAEs read, also {hook}",
+                    remedy="Add a data module of this hook.",
+                )
+            if hook not in self._rows:
+                self._rows[hook] = self._prepared(trainer, self.words[hook], pl_module.device)
+        for name, sae in pl_module.inference_saes().items():
+            self.words[pl_module.hooks[pl_module.names.index(name)]].check_sae(sae)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 or step == trainer.estimated_stepping_batches:
+            self._look(trainer, cast(SparseAutoencoderModule, pl_module), step, batch)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and len(self.checks):
+            folder = log_folder(trainer) / "figures"
+            with writing_to(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                for name, figure in draw_checks(self.checks).items():
+                    figure.savefig(folder / f"{name}.png", dpi=150)
+                    figure.savefig(folder / f"{name}.svg")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What was found so far, as plain values."""
+        return {"checks": self.checks.astype(object).where(self.checks.notna(), None).to_dict("records")}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.checks = _typed(pd.DataFrame(state_dict["checks"]))
+
+    def _prepared(
+        self, trainer: Trainer, data: LabelledDataModule, device: torch.device
+    ) -> tuple[Rows, EvaluationRows]:
+        if trainer.is_global_zero:
+            data.prepare_data()
+        trainer.strategy.barrier()
+        data.setup("fit")
+        train, test = data.splits["train"], data.splits["test"]
+        training = data.rows(train), data.labels[train]
+        probe, _ = train_linear_probe(*training, self.linear_probe, data.class_names, self.seed, device)
+        weights, biases = probe.weights.detach().cpu(), probe.biases.detach().cpu()
+        return training, EvaluationRows.of(data.rows(test), data.labels[test], test, weights, biases, data.class_names)
+
+    def _look(self, trainer: Trainer, module: SparseAutoencoderModule, step: int, batch: dict[str, Any]) -> None:
+        saes, rank, processes = module.inference_saes(), trainer.global_rank, trainer.world_size
+        found: list[Any] = [
+            self._judged(name, saes[name], module.hooks[number], module.device)
+            for number, name in enumerate(module.names)
+            if number % processes == rank
+        ]
+        if processes > 1:
+            gathered: list[Any] = [None] * processes
+            all_gather_object(gathered, found)
+            found = [table for tables in gathered for table in tables]
+        table = pd.concat(found, ignore_index=True)
+        table = table.assign(step=step, activations_seen=step * len(next(iter(batch.values()))) * processes)
+        order = {name: number for number, name in enumerate(module.names)}
+        table = table.sort_values("sae", key=lambda names: names.map(order), kind="stable")
+        earlier = self.checks[self.checks["step"] < step]
+        self.checks = _typed(pd.concat([earlier, table]) if len(earlier) else table)
+        self._log(trainer, module, table)
+
+    def _judged(self, name: str, sae: SparseAutoencoder, hook: str, device: torch.device) -> pd.DataFrame:
+        training, rows = self._rows[hook]
+        architecture, unit = sae_architecture(sae), unit_norm_sae(sae)
+        with torch.inference_mode(False), torch.enable_grad():
+            k_sparse, _ = train_sae_probe(unit, *training, self.k_sparse, rows.class_names, self.seed, device)
+        probing, judgements = evaluate_rules(unit, k_sparse, rows, self.rules, self.splits, self.rates, None, training)
+        about = {"sae": name, "hook_name": hook, "architecture": architecture, **probing.statistics}
+        return pd.DataFrame([{**about, **judgement.figures} for judgement in judgements])
+
+    def _log(self, trainer: Trainer, module: SparseAutoencoderModule, table: pd.DataFrame) -> None:
+        figures = {}
+        for row in table.to_dict("records"):
+            of_sae = f"{row['rule']}/{row['sae']}"
+            names = {"absorption": "absorption_rate", "absorption_low": "ci_low", "absorption_high": "ci_high"}
+            names |= {"absorbed_share": "absorption_fraction"}
+            figures |= {f"{title}/{of_sae}": float(row[name]) for title, name in names.items() if pd.notna(row[name])}
+            figures[f"splits/{row['sae']}"] = float(row["num_splits"])
+            figures[f"top_latent_f1/{row['sae']}"] = float(row["top_latent_f1"])
+        module.log_dict(figures, on_step=True, on_epoch=False, logger=False)
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
+        if trainer.is_global_zero:
+            write_table(self.checks, log_folder(trainer) / "tables" / "checks.parquet")
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    return table.reindex(columns=list(CHECKS)).astype(dtypes(CHECKS)).reset_index(drop=True)
