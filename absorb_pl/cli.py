@@ -118,6 +118,7 @@ def _run(command: str, words: list[str]) -> None:
     from absorb_pl.data.prompt_datamodule import PromptDataModule
     from absorb_pl.data.stopping import stoppable
     from absorb_pl.data.trainers import check_trainer_numbers, checkpoint_file, named_trainer_errors
+    from absorb_pl.training.sae_module import SparseAutoencoderModule
     from absorb_pl.training.token_datamodule import TokenActivationDataModule
 
     own = OWN_COMMANDS.get(command)
@@ -171,7 +172,7 @@ def _run(command: str, words: list[str]) -> None:
                 raise AbsorbError(
                     "seed_everything", settings.seed_everything, expected="0 to 2³² - 1", remedy="Choose another seed."
                 )
-            kind = cast(type, locate(settings.data.class_path)) if settings.data else object
+            kind = _class_of(settings.data)
             links = cast(Any, self._parser(command))._links_group._group_actions
             says_widths = issubclass(kind, LabelledDataModule | TokenActivationDataModule)
             links[:] = [link for link in links if says_widths and _is_open(link, settings)]
@@ -183,6 +184,11 @@ def _run(command: str, words: list[str]) -> None:
                     compute_fn=attrgetter("language_model"),
                     apply_on="instantiate",
                 )
+
+        def _parse_ckpt_path(self) -> None:
+            # SAEs in training compare the checkpoint's settings with those asked for, rather than give way to them.
+            if own is None and not issubclass(_class_of(self.config[command].model), SparseAutoencoderModule):
+                super()._parse_ckpt_path()
 
         def _set_seed(self) -> None:
             if own is None:
@@ -217,10 +223,14 @@ def _run(command: str, words: list[str]) -> None:
     )
 
 
+def _class_of(asked: Any) -> type:
+    return cast(type, locate(asked.class_path)) if asked else object
+
+
 def _is_open(link: Any, settings: Any) -> bool:
     """Whether an argument that the data can say is one of the module's, and was not given."""
     argument = link.target[0].rpartition(".")[2]
-    parameters = inspect.signature(cast(type, locate(settings.model.class_path)).__init__).parameters
+    parameters = inspect.signature(_class_of(settings.model).__init__).parameters
     needed = ["num_outputs", argument] if argument == "class_names" else [argument]
     given = settings.model.init_args
     return all(name in parameters and given.get(name) in (None, parameters[name].default) for name in needed)

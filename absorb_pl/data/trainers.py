@@ -4,6 +4,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,6 +81,19 @@ def named_trainer_errors(settings: Mapping[str, Any]) -> Iterator[None]:
         raise TrainerError(
             "trainer", dict(settings), expected="devices that this machine has", remedy=str(error)
         ) from error
+
+
+def log_folder(trainer: Trainer) -> Path:
+    """Where a Trainer's run is written. All processes must ask, for they agree on it.
+
+    Args:
+        trainer: The Trainer.
+
+    Example:
+        >>> log_folder(Trainer(logger=False, enable_checkpointing=False, default_root_dir="runs")).name
+        'runs'
+    """
+    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def checkpoint_file(path: str) -> str:

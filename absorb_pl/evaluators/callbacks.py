@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pandas as pd
@@ -15,6 +14,7 @@ from typing_extensions import override
 
 from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
+from absorb_pl.data.trainers import log_folder
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
 from absorb_pl.evaluators.evaluation import evaluate_rules, sae_tables, with_texts
@@ -123,8 +123,8 @@ class SaeEvaluation(Callback):
         self.tables = dict(tables)
         for name, value in figures.items():
             pl_module.log(f"test/{name}", value, rank_zero_only=True)
+        folder = log_folder(trainer) / "tables"
         if trainer.is_global_zero:
-            folder = Path(trainer.log_dir or trainer.default_root_dir) / "tables"
             for name, table in tables.items():
                 write_table(table, folder / f"{name}.parquet")
 

@@ -6,11 +6,11 @@ from typing import Any, cast
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.distributed import all_gather_object
 from typing_extensions import override
 
 from absorb_pl.data.drafts import writing_to
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
+from absorb_pl.data.trainers import log_folder
 from absorb_pl.errors import AbsorbError, HookMismatchError
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules
 from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings
@@ -26,7 +26,6 @@ from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.loading import unit_norm_sae
 from absorb_pl.saes.properties import sae_architecture
 from absorb_pl.schema import CHECKS, dtypes
-from absorb_pl.training.sae_export import log_folder
 from absorb_pl.training.sae_module import SparseAutoencoderModule
 
 _WORLD_HOOK = "activations"
@@ -121,8 +120,8 @@ class AbsorptionMonitor(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = log_folder(trainer) / "figures"
         if trainer.is_global_zero and len(self.checks):
-            folder = log_folder(trainer) / "figures"
             with writing_to(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 for name, figure in draw_checks(self.checks).items():
@@ -152,20 +151,14 @@ class AbsorptionMonitor(Callback):
         return training, EvaluationRows.of(data.rows(test), data.labels[test], test, weights, biases, data.class_names)
 
     def _look(self, trainer: Trainer, module: SparseAutoencoderModule, step: int, batch: dict[str, Any]) -> None:
-        saes, rank, processes = module.inference_saes(), trainer.global_rank, trainer.world_size
-        found: list[Any] = [
-            self._judged(name, saes[name], module.hooks[number], module.device)
-            for number, name in enumerate(module.names)
-            if number % processes == rank
+        saes, processes = module.inference_saes(), trainer.world_size
+        # Every process looks at all SAEs: metrics of nested trainings wait for one another across processes.
+        found = [
+            self._judged(name, saes[name], hook, module.device)
+            for name, hook in zip(module.names, module.hooks, strict=True)
         ]
-        if processes > 1:
-            gathered: list[Any] = [None] * processes
-            all_gather_object(gathered, found)
-            found = [table for tables in gathered for table in tables]
         table = pd.concat(found, ignore_index=True)
         table = table.assign(step=step, activations_seen=step * len(next(iter(batch.values()))) * processes)
-        order = {name: number for number, name in enumerate(module.names)}
-        table = table.sort_values("sae", key=lambda names: names.map(order), kind="stable")
         earlier = self.checks[self.checks["step"] < step]
         self.checks = _typed(pd.concat([earlier, table]) if len(earlier) else table)
         self._log(trainer, module, table)
@@ -191,8 +184,9 @@ class AbsorptionMonitor(Callback):
         module.log_dict(figures, on_step=True, on_epoch=False, logger=False)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step)
+        folder = log_folder(trainer) / "tables"
         if trainer.is_global_zero:
-            write_table(self.checks, log_folder(trainer) / "tables" / "checks.parquet")
+            write_table(self.checks, folder / "checks.parquet")
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from absorb_pl.data.trainers import log_folder
 from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.training.sae_module import SparseAutoencoderModule
 
@@ -34,15 +35,6 @@ class SaeExport(Callback):
         self._save(trainer, pl_module)
 
     def _save(self, trainer: Trainer, module: LightningModule, *below: str) -> None:
+        folder = Path(self.folder) if self.folder else log_folder(trainer) / "saes"
         if trainer.is_global_zero:
-            folder = Path(self.folder) if self.folder else log_folder(trainer) / "saes"
             cast(SparseAutoencoderModule, module).save_saes(folder.joinpath(*below))
-
-
-def log_folder(trainer: Trainer) -> Path:
-    """Where a Trainer's run is written.
-
-    Args:
-        trainer: The Trainer.
-    """
-    return Path(trainer.log_dir or trainer.default_root_dir)
