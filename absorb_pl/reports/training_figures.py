@@ -1,6 +1,6 @@
 """Figures of absorption while SAEs train."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,13 +71,13 @@ def _draw_sae(axis: Axes, of_sae: pd.DataFrame, column: str, number: int) -> Non
         axis.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
         axis.plot(x, rate, **style)
         return
-    axis.plot(x, rate, **(style | {"marker": None, "alpha": 0.45}))
+    axis.plot(x, rate, **{**style, "marker": None, "alpha": 0.45})
     last = of_sae.iloc[-1]
     ends = np.array([[last["absorption_rate"] - last["ci_low"]], [last["ci_high"] - last["absorption_rate"]]])
-    axis.errorbar(x[-1:], rate[-1:], yerr=ends.clip(min=0), capsize=2, **(style | {"markersize": 7}))
+    axis.errorbar(x[-1:], rate[-1:], yerr=ends.clip(min=0), capsize=2, **{**style, "markersize": 7})
 
 
-def _style(number: int) -> Mapping[str, object]:
+def _style(number: int) -> dict[str, Any]:
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number // len(_COLOURS) % len(_MARKERS)],

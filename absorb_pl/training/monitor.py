@@ -43,7 +43,7 @@ class AbsorptionMonitor(Callback):
         words: Labelled activations of each hook: `ActivationDataModule`, or `HierarchyDataModule` for a known world.
             SAEs are judged on its test rows, and probes are trained on its training rows.
         every_n_steps: Steps between looks.
-        rules: Rules that activations are enough for.
+        rules: Rules that activations are enough for; `absorb-pl-1` and `saebench-0.6.0` if not given.
         rates: How rates are summed up.
         splits: How main latents and candidate words are found.
         linear_probe: Training of the linear probe.
@@ -61,7 +61,7 @@ class AbsorptionMonitor(Callback):
         self,
         words: LabelledDataModule | list[LabelledDataModule],
         every_n_steps: Count = 1000,
-        rules: RuleChoice = ("absorb-pl-1", "saebench-0.6.0"),
+        rules: RuleChoice | None = None,
         rates: RateSettings | None = None,
         splits: SplitSettings | None = None,
         linear_probe: LinearProbeSettings | None = None,
@@ -71,7 +71,7 @@ class AbsorptionMonitor(Callback):
         check_ranges(AbsorptionMonitor.__init__, locals())
         self.words = {one.hook_name or _WORLD_HOOK: one for one in ([words] if not isinstance(words, list) else words)}
         self.every_n_steps, self.seed = every_n_steps, seed
-        self.rules = configured_rules(rules)
+        self.rules = configured_rules(rules or ["absorb-pl-1", "saebench-0.6.0"])
         check_rules_without_model(self.rules)
         self.rates, self.splits = rates or RateSettings(), splits or SplitSettings()
         self.linear_probe, k_sparse = linear_probe or LinearProbeSettings(), k_sparse or KSparseSettings()

@@ -83,7 +83,7 @@ class SparseAutoencoderModule(LightningModule):
         for number, sae in enumerate(self._saes()):
             self.register_buffer(f"_since_fired_{number}", torch.zeros(len(sae.W_dec)))
         self.register_buffer("scales", torch.zeros(len(self.names), dtype=torch.float64))
-        self._metrics = nn.ModuleList(ReconstructionMetrics(*reversed(sae.W_dec.shape)) for sae in self._saes())
+        self.held_out = nn.ModuleList(ReconstructionMetrics(*reversed(sae.W_dec.shape)) for sae in self._saes())
         self._tried: list[SAE[Any]] = []
         self.save_hyperparameters(
             {
@@ -202,7 +202,7 @@ class SparseAutoencoderModule(LightningModule):
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        for hook, sae, metric in zip(self.hooks, self._tried, self._metrics, strict=True):
+        for hook, sae, metric in zip(self.hooks, self._tried, self._held_out(), strict=True):
             if hook in batch:  # a process without held-out batches of its own gets none
                 latents = sae.encode(batch[hook])
                 metric.update(batch[hook], latents, sae.decode(latents))
@@ -210,7 +210,7 @@ class SparseAutoencoderModule(LightningModule):
     @override
     def on_validation_epoch_end(self) -> None:
         self._tried = []
-        for name, metric in zip(self.names, self._metrics, strict=True):
+        for name, metric in zip(self.names, self._held_out(), strict=True):
             for figure, value in metric.compute().items():
                 self.log(f"val/{figure}/{name}", value)
             metric.reset()
@@ -239,6 +239,9 @@ class SparseAutoencoderModule(LightningModule):
 
     def _saes(self) -> Iterator[TrainingSAE[Any]]:
         return iter(cast(Any, self.saes))
+
+    def _held_out(self) -> Iterator[ReconstructionMetrics]:
+        return iter(cast(Any, self.held_out))
 
     def _hook_of(self, name: str) -> str:
         asked, known = self.settings[name].hook_name, list(self.hook_widths)

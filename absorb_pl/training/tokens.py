@@ -104,15 +104,17 @@ def packed_tokens(
 
 def _contexts(texts: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, context_size: int) -> Iterator[Tensor]:
     def ids() -> Iterator[Tensor]:
-        for batch in texts.iter(batch_size=_TEXTS):
-            found: Any = tokenizer(batch[column], add_special_tokens=False, verbose=False)["input_ids"]
+        for first in range(0, len(texts), _TEXTS):
+            batch = texts[first : first + _TEXTS][column]
+            found: Any = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
             yield from (torch.tensor(one) for one in found if one)
 
+    special: Any = tokenizer
     return concat_and_batch_sequences(
         ids(),
         context_size,
-        begin_batch_token_id=tokenizer.bos_token_id,
-        sequence_separator_token_id=tokenizer.eos_token_id,
+        begin_batch_token_id=special.bos_token_id,
+        sequence_separator_token_id=special.eos_token_id,
     )
 
 

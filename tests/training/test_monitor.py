@@ -142,7 +142,11 @@ def test_two_processes_look_as_one_does(tmp_path):
     one, two = (pd.read_parquet(tmp_path / way / "tables" / "checks.parquet") for way in ("one", "two"))
     keys = ["step", "activations_seen", "sae", "rule", "num_words"]
     pd.testing.assert_frame_equal(one[keys], two[keys])
-    for column in ("l0", "explained_variance", "absorption_fraction"):  # as near as weights are, after sums in two parts
+    for column in (
+        "l0",
+        "explained_variance",
+        "absorption_fraction",
+    ):
         assert two[column].tolist() == pytest.approx(one[column].tolist(), rel=1e-3)
 
 

@@ -227,13 +227,13 @@ def test_settings_that_cannot_be_trained_are_refused(settings, error, message):
 
 @pytest.mark.parametrize("names", [{}, {"a/b": SETTINGS["topk"]}, {".a": SETTINGS["topk"]}])
 def test_names_that_no_folder_can_have_are_refused(names):
-    with pytest.raises(AbsorbError, match="`saes` was"):
+    with pytest.raises(AbsorbError, match=r"`saes` was"):
         SparseAutoencoderModule(names, {"activations": 64})
 
 
 def test_hooks_that_the_data_do_not_have_are_refused(tmp_path):
     elsewhere = SaeSettings("topk", 32, hook_name="blocks.1.hook_resid_post", settings={"k": 2})
-    with pytest.raises(HookMismatchError, match="`hook_name` was 'blocks.1.hook_resid_post', expected one of"):
+    with pytest.raises(HookMismatchError, match=r"`hook_name` was 'blocks.1.hook_resid_post', expected one of"):
         SparseAutoencoderModule({"a": elsewhere}, {"activations": 64})
     narrow = SparseAutoencoderModule({"a": SETTINGS["topk"]}, {"activations": 32})
     with pytest.raises(HookMismatchError, match=r"`hook_widths` was .*32.*, expected .*64"):
@@ -248,7 +248,7 @@ def test_training_without_an_end_is_refused(tmp_path):
 
 def test_warm_up_beyond_the_end_is_refused(tmp_path):
     module = SparseAutoencoderModule({"a": SETTINGS["topk"]}, {"activations": 64}, OPTIMISATION)
-    with pytest.raises(AbsorbError, match="`lr_warm_up_steps` was 10, expected .* at most the 20 steps"):
+    with pytest.raises(AbsorbError, match=r"`lr_warm_up_steps` was 10, expected .* at most the 20 steps"):
         trainer(tmp_path, max_steps=20).fit(module, data_module())
 
 
@@ -258,10 +258,10 @@ def test_other_saes_or_data_than_a_checkpoint_has_are_refused(tmp_path):
     trained(tmp_path, names, saving, max_steps=40, enable_checkpointing=True)
     ckpt = str(tmp_path / "step=20.ckpt")
     wider = SparseAutoencoderModule({"a": SaeSettings("topk", 48, settings={"k": 3})}, {"activations": 64})
-    with pytest.raises(CheckpointError, match="`ckpt_path` was .*a checkpoint with saes .*expected saes"):
+    with pytest.raises(CheckpointError, match=r"`ckpt_path` was .*a checkpoint with saes .*expected saes"):
         trainer(tmp_path).fit(wider, data_module(), ckpt_path=ckpt)
     same = SparseAutoencoderModule(names, {"activations": 64}, OPTIMISATION, seed=3)
-    with pytest.raises(CheckpointError, match="`ckpt_path` was .*a checkpoint of a training on"):
+    with pytest.raises(CheckpointError, match=r"`ckpt_path` was .*a checkpoint of a training on"):
         trainer(tmp_path).fit(same, data_module(seed=7), ckpt_path=ckpt)
     loaded = SparseAutoencoderModule.load_from_checkpoint(ckpt, weights_only=True)
     assert loaded.names == ["a"]
@@ -278,7 +278,7 @@ def test_a_training_that_diverges_is_stopped_and_its_last_good_checkpoint_kept(t
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=10, save_top_k=-1)
     module = SparseAutoencoderModule({"a": SETTINGS["standard"]}, {"activations": 64})
     running = trainer(tmp_path, Poison(), saving, enable_checkpointing=True, log_every_n_steps=1000)
-    with pytest.raises(NonFiniteError, match="`saes` was 'a, .*', expected finite weights; nothing was written"):
+    with pytest.raises(NonFiniteError, match=r"`saes` was 'a, .*', expected finite weights; nothing was written"):
         running.fit(module, data_module())
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=10.ckpt", "step=20.ckpt"]
     running = trainer(tmp_path, Poison(), log_every_n_steps=1)

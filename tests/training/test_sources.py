@@ -1,6 +1,7 @@
 """Where activations come from, against the same rows read one by one."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def speller():
 @pytest.fixture
 def texts(tmp_path):
     """Two documents that fill four contexts of 16 tokens and a bit."""
-    words = "house water small green paper music table light".split()
+    words = ["house", "water", "small", "green", "paper", "music", "table", "light"]
     files = []
     for number in range(2):
         file = tmp_path / f"{number}.txt"
@@ -48,7 +49,7 @@ def test_texts_are_packed_and_read_at_all_tokens_but_the_first(speller, texts, t
         HOOKS, speller, files=texts, context_size=16, contexts_per_chunk=2, cache_dir=tmp_path / "cache"
     )
     tokenizer = speller.tokenizer
-    documents = [tokenizer(open(file).read(), add_special_tokens=False)["input_ids"] for file in texts]
+    documents = [tokenizer(Path(file).read_text(), add_special_tokens=False)["input_ids"] for file in texts]
     assert [len(document) for document in documents] == [33, 33]
     line = documents[0] + [tokenizer.eos_token_id] * (tokenizer.eos_token_id is not None) + documents[1]
     contexts = [[tokenizer.bos_token_id, *line[first : first + 15]] for first in range(0, len(line) - 14, 15)]
@@ -69,7 +70,7 @@ def test_texts_are_packed_and_read_at_all_tokens_but_the_first(speller, texts, t
 
 
 def test_text_comes_from_files_json_lines_and_data_sets_alike(speller, texts, tmp_path):
-    documents = [open(file).read() for file in texts]
+    documents = [Path(file).read_text() for file in texts]
     lines = tmp_path / "texts.jsonl"
     lines.write_text("".join(json.dumps({"story": document}) + "\n" for document in documents))
     Dataset.from_dict({"text": documents}).save_to_disk(tmp_path / "set")
@@ -111,9 +112,7 @@ def test_spelling_rows_are_those_at_the_words_and_some_elsewhere(speller):
         chunk = source.chunk(number, CPU)
         rng = chunk_rng(5, number)
         template = TEMPLATES[rng.choice(4, p=[template.share for template in TEMPLATES])]
-        mixture = SpellingMixture(
-            speller.tokenizer, vocabulary_of(speller.tokenizer), power=0.6, examples=11, seed=0
-        )
+        mixture = SpellingMixture(speller.tokenizer, vocabulary_of(speller.tokenizer), power=0.6, examples=11, seed=0)
         mixture.rng = rng
         batch = mixture.batch(template, 6, with_bos=True)
         words = 6 * 11
@@ -158,9 +157,9 @@ def test_cached_rows_are_read_context_by_context(cached):
 
 def test_folders_without_cached_activations_are_refused(cached, tmp_path):
     folder, _ = cached
-    with pytest.raises(AbsorbError, match="`folder` was .*expected a folder of activations that SAELens"):
+    with pytest.raises(AbsorbError, match=r"`folder` was .*expected a folder of activations that SAELens"):
         CachedActivations(str(tmp_path))
-    with pytest.raises(HookNotFoundError, match="`hook_names` was 'token_ids'.*It has blocks.2.hook_mlp_out"):
+    with pytest.raises(HookNotFoundError, match=r"`hook_names` was 'token_ids'.*It has blocks.2.hook_mlp_out"):
         CachedActivations(folder, ["token_ids"])
     with pytest.raises(ShapeError, match="`contexts_per_chunk` was 8, expected at most the 7 contexts"):
         CachedActivations(folder, contexts_per_chunk=8)

@@ -1,6 +1,6 @@
 """Batches of the stream: none twice, none lost, and the same for any number of processes and any beginning."""
 
-from itertools import islice
+from itertools import chain, islice
 
 import pytest
 import torch
@@ -41,9 +41,13 @@ def batches_of(source, count, *, first=0, rank=0, processes=1, **settings):
     return [batch["x"].flatten().long().tolist() for batch in islice(stream, count)]
 
 
+def joined(parts):
+    return list(chain.from_iterable(parts))
+
+
 def test_every_row_comes_once_each_time_round_and_held_out_rows_never():
     found = batches_of(Numbered(18), 16)  # 16 chunks of 12 rows are 8 batches
-    first, second = sum(found[:8], []), sum(found[8:], [])
+    first, second = joined(found[:8]), joined(found[8:])
     assert sorted(first) == sorted(second) == list(range(24, 18 * 12))
     assert first != second
     assert batches_of(Numbered(18), 16, seed=2) != found
@@ -62,7 +66,7 @@ def test_processes_share_out_the_batches_of_one(processes, chunks):
     for number, batch in enumerate(one):
         shares = [part[number] for part in parts]
         assert {len(share) for share in shares} == {24 // processes}
-        assert sorted(sum(shares, [])) == sorted(batch)
+        assert sorted(joined(shares)) == sorted(batch)
 
 
 @pytest.mark.parametrize("first", [1, 3, 4, 11])
