@@ -31,6 +31,7 @@ ROOMS = [
     "probes",
     "reports",
     "study",
+    "training",
     "words",
 ]
 # Bases of others, and what takes objects alone.
@@ -40,6 +41,7 @@ BASES = {"OneVsRestModule", "LatentRanking", "FoldRanking", "CausalEvaluator", "
 WITHOUT_RANGE = {
     "study trainer.devices": "Lightning knows the machine; `TrainerError`",
     "PromptDataModule.rows": "compared with the number of words; `RowsError`",
+    "SparseAutoencoderModule.hook_widths": "compared with the data's by the module; `HookMismatchError`",
     "LinearProbe.pos_weight": "one number per class, compared with the classes by the probe",
     "Trainer.devices": "Lightning knows the machine; `TrainerError`",
     "Trainer.fast_dev_run": "Lightning; `TrainerError`",
@@ -80,13 +82,24 @@ def settings_of_rules():
 
 def settings_of_modules():
     """Words of a command, and name and type of each setting, for the classes that the Trainer's commands make."""
-    needed = {"sae": "tests/golden/gpt2-micro/sae_standard_A", "input_dim": "48"}
+    needed = {
+        "sae": "tests/golden/gpt2-micro/sae_standard_A",
+        "input_dim": "48",
+        "saes": '{"a": {"architecture": "topk", "d_sae": 200}}',
+        "hook_widths": '{"x": 4}',
+        "source": "WorldActivations",
+        "words": "HierarchyDataModule",
+    }
     probe, data = ["--model=LinearProbe", "--model.input_dim=48"], ["--data=PromptDataModule"]
     for kind, place in ((LightningModule, "model"), (LightningDataModule, "data"), (Callback, "trainer.callbacks")):
         for cls in on_the_command_line(kind):
             asked = get_type_hints(cls.__init__)
             of_cls = [f"--{place}{'+' * (kind is Callback)}={cls.__name__}"]
-            of_cls += [f"--{place}.{name}={value}" for name, value in needed.items() if name in asked]
+            of_cls += [
+                f"--{place}.{name}={value}"
+                for name, value in needed.items()
+                if name in asked and (name != "words" or cls.__name__ == "AbsorptionMonitor")
+            ]
             words = {"model": [*of_cls, *data], "data": [*probe, *of_cls]}.get(place, [*probe, *data, *of_cls])
             yield from ((words, cls.__name__, f"{place}.{name}", hint) for name, hint in settings_of(cls.__init__))
 

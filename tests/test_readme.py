@@ -47,6 +47,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             config |= {"saes": SAES, "task": TASK}
         elif config.get("data", {}).get("class_path", "").endswith(("PromptDataModule", "ActivationDataModule")):
             config["data"]["init_args"].setdefault("task", TASK)
+        elif file.name == "train_sae.yaml":
+            config["model"]["init_args"]["optimisation"] |= {"lr_warm_up_steps": 2, "lr_decay_steps": 2}
+            config["data"]["init_args"] |= {"batch_size": 256, "chunks_per_buffer": 4}
+            config["trainer"] |= {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2}
+            monitor, _, saving = config["trainer"]["callbacks"]
+            monitor["init_args"]["every_n_steps"] = saving["init_args"]["every_n_train_steps"] = 4
+            monitor["init_args"]["words"]["init_args"]["task"] = TASK
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return folder
 
@@ -98,6 +105,10 @@ def test_commands_of_the_readme_run_in_order(
     same = words_table[words_table["sae"].isin(again["sae"]) & (words_table["rule"] == "paper")].reset_index(drop=True)
     assert len(again)
     assert again["is_absorption"].tolist() == same["is_absorption"].tolist()
+
+    checks = pd.read_parquet(workplace / "lightning_logs/train_sae/tables/checks.parquet")
+    assert checks["step"].unique().tolist() == [4, 8]
+    assert (workplace / "lightning_logs/train_sae/saes/batchtopk/cfg.json").is_file()
 
     events = EventAccumulator(str(demo / "tensorboard" / "study")).Reload()
     assert "figures/absorption_vs_l0" in events.Tags()["images"]

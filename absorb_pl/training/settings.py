@@ -179,7 +179,7 @@ def sae_settings_of(saes: Mapping[str, SaeSettings | Mapping[str, Any]]) -> dict
     if not saes or any(not name or set(name) & set("/\\#@:") or name.startswith(".") for name in saes):
         raise AbsorbError(
             "saes",
-            list(saes),
+            list(saes or ()),
             expected="at least one SAE, each with a name that a folder can have",
             remedy="Name them by letters, digits, dots, dashes and underscores.",
         )

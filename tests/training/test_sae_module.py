@@ -11,7 +11,13 @@ from sae_lens import SAE, TrainingSAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from absorb_pl.errors import AbsorbError, CheckpointError, HookMismatchError, NonFiniteError, SaeArchitectureError
+from absorb_pl.errors import (
+    AbsorbError,
+    CheckpointError,
+    HookMismatchError,
+    NonFiniteError,
+    SaeArchitectureError,
+)
 from absorb_pl.saes import load_sae
 from absorb_pl.training import (
     SaeOptimisation,
