@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -371,6 +372,51 @@ def test_two_processes_give_the_tables_of_one(study, tmp_path):
     assert sorted(path.name for path in artifacts(tmp_path / "cache")) == sorted(
         path.name for path in artifacts(study[0].cache_dir)
     )
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_tables_of_one_process(study, tmp_path):
+    """Two nodes of one process each, over gloo, as `torchrun` starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folders = [f"--run_dir={tmp_path / 'run'}", f"--cache_dir={tmp_path / 'cache'}"]
+    trainer = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
+    nodes = []
+    for rank in range(2):
+        torchrun = [Path(sys.executable).with_name("torchrun"), "--nnodes=2", "--nproc_per_node=1"]
+        torchrun += [f"--node_rank={rank}", "--master_addr=127.0.0.1", f"--master_port={port}"]
+        command = [*torchrun, "-m", "absorb_pl.cli", "study", f"--config={CONFIG}", *folders, *trainer]
+        nodes.append(
+            subprocess.Popen(command, cwd=ROOT, env=subprocess_environment(), stderr=subprocess.PIPE, text=True)
+        )
+    said = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert_same(read_tables(tmp_path / "run"), read_tables(study[1].run_dir))
+    assert made(tmp_path / "run") == (2, 3, 3, 3)
+
+
+@pytest.mark.slow
+def test_two_studies_that_begin_together_on_a_cold_cache_both_end_well(study, tmp_path):
+    ways = ("one", "two")
+    commands = [
+        [
+            Path(sys.executable).with_name("absorb-pl"),
+            "study",
+            f"--config={CONFIG}",
+            f"--run_dir={tmp_path / way}",
+            f"--cache_dir={tmp_path / 'cache'}",
+        ]
+        for way in ways
+    ]
+    environment = subprocess_environment()
+    both = [subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for words in commands]
+    said = [study_of.communicate(timeout=300)[1] for study_of in both]
+    assert [study_of.returncode for study_of in both] == [0, 0], said
+    for way in ways:
+        assert_same(read_tables(tmp_path / way), read_tables(study[1].run_dir))
+    assert len(artifacts(tmp_path / "cache")) == len(artifacts(study[0].cache_dir))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.slow
