@@ -350,19 +350,23 @@ CALIBRATION: Columns = {
 
 CALIBRATION_SUMMARY: Columns = {
     "family": CALIBRATION["family"],
-    "setting": Column("str", "Planted setting; empty for all SAEs of a world together."),
+    "setting": Column("str", "Planted setting, or SAE in training; empty for all SAEs of a world together."),
     **_RULE,
     "evaluations": Column("int64", "Evaluations with a rate."),
     "not_evaluable": Column("int64", "Evaluations without one."),
     "true_rate": Column("float64", "Mean true rate."),
     "rate_bias": Column("float64", "Mean of rate − true rate."),
     "rate_rmse": Column("float64", "Root of the mean square of that."),
-    "rate_spearman": Column("float64", "Rank correlation of rate and true rate over SAEs."),
+    "rate_spearman": Column(
+        "float64", "Rank correlation of rate and true rate over SAEs; in `training`, of rate and steps."
+    ),
     "coverage": Column("float64", "How often the interval of the rate holds the share of all words that are absorbed."),
     "true_share": Column("float64", "Mean true share."),
     "share_bias": Column("float64", "Mean of fraction − true share."),
     "share_rmse": Column("float64", "Root of the mean square of that."),
-    "share_spearman": Column("float64", "Rank correlation of fraction and true share over SAEs."),
+    "share_spearman": Column(
+        "float64", "Rank correlation of fraction and true share over SAEs; in `training`, of fraction and steps."
+    ),
     "word_auroc": Column("float64", "Mean of the evaluations' AUROC."),
     "absorbed_word_auroc": Column(
         "float64", "The same mean over absorbed words: evaluations count by how many of theirs are absorbed."

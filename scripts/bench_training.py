@@ -2,7 +2,7 @@
 
 Both train SAEs of the same settings on the same model and texts, with the same batches and buffers in size. A runner of
 SAELens trains one SAE, so a sweep over eight sparsities is eight runs; here they train side by side in one. What is
-timed is what 62 steps more take, two whole buffers, so that neither start-up nor the filling of the first buffer counts.
+timed is what 62 steps more take, two whole buffers, so that neither start-up nor the first buffer counts.
 
     python scripts/bench_training.py --shapes speller --json training.json
 """

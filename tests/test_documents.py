@@ -61,3 +61,13 @@ def test_the_page_of_rules_runs(monkeypatch, tmp_path, capsys):
         folder = tmp_path / words[words.index("--run_dir") + 1]
         main([*words, "--run_dir", str(folder), "--cache_dir", str(tmp_path / "cache")])
         assert (folder / "config.yaml").is_file()
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_the_page_of_training_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(code.replace("max_steps=200", "max_steps=20").replace("every_n_steps=100", "every_n_steps=10"), {})
+    assert "absorb-pl-1" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "lightning_logs/my_saes").iterdir()) == ["k2", "k4"]

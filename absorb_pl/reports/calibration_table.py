@@ -30,9 +30,12 @@ def print_calibration(summary: pd.DataFrame, run_dir: Path, console: Console | N
     planted = summary[summary["family"] == "planted"]
     for setting, rows in planted.groupby("setting", sort=False):
         _add(table, str(setting), rows, rules, "bias")
-    for family, rows in summary[summary["family"] != "planted"].groupby("family", sort=False):
+    in_training = summary["family"] == "training"
+    for family, rows in summary[(summary["family"] != "planted") & ~in_training].groupby("family", sort=False):
         _add(table, f"{family}, RMSE", rows, rules, "rmse")
         _add(table, f"{family}, rank correlation", rows, rules, "spearman")
+    for sae, rows in summary[in_training].groupby("setting", sort=False):
+        _add(table, f"{sae} in training, rank correlation", rows, rules, "spearman")
     console.print(_TITLE, highlight=False, soft_wrap=True)
     console.print(table)
     missing = summary[summary["not_evaluable"] > 0]
@@ -48,7 +51,7 @@ def print_calibration(summary: pd.DataFrame, run_dir: Path, console: Console | N
 
 
 def _add(table: Table, name: str, rows: pd.DataFrame, rules: list[str], what: str) -> None:
-    by_rule = rows.set_index("rule")
+    by_rule = rows.set_index("rule").reindex(rules)
     cells = []
     for rule in rules:
         rate, share = (float(by_rule[f"{of}_{what}"][rule]) for of in ("rate", "share"))

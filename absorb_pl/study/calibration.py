@@ -35,7 +35,7 @@ from absorb_pl.study.trainers import stage_trainers
 from absorb_pl.truth.hierarchy import HIERARCHIES, HierarchyWorld, hierarchy_truth
 from absorb_pl.truth.planted import planted_sae
 from absorb_pl.truth.planted_settings import PLANTED
-from absorb_pl.truth.scoring import score_against_truth, summarise_scores
+from absorb_pl.truth.scoring import score_against_truth, score_progress, summarise_scores
 from absorb_pl.truth.trained import list_trained_saes, trained_sae_path
 from absorb_pl.truth.world import make_world
 
@@ -52,6 +52,7 @@ class CalibrationConfig:
         rules: The rules to hold against the truth, perhaps with settings; those for which activations are enough.
         planted: Planted settings by name, or `all`, or `none`.
         trained: SAEs trained in known worlds by name, or `all`, or `none`.
+        checks: Tables of `AbsorptionMonitor`: how well rates tell the stages of a training apart.
         splits: How main latents and candidate words are found.
         seeds: How many times a planted world and samples are drawn.
         seed: Seed of the split and of probe training.
@@ -63,6 +64,7 @@ class CalibrationConfig:
     rules: RuleChoice = field(default_factory=lambda: ["absorb-pl-1", "saebench-0.6.0", "saebench-0.3.2"])
     planted: list[str] = field(default_factory=lambda: ["all"])
     trained: list[str] = field(default_factory=lambda: ["all"])
+    checks: list[str] = field(default_factory=list)
     splits: SplitSettings = field(default_factory=SplitSettings)
     seeds: Count = 2
     seed: Seed = 42
@@ -79,6 +81,14 @@ class CalibrationConfig:
         object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in rules})
         object.__setattr__(self, "planted", _chosen("planted", self.planted, list(PLANTED)))
         object.__setattr__(self, "trained", _chosen("trained", self.trained, list_trained_saes()))
+        for file in self.checks:
+            if not user_path(file).is_file():
+                raise AbsorbError(
+                    "checks",
+                    file,
+                    expected="tables `checks.parquet` of trainings",
+                    remedy="Train with the callback `AbsorptionMonitor`; it writes one to the run's folder `tables`.",
+                )
         if not self.planted and not self.trained:
             raise AbsorbError(
                 "planted",
@@ -166,6 +176,17 @@ class CalibrationStage(Stage):
         return pd.concat(parts, ignore_index=True)[list(CALIBRATION)]
 
 
+def _read_checks(config: CalibrationConfig) -> pd.DataFrame:
+    """Looks at SAEs in training, by the rules of the calibration; SAEs of several trainings by the names of both."""
+    parts = []
+    for file in map(user_path, config.checks):
+        looks = pd.read_parquet(file)
+        name = file.parent.parent.name
+        parts.append(looks if len(config.checks) == 1 else looks.assign(sae=f"{name}/" + looks["sae"]))
+    looks = pd.concat(parts, ignore_index=True)
+    return looks[looks["rule"].isin(config.rules)]
+
+
 @cache
 def _identity_of(name: str) -> str:
     """Identity of a trained SAE, whose files are read once: a stage asks for identities again and again."""
@@ -208,7 +229,10 @@ def calibrate(config: CalibrationConfig | None = None) -> Mapping[str, pd.DataFr
     with interruptible(lambda: kept):
         stage.run(list(stage.units), stage_trainers(config.trainer, stage.title))
     scores = stage.scores()
-    tables = {"calibration": scores, "calibration_summary": summarise_scores(scores)}
+    summary = [summarise_scores(scores)]
+    if config.checks:
+        summary.append(score_progress(_read_checks(config)))
+    tables = {"calibration": scores, "calibration_summary": pd.concat(summary, ignore_index=True)}
     run_dir = Path(config.run_dir)
     if getattr(rank_zero_only, "rank", 0) == 0:
         with publishing(run_dir) as part:

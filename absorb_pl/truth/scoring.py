@@ -7,7 +7,10 @@ import pandas as pd
 import torch
 
 from absorb_pl.functional.metrics import binary_metrics
+from absorb_pl.schema import CALIBRATION_SUMMARY, dtypes
 
+TRAINING = "training"
+"""What the summary calls the looks at SAEs in training."""
 ALL_WORLDS = "all worlds"
 """What the summary calls all trained SAEs together."""
 _BY = ["family", "setting", "rule"]
@@ -100,6 +103,39 @@ def summarise_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def score_progress(checks: pd.DataFrame) -> pd.DataFrame:
+    """How well a rule's rates tell the stages of a training apart: their rank correlation with the steps taken.
+
+    Nothing is known of what the SAEs absorb, so all else is missing. Source: the third lens of arXiv 2605.18229.
+
+    Args:
+        checks: What `AbsorptionMonitor` found, see `absorb_pl.schema.CHECKS`.
+
+    Returns:
+        One row per SAE and rule with the columns of `absorb_pl.schema.CALIBRATION_SUMMARY`.
+
+    Example:
+        >>> checks = pd.DataFrame({"sae": "a", "rule": "mine", "step": [1, 2, 3], "absorption_rate": [0.1, 0.3, 0.2]})
+        >>> score_progress(checks.assign(absorption_fraction=float("nan")))["rate_spearman"].round(3).tolist()
+        [0.5]
+    """
+    rows = []
+    for (sae, rule), looks in checks.groupby(["sae", "rule"], sort=False):
+        known = looks[looks["absorption_rate"].notna()]
+        rows.append(
+            {
+                "family": TRAINING,
+                "setting": sae,
+                "rule": rule,
+                "evaluations": len(known),
+                "not_evaluable": len(looks) - len(known),
+                "rate_spearman": _rank_correlation(known["absorption_rate"], known["step"]),
+                "share_spearman": _rank_correlation(known["absorption_fraction"], known["step"]),
+            }
+        )
+    return pd.DataFrame(rows).reindex(columns=list(CALIBRATION_SUMMARY)).astype(dtypes(CALIBRATION_SUMMARY))
+
+
 def _summed(scores: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for names, group in scores.groupby(_BY, sort=False):
@@ -137,4 +173,8 @@ def _weighted_mean(values: pd.Series, weights: pd.Series) -> float:
 def _spearman(scores: pd.DataFrame, measured: str, true: str) -> float:
     """Rank correlation over SAEs, of means over seeds; missing for a single one."""
     means = scores.astype({measured: float}).groupby("sae")[[measured, true]].mean()
-    return float(means[measured].rank().corr(means[true].rank()))
+    return _rank_correlation(means[measured], means[true])
+
+
+def _rank_correlation(a: pd.Series, b: pd.Series) -> float:
+    return float(a.astype(float).rank().corr(b.rank()))

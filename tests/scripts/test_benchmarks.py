@@ -54,6 +54,17 @@ def test_the_engine_is_held_against_the_machines_own_rate(script, tmp_path):
         assert float(one["of matmul rate"].rstrip("%")) == pytest.approx(100 * share, abs=0.06, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_training_is_held_against_saelens_runner(script, tmp_path):
+    file = tmp_path / "training.json"
+    script("bench_training").main(["--quick", "--device", "cpu", "--json", str(file)])
+    one, eight = json.loads(file.read_text())["measurements"]
+    assert (one["sparsities"], eight["sparsities"]) == (1, 8)
+    for found in (one, eight):
+        assert found["this activations/s"] > 0
+        assert found["saelens activations/s"] > 0
+
+
 def test_the_plain_way_keeps_the_dtype_of_a_bfloat16_model(script):
     shapes = script("bench_gpu").SHAPES
     with script("benchmark_shapes").open_shape("small", "cpu", "bfloat16", shapes) as setting:

@@ -7,7 +7,7 @@ import pytest
 
 from absorb_pl.cli import main
 from absorb_pl.errors import AbsorbError, RuleError
-from absorb_pl.schema import CALIBRATION, CALIBRATION_SUMMARY
+from absorb_pl.schema import CALIBRATION, CALIBRATION_SUMMARY, CHECKS, dtypes
 from absorb_pl.study import TrainerSettings, calibration
 from absorb_pl.study.calibration import CalibrationConfig, calibrate
 from absorb_pl.truth.planted_settings import PLANTED
@@ -93,3 +93,22 @@ def test_bad_names_and_rules_are_named():
         CalibrationConfig(rules="paper")
     assert CalibrationConfig().planted == list(PLANTED)
     assert CalibrationConfig().trained == list_trained_saes()
+
+
+def test_looks_at_trainings_come_into_the_summary(folder: Path, capsys: pytest.CaptureFixture[str]):
+    looks = pd.DataFrame(columns=list(CHECKS)).astype(dtypes(CHECKS))
+    for step in range(1, 6):
+        row = {"step": step, "sae": "mine", "rule": "absorb-pl-1", "absorption_rate": step / 10, "evaluable": True}
+        looks = pd.concat([looks, pd.DataFrame([row])])
+    files = [folder / name / "tables" / "checks.parquet" for name in ("first", "second")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        looks.to_parquet(file)
+    words = [*ASKED, f"--run_dir={folder}/with_looks", f"--cache_dir={folder}/cache"]
+    main([*words, f"--checks=[{files[0]}, {files[1]}]", "--trainer.enable_progress_bar=false"])
+    summary = pd.read_parquet(folder / "with_looks/tables/calibration_summary.parquet")
+    found = summary[summary["family"] == "training"].set_index("setting")
+    assert found["rate_spearman"].to_dict() == pytest.approx({"first/mine": 1.0, "second/mine": 1.0})
+    assert "first/mine in training, rank correlation" in capsys.readouterr().out
+    with pytest.raises(AbsorbError, match="`checks` was 'no-such', expected tables"):
+        CalibrationConfig(checks=["no-such"])

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from absorb_pl.schema import CALIBRATION, CALIBRATION_SUMMARY
-from absorb_pl.truth.scoring import ALL_WORLDS, score_against_truth, summarise_scores
+from absorb_pl.truth.scoring import ALL_WORLDS, score_against_truth, score_progress, summarise_scores
 
 DRAWN = ("true_rate", "absorption_rate", "all_rate", "true_share", "absorption_fraction", "word_auroc")
 
@@ -91,3 +91,24 @@ def test_summaries_are_means_over_evaluations_and_ranks_over_saes():
     assert last["word_auroc"] == pytest.approx(trained["word_auroc"].mean())
     by_word = np.average(trained["word_auroc"], weights=trained["num_absorbed"])
     assert last["absorbed_word_auroc"] == pytest.approx(by_word)
+
+
+def test_progress_is_the_rank_correlation_with_steps():
+    generator = np.random.default_rng(0)
+    checks = pd.DataFrame(
+        {
+            "sae": ["a"] * 8 + ["b"] * 8,
+            "rule": "mine",
+            "step": [*range(8), *range(8)],
+            "absorption_rate": generator.random(16),
+            "absorption_fraction": generator.random(16),
+        }
+    )
+    checks.loc[3, "absorption_rate"] = np.nan
+    found = score_progress(checks).set_index("setting")
+    assert found[["evaluations", "not_evaluable"]].to_dict("list") == {"evaluations": [7, 8], "not_evaluable": [1, 0]}
+    for sae, looks in checks.dropna().groupby("sae"):
+        for amount, column in {"rate": "absorption_rate", "share": "absorption_fraction"}.items():
+            expected = spearmanr(looks[column], looks["step"]).statistic
+            assert found[f"{amount}_spearman"][sae] == pytest.approx(expected)
+    assert found["rate_bias"].isna().all()
