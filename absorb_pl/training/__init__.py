@@ -1,11 +1,12 @@
 """Training of SAEs, with absorption in sight."""
 
 from absorb_pl.training.export import inference_sae
+from absorb_pl.training.loss_recovered import LossRecovered, next_token_loss
 from absorb_pl.training.monitor import AbsorptionMonitor
 from absorb_pl.training.sae_export import SaeExport
 from absorb_pl.training.sae_module import SparseAutoencoderModule
 from absorb_pl.training.settings import SaeOptimisation, SaeSettings
-from absorb_pl.training.sources import ActivationSource, CachedActivations, WorldActivations
+from absorb_pl.training.sources import ActivationSource, CachedActivations, ModelActivations, WorldActivations
 from absorb_pl.training.spelling_source import SpellingActivations
 from absorb_pl.training.text_source import TextActivations
 from absorb_pl.training.token_datamodule import TokenActivationDataModule
@@ -14,6 +15,8 @@ __all__ = [
     "AbsorptionMonitor",
     "ActivationSource",
     "CachedActivations",
+    "LossRecovered",
+    "ModelActivations",
     "SaeExport",
     "SaeOptimisation",
     "SaeSettings",
@@ -23,4 +26,5 @@ __all__ = [
     "TokenActivationDataModule",
     "WorldActivations",
     "inference_sae",
+    "next_token_loss",
 ]

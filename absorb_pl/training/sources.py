@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
+from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.data.drafts import user_path
+from absorb_pl.data.residuals import read_contexts
 from absorb_pl.errors import AbsorbError, HookNotFoundError, ShapeError
+from absorb_pl.models.placement import move_model
 from absorb_pl.ranges import Count, Seed, check_ranges
+from absorb_pl.saes.properties import shape_at
 from absorb_pl.truth.hierarchy import HIERARCHIES, HierarchyName, HierarchyWorld
 
 
@@ -51,6 +55,44 @@ class ActivationSource(ABC):
     def sae_metadata(self) -> dict[str, Any]:
         """What SAEs trained on these activations say of them, by SAELens's names."""
         return {}
+
+
+class ModelActivations(ActivationSource):
+    """Activations that a language model makes on contexts without padding.
+
+    Attributes:
+        model: The language model.
+        hook_names: TransformerLens hook names.
+    """
+
+    model: Any
+    hook_names: list[str]
+
+    @abstractmethod
+    def token_ids(self, number: int) -> Int[Tensor, "contexts tokens"]:
+        """The contexts of a chunk."""
+
+    @property
+    @override
+    def hook_widths(self) -> dict[str, int]:
+        return {hook: shape_at(self.model, hook).numel() for hook in self.hook_names}
+
+    @property
+    def starts_with_bos(self) -> bool:
+        """Whether contexts begin with a beginning-of-sequence token, whose activations are left out."""
+        return self.model.tokenizer.bos_token_id is not None
+
+    def read(
+        self, input_ids: Int[Tensor, "contexts tokens"], device: torch.device
+    ) -> dict[str, Float[Tensor, "contexts tokens width"]]:
+        """Activations at all tokens of contexts, by hook.
+
+        Args:
+            input_ids: The contexts.
+            device: Where the model is to run.
+        """
+        move_model(self.model, device)
+        return read_contexts(self.model, input_ids.to(device), self.hook_names)
 
 
 class WorldActivations(ActivationSource):

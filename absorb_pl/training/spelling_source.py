@@ -3,21 +3,20 @@
 from functools import cached_property
 from typing import Annotated, Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.data.residuals import read_contexts
 from absorb_pl.models.bundled import SPELLER
 from absorb_pl.models.language_model import check_hook, load_language_model
-from absorb_pl.models.placement import move_model
 from absorb_pl.ranges import Count, NotNegative, Range, Seed, check_ranges
-from absorb_pl.saes.properties import shape_at
-from absorb_pl.training.sources import ActivationSource, chunk_rng
-from absorb_pl.training.spelling_mixture import TEMPLATES, SpellingMixture, vocabulary_of
+from absorb_pl.training.sources import ModelActivations, chunk_rng
+from absorb_pl.training.spelling_mixture import TEMPLATES, SpellingMixture, TokenBatch, vocabulary_of
 
 
-class SpellingActivations(ActivationSource):
+class SpellingActivations(ModelActivations):
     """Residuals of the speller on contexts of solved spelling examples, at the words and at other tokens.
 
     Args:
@@ -49,24 +48,16 @@ class SpellingActivations(ActivationSource):
         check_ranges(SpellingActivations.__init__, locals())
         self.hook_names, self.examples, self.other_share = list(hook_names), examples, other_share
         self.power, self.contexts_per_chunk, self.seed = power, contexts_per_chunk, seed
+        self.model = load_language_model(SPELLER)
         for hook in self.hook_names:
-            check_hook(self._model, hook)
-
-    @cached_property
-    def _model(self) -> Any:
-        return load_language_model(SPELLER)
+            check_hook(self.model, hook)
 
     @cached_property
     def _mixture(self) -> SpellingMixture:
-        tokenizer = self._model.tokenizer
+        tokenizer = self.model.tokenizer
         return SpellingMixture(
             tokenizer, vocabulary_of(tokenizer), power=self.power, examples=self.examples, seed=self.seed
         )
-
-    @property
-    @override
-    def hook_widths(self) -> dict[str, int]:
-        return {hook: shape_at(self._model, hook).numel() for hook in self.hook_names}
 
     @property
     @override
@@ -74,10 +65,12 @@ class SpellingActivations(ActivationSource):
         return None
 
     @override
+    def token_ids(self, number: int) -> Int[Tensor, "contexts tokens"]:
+        return self._drawn(number)[0].input_ids
+
+    @override
     def chunk(self, number: int, device: torch.device) -> dict[str, Tensor]:
-        self._mixture.rng = rng = chunk_rng(self.seed, number)
-        template = TEMPLATES[rng.choice(len(TEMPLATES), p=[template.share for template in TEMPLATES])]
-        batch = self._mixture.batch(template, self.contexts_per_chunk, with_bos=True)
+        batch, rng = self._drawn(number)
         contexts, tokens = batch.input_ids.shape
         is_word = torch.zeros(tokens, dtype=torch.bool)
         is_word[batch.word_positions] = True
@@ -87,9 +80,14 @@ class SpellingActivations(ActivationSource):
         elsewhere = torch.from_numpy(rng.integers(contexts, size=num_others)) * tokens
         elsewhere = elsewhere + others[torch.from_numpy(rng.integers(len(others), size=num_others))]
         rows = torch.cat([at_words, elsewhere]).to(device)
-        move_model(self._model, device)
-        found = read_contexts(self._model, batch.input_ids.to(device), self.hook_names)
+        found = self.read(batch.input_ids, device)
         return {hook: found[hook].flatten(0, 1)[rows] for hook in self.hook_names}
+
+    def _drawn(self, number: int) -> tuple[TokenBatch, np.random.Generator]:
+        """The contexts of a chunk, and the generator that drew them."""
+        self._mixture.rng = rng = chunk_rng(self.seed, number)
+        template = TEMPLATES[rng.choice(len(TEMPLATES), p=[template.share for template in TEMPLATES])]
+        return self._mixture.batch(template, self.contexts_per_chunk, with_bos=True), rng
 
     @property
     @override

@@ -6,22 +6,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.data.drafts import user_path
-from absorb_pl.data.residuals import read_contexts
 from absorb_pl.errors import ContextLengthError, ShapeError
 from absorb_pl.models.identity import model_identity
 from absorb_pl.models.language_model import check_hook, context_length, load_language_model
-from absorb_pl.models.placement import move_model
 from absorb_pl.ranges import Count, Seed, check_ranges
-from absorb_pl.saes.properties import shape_at
-from absorb_pl.training.sources import ActivationSource
+from absorb_pl.training.sources import ModelActivations
 from absorb_pl.training.tokens import open_texts, packed_tokens
 
 
-class TextActivations(ActivationSource):
+class TextActivations(ModelActivations):
     """Activations of a language model on texts, at all tokens but the beginning-of-sequence token.
 
     Texts are tokenized once, into the cache, and cut into contexts in random order; activations are made when they are
@@ -77,7 +75,6 @@ class TextActivations(ActivationSource):
                 remedy="Shorten the contexts.",
             )
         tokenizer = self.model.tokenizer
-        self._skipped = int(tokenizer.bos_token_id is not None)
         self._contexts, self._content = packed_tokens(texts, column, tokenizer, context_size, user_path(cache_dir))
         if len(self._contexts) < contexts_per_chunk:
             raise ShapeError(
@@ -90,22 +87,19 @@ class TextActivations(ActivationSource):
 
     @property
     @override
-    def hook_widths(self) -> dict[str, int]:
-        return {hook: shape_at(self.model, hook).numel() for hook in self.hook_names}
-
-    @property
-    @override
     def num_chunks(self) -> int:
         return len(self._contexts) // self.contexts_per_chunk
 
     @override
-    def chunk(self, number: int, device: torch.device) -> dict[str, Tensor]:
+    def token_ids(self, number: int) -> Int[Tensor, "contexts tokens"]:
         first = number * self.contexts_per_chunk
         chosen = np.sort(self._order[first : first + self.contexts_per_chunk])
-        ids = torch.from_numpy(self._contexts[chosen].astype(np.int64)).to(device)
-        move_model(self.model, device)
-        found = read_contexts(self.model, ids, self.hook_names)
-        return {hook: found[hook][:, self._skipped :].flatten(0, 1) for hook in self.hook_names}
+        return torch.from_numpy(self._contexts[chosen].astype(np.int64))
+
+    @override
+    def chunk(self, number: int, device: torch.device) -> dict[str, Tensor]:
+        found = self.read(self.token_ids(number), device)
+        return {hook: found[hook][:, self.starts_with_bos :].flatten(0, 1) for hook in self.hook_names}
 
     @cached_property
     def _model_identity(self) -> str:
@@ -121,4 +115,4 @@ class TextActivations(ActivationSource):
     @property
     @override
     def sae_metadata(self) -> dict[str, Any]:
-        return {"model_name": self.name, "prepend_bos": bool(self._skipped), "context_size": self.context_size}
+        return {"model_name": self.name, "prepend_bos": self.starts_with_bos, "context_size": self.context_size}
