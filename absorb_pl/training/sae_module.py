@@ -173,6 +173,20 @@ class SparseAutoencoderModule(LightningModule):
             nn.utils.clip_grad_norm_(sae.parameters(), self.optimisation.gradient_clip)
 
     @override
+    def on_fit_start(self) -> None:
+        """Refuse arguments of the Trainer that would be without effect, or have another than they say.
+
+        Raises:
+            AbsorbError: Gradients are to be clipped together, or gathered over batches.
+        """
+        for name, neutral, remedy in (
+            ("gradient_clip_val", None, "Set `optimisation.gradient_clip`; each SAE's gradient is clipped by itself."),
+            ("accumulate_grad_batches", 1, "Raise the data's `batch_size`; dead latents are counted per batch."),
+        ):
+            if (given := getattr(self.trainer, name)) not in (neutral, None):
+                raise AbsorbError(name, given, expected=f"{neutral} where SAEs are trained", remedy=remedy)
+
+    @override
     def on_train_start(self) -> None:
         """Estimate the scale of activations for SAEs that ask for it, before the first step."""
         scaled = [sae.cfg.normalize_activations == "expected_average_only_in" for sae in self._saes()]

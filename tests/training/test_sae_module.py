@@ -252,6 +252,14 @@ def test_training_without_an_end_is_refused(tmp_path):
         trainer(tmp_path, max_steps=-1, max_epochs=1).fit(module, data_module())
 
 
+@pytest.mark.parametrize("given", [{"gradient_clip_val": 0.5}, {"accumulate_grad_batches": 2}])
+def test_arguments_of_the_trainer_without_effect_are_refused(tmp_path, given):
+    [(name, value)] = given.items()
+    module = SparseAutoencoderModule({"a": SETTINGS["topk"]}, {"activations": 64})
+    with pytest.raises(AbsorbError, match=f"`{name}` was {value}, expected .* where SAEs are trained"):
+        trainer(tmp_path, **given).fit(module, data_module())
+
+
 def test_warm_up_beyond_the_end_is_refused(tmp_path):
     module = SparseAutoencoderModule({"a": SETTINGS["topk"]}, {"activations": 64}, OPTIMISATION)
     with pytest.raises(AbsorbError, match=r"`lr_warm_up_steps` was 10, expected .* at most the 20 steps"):
