@@ -40,7 +40,7 @@ DEATHS = {
     "absorption_words": (writers, "write_table", 1),
     "report": (report, "write_table", 4),
     "report_figures": (report, "save_figures", 1),
-    "report_half_published": (publication, "_replace", 3),
+    "report_half_published": (publication, "replace_folder", 3),
 }
 
 

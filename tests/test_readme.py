@@ -45,8 +45,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = yaml.safe_load(file.read_text(encoding="utf-8").replace("speller/l1-batchtopk-w1024-medium", SAES[0]))
         if file.name == "demo.yaml":
             config |= {"saes": SAES, "task": TASK}
-        elif config.get("data", {}).get("class_path", "").endswith(("PromptDataModule", "ActivationDataModule")):
-            config["data"]["init_args"].setdefault("task", TASK)
         elif file.name == "train_sae.yaml":
             config["model"]["init_args"]["optimisation"] |= {"lr_warm_up_steps": 2, "lr_decay_steps": 2}
             config["data"]["init_args"] |= {"batch_size": 256, "chunks_per_buffer": 4}
@@ -54,6 +52,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             monitor, _, saving, _ = config["trainer"]["callbacks"]
             monitor["init_args"]["every_n_steps"] = saving["init_args"]["every_n_train_steps"] = 4
             monitor["init_args"]["words"]["init_args"]["task"] = TASK
+        elif config.get("data", {}).get("class_path", "").endswith(("PromptDataModule", "ActivationDataModule")):
+            config["data"]["init_args"].setdefault("task", TASK)
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return folder
 

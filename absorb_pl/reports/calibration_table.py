@@ -23,7 +23,7 @@ def print_calibration(summary: pd.DataFrame, run_dir: Path, console: Console | N
     console = console or wide_console()
     rules = list(summary["rule"].unique())
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("setting", no_wrap=True)
+    table.add_column("setting", overflow="fold")
     table.add_column("true\nrate", justify="right", no_wrap=True)
     for rule in rules:
         table.add_column(f"{rule}\nrate  share", justify="right", no_wrap=True)

@@ -120,7 +120,7 @@ def test_a_report_cut_short_is_refused_and_made_good(study, study_config, monkey
     one = study_config(tmp_path, "--saes=[tests/golden/gpt2-micro/sae_topk_B]")
     run_dir = run_study(one).run_dir
     before = rescore_run(run_dir).tables["summary"]
-    replace, calls = publication._replace, []
+    replace, calls = publication.replace_folder, []
 
     def replace_one(path, new, aside):
         calls.append(path.name)
@@ -129,7 +129,7 @@ def test_a_report_cut_short_is_refused_and_made_good(study, study_config, monkey
         replace(path, new, aside)
 
     with monkeypatch.context() as patch:
-        patch.setattr(publication, "_replace", replace_one)
+        patch.setattr(publication, "replace_folder", replace_one)
         with pytest.raises(OutputFolderError, match=f"{run_dir}.*No space left"):
             run_study(study_config(tmp_path))
     assert calls == ["probes", "saebench", "tables"]
