@@ -32,6 +32,7 @@ from absorb_pl.training import (
     WorldActivations,
 )
 from absorb_pl.truth import HierarchyDataModule
+from absorb_pl.words import TaskConfig
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
@@ -88,13 +89,15 @@ def test_the_last_look_is_a_study_of_the_saved_sae(tmp_path):
     data = TokenActivationDataModule(
         SpellingActivations([HOOK], contexts_per_chunk=16), batch_size=256, chunks_per_buffer=8
     )
-    of_words = ActivationDataModule(hook_name=HOOK, val_fraction=0.0, cache_dir=tmp_path / "cache")
+    task = TaskConfig(max_words=600, max_icl_examples=3)
+    of_words = ActivationDataModule(hook_name=HOOK, task=task, val_fraction=0.0, cache_dir=tmp_path / "cache")
     scaled = {"k": 6, "normalize_activations": "expected_average_only_in"}
     saes = {"batchtopk": SaeSettings("batchtopk", 256, settings=scaled)}
     monitor = AbsorptionMonitor(of_words, every_n_steps=1000, rules=RULES)
     fit(tmp_path, [monitor, SaeExport()], saes, data, max_steps=80)
     study = StudyConfig(
         saes=[str(tmp_path / "saes" / "batchtopk")],
+        task=task,
         rules=RULES,
         run_dir=str(tmp_path / "run"),
         cache_dir=str(tmp_path / "cache"),
