@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -86,7 +86,7 @@ class ActivationCache:
 
 def activation_identities(
     model: HookedModel, prompts: TokenizedPrompts, hook_names: Sequence[str], dtype: StorageDtype
-) -> dict[str, dict[str, object]]:
+) -> dict[str, dict[str, Any]]:
     """Everything that determines the cached rows of each hook.
 
     Args:

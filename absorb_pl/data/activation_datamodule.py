@@ -40,6 +40,7 @@ def ensure_activations(
     cache_dir: Path,
     dtype: StorageDtype,
     make_trainer: TrainerFactory,
+    identities: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, ActivationCache]:
     """The cached rows of several hooks; hooks that are missing are read in one predict pass.
 
@@ -49,16 +50,17 @@ def ensure_activations(
         cache_dir: Root of the cache.
         dtype: Storage dtype.
         make_trainer: Makes the Trainer of the predict pass from its callbacks.
+        identities: What determines the rows of each hook, if that is known already.
 
     Raises:
         HookNotFoundError: The model has no such hook.
         CacheCorruptedError: A shard is missing, cut short or altered.
     """
-    identities = activation_identities(data.language_model, data.prompts, hook_names, dtype)
+    identities = identities or activation_identities(data.language_model, data.prompts, hook_names, dtype)
     caches = {hook: open_activations(cache_dir, identity) for hook, identity in identities.items()}
     missing = [hook for hook, cache in caches.items() if cache is None]
     if missing:
-        trainer = make_trainer([ActivationCacheWriter(cache_dir, dtype)])
+        trainer = make_trainer([ActivationCacheWriter(cache_dir, dtype, identities)])
         collector = ActivationCollector(data.language_model, missing)
         trainer.predict(collector, datamodule=data, return_predictions=False)
         for hook in missing:
@@ -136,7 +138,9 @@ class ActivationDataModule(LabelledDataModule):
         found = None if known is None else open_activations(self.cache_dir, known.identity)
         if found is None:
             trainers = self._one_device_trainer
-            caches = ensure_activations(self.prompt_data, [self.hook_name], self.cache_dir, self.dtype, trainers)
+            caches = ensure_activations(
+                self.prompt_data, [self.hook_name], self.cache_dir, self.dtype, trainers, self._identities
+            )
             found = caches[self.hook_name]
             remember(self.cache_dir, self._fingerprint, self._described(found.width))
         return found
@@ -203,10 +207,13 @@ class ActivationDataModule(LabelledDataModule):
         check_hook(self.prompt_data.language_model, self.hook_name)
         return shape_at(self.prompt_data.language_model, self.hook_name).numel()
 
-    def _described(self, width: int) -> KnownActivations:
+    @cached_property
+    def _identities(self) -> dict[str, dict[str, Any]]:
         data = self.prompt_data
-        (identity,) = activation_identities(data.language_model, data.prompts, [self.hook_name], self.dtype).values()
-        return KnownActivations.of(data, identity, width)
+        return activation_identities(data.language_model, data.prompts, [self.hook_name], self.dtype)
+
+    def _described(self, width: int) -> KnownActivations:
+        return KnownActivations.of(self.prompt_data, self._identities[self.hook_name], width)
 
     @override
     def prepare_data(self) -> None:

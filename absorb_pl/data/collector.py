@@ -75,13 +75,21 @@ class ActivationCacheWriter(BasePredictionWriter):
     Args:
         cache_dir: Root of the cache, shared by all runs.
         dtype: Storage dtype.
+        identities: What determines the rows of each hook (`activation_identities`), if that is known already; hashing
+            a large model takes a while.
     """
 
-    def __init__(self, cache_dir: str | Path = "lightning_logs/cache", dtype: StorageDtype = "float32") -> None:
+    def __init__(
+        self,
+        cache_dir: str | Path = "lightning_logs/cache",
+        dtype: StorageDtype = "float32",
+        identities: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
         super().__init__(write_interval="batch")
         self.cache_dir = user_path(cache_dir)
         self.dtype: StorageDtype = dtype
-        self._identities: dict[str, dict[str, object]] = {}
+        self._known = identities
+        self._identities: dict[str, dict[str, Any]] = {}
         self._widths: dict[str, int] = {}
         self._owner = new_owner()
 
@@ -97,9 +105,10 @@ class ActivationCacheWriter(BasePredictionWriter):
                 remedy="Leave `rows` out, or limit the task itself (`task.max_words`).",
             )
         self._widths = {}
-        self._identities = activation_identities(
+        known = self._known or activation_identities(
             collector.language_model, data.prompts, collector.hook_names, self.dtype
         )
+        self._identities = {hook: known[hook] for hook in collector.hook_names}
         self._owner = trainer.strategy.broadcast(new_owner())
         if trainer.is_global_zero:
             for identity in self._identities.values():

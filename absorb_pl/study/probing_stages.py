@@ -59,7 +59,9 @@ class ActivationStage(Stage):
 
     @override
     def make_all(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
-        writer: Callback = ActivationCacheWriter(self.cache_dir, self.dtype)
+        writer: Callback = ActivationCacheWriter(
+            self.cache_dir, self.dtype, {hook: self.identity(hook) for hook in units}
+        )
         collector = ActivationCollector(self.words.language_model, units)
         make_trainer([writer]).predict(collector, datamodule=self.words, return_predictions=False)
 
