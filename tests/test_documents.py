@@ -67,7 +67,11 @@ def test_the_page_of_rules_runs(monkeypatch, tmp_path, capsys):
 def test_the_page_of_training_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-    [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    exec(code.replace("max_steps=200", "max_steps=20").replace("every_n_steps=100", "every_n_steps=10"), {})
-    assert "absorb-pl-1" in capsys.readouterr().out
+    scope: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        short = re.sub(r"max_steps=\d+", "max_steps=20", code).replace("every_n_steps=100", "every_n_steps=10")
+        exec(short, scope)
+    printed = capsys.readouterr().out
+    assert "absorb-pl-1" in printed
+    assert "Hedging(moved=" in printed
     assert sorted(path.name for path in (tmp_path / "lightning_logs/my_saes").iterdir()) == ["k2", "k4"]

@@ -14,6 +14,7 @@ from absorb_pl.functional.absorption import (
 )
 from absorb_pl.functional.agreement import score_agreement
 from absorb_pl.functional.answer_metric import letter_metric
+from absorb_pl.functional.hedging import hedging_degree
 from absorb_pl.functional.k_sparse import DEFAULT_KS, k_sparse_logits, rank_latents, solve_k_sparse
 from absorb_pl.functional.latents import LATENT_DECISION_THRESHOLD, latent_scores, top_latents_by_encoder
 from absorb_pl.functional.linear_optimum import minimise_probe_loss
@@ -41,6 +42,7 @@ __all__ = [
     "fraction_by_all",
     "full_absorption",
     "gradient_scores",
+    "hedging_degree",
     "k_sparse_logits",
     "latent_scores",
     "letter_metric",

@@ -1,6 +1,7 @@
 """Training of SAEs, with absorption in sight."""
 
 from absorb_pl.training.export import inference_sae
+from absorb_pl.training.hedging import measure_hedging
 from absorb_pl.training.loss_recovered import LossRecovered, next_token_loss
 from absorb_pl.training.monitor import AbsorptionMonitor
 from absorb_pl.training.sae_export import SaeExport
@@ -26,5 +27,6 @@ __all__ = [
     "TokenActivationDataModule",
     "WorldActivations",
     "inference_sae",
+    "measure_hedging",
     "next_token_loss",
 ]

@@ -1,0 +1,97 @@
+"""Hedging in worlds where features go together, and where they do not."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from absorb_pl.errors import RangeError
+from absorb_pl.training import (
+    ActivationSource,
+    SaeOptimisation,
+    SaeSettings,
+    SparseAutoencoderModule,
+    TokenActivationDataModule,
+    measure_hedging,
+)
+from absorb_pl.training.sources import chunk_rng
+
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
+PAIRS, WIDTH = 6, 64
+
+
+class Pairs(ActivationSource):
+    """Features in pairs, in orthogonal directions: the second more often with the first, or whatever it does."""
+
+    def __init__(self, together: bool) -> None:
+        self.together = together
+
+    @property
+    def hook_widths(self):
+        return {"x": WIDTH}
+
+    @property
+    def num_chunks(self):
+        return None
+
+    @property
+    def identity(self):
+        return {"together": self.together}
+
+    def chunk(self, number, device):
+        rng = chunk_rng(9, number)
+        first = rng.random((512, PAIRS)) < 0.3
+        second = rng.random((512, PAIRS)) < (np.where(first, 0.6, 0.1) if self.together else 0.25)
+        fires = torch.from_numpy(first), torch.from_numpy(second)
+        return {"x": torch.nn.functional.pad(torch.cat(fires, dim=1).float(), (0, WIDTH - 2 * PAIRS)).to(device)}
+
+
+def trainer(tmp_path, steps):
+    return Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+
+
+def hedging(tmp_path, *, together):
+    data = TokenActivationDataModule(Pairs(together), batch_size=512, chunks_per_buffer=8)
+    narrow = SaeSettings("standard", PAIRS, settings={"l1_coefficient": 0.05})
+    module = SparseAutoencoderModule({"narrow": narrow}, data.hook_widths, SaeOptimisation(lr=2e-2))
+    trainer(tmp_path, 400).fit(module, data)
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    found = measure_hedging(module, "narrow", data, lambda: trainer(tmp_path, 400), new_latents=PAIRS)
+    assert all(torch.equal(before[key], tensor) for key, tensor in module.state_dict().items())
+    return found
+
+
+def test_a_narrow_sae_hedges_where_features_come_together(tmp_path):
+    together, apart = (hedging(tmp_path, together=way) for way in (True, False))
+    # The only latent of a pair points to both of its features; what it gives up is nearly the whole second one.
+    assert together.degree > 0.4
+    assert together.moved > 0.5
+    assert apart.degree < 0.05
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SaeSettings("batchtopk", 8, settings={"k": 2}),
+        SaeSettings("gated", 8),
+        SaeSettings("jumprelu", 8),
+        SaeSettings("matching_pursuit", 8, settings={"max_iterations": 2}),
+    ],
+)
+def test_every_architecture_can_be_extended(tmp_path, settings):
+    data = TokenActivationDataModule(Pairs(together=True), batch_size=64, chunks_per_buffer=4)
+    module = SparseAutoencoderModule({"a": settings}, data.hook_widths)
+    found = measure_hedging(module, "a", data, lambda: trainer(tmp_path, 2), new_latents=3)
+    assert 0 <= found.degree < 0.05
+    with pytest.raises(RangeError, match="`new_latents` was 0"):
+        measure_hedging(module, "a", data, lambda: trainer(tmp_path, 2), new_latents=0)
