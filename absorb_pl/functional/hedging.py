@@ -32,7 +32,7 @@ class Hedging(NamedTuple):
 
 
 def hedging_degree(
-    control: Float[Tensor, "latents d_model"], extended: Float[Tensor, "all_latents d_model"]
+    control: Float[Tensor, "latents d_model"], extended: Float[Tensor, "all_latents width"]
 ) -> Hedging:
     """How much an SAE had hedged, from its decoder after training on without and with new latents.
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from sae_lens import TrainingSAE
 from torch import Tensor, nn
 
 from absorb_pl.functional.hedging import Hedging, hedging_degree
@@ -48,7 +50,7 @@ def measure_hedging(
         copy_latents(module.saes[number], sae)
     onward.scales.fill_(module.scales[number])
     make_trainer().fit(onward, data)
-    control, extended = (sae.W_dec.detach() for sae in (onward.saes[0], onward.saes[1]))
+    control, extended = (cast(TrainingSAE[Any], sae).W_dec.detach() for sae in onward.saes)
     return hedging_degree(control, extended)
 
 
