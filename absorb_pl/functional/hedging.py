@@ -31,9 +31,7 @@ class Hedging(NamedTuple):
     degree: float
 
 
-def hedging_degree(
-    control: Float[Tensor, "latents d_model"], extended: Float[Tensor, "all_latents width"]
-) -> Hedging:
+def hedging_degree(control: Float[Tensor, "latents d_model"], extended: Float[Tensor, "all_latents width"]) -> Hedging:
     """How much an SAE had hedged, from its decoder after training on without and with new latents.
 
     Args:
