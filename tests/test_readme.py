@@ -49,7 +49,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             config["model"]["init_args"]["optimisation"] |= {"lr_warm_up_steps": 2, "lr_decay_steps": 2}
             config["data"]["init_args"] |= {"batch_size": 256, "chunks_per_buffer": 4}
             config["trainer"] |= {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2}
-            monitor, _, saving, _ = config["trainer"]["callbacks"]
+            monitor, _, saving = config["trainer"]["callbacks"]
             monitor["init_args"]["every_n_steps"] = saving["init_args"]["every_n_train_steps"] = 4
             monitor["init_args"]["words"]["init_args"]["task"] = TASK
         elif config.get("data", {}).get("class_path", "").endswith(("PromptDataModule", "ActivationDataModule")):
