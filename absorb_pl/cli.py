@@ -118,8 +118,6 @@ def _run(command: str, words: list[str]) -> None:
     from absorb_pl.data.prompt_datamodule import PromptDataModule
     from absorb_pl.data.stopping import stoppable
     from absorb_pl.data.trainers import check_trainer_numbers, checkpoint_file, named_trainer_errors
-    from absorb_pl.training.sae_module import SparseAutoencoderModule
-    from absorb_pl.training.token_datamodule import TokenActivationDataModule
 
     own = OWN_COMMANDS.get(command)
     if own is None:
@@ -165,6 +163,8 @@ def _run(command: str, words: list[str]) -> None:
             self.config = parser.parse_args(with_rule_settings(args) if command == "study" else args)
             if own is not None:
                 return
+            from absorb_pl.training import TokenActivationDataModule
+
             settings = self.config[command]
             if settings.ckpt_path is not None:
                 settings.ckpt_path = checkpoint_file(str(settings.ckpt_path))
@@ -187,8 +187,11 @@ def _run(command: str, words: list[str]) -> None:
 
         def _parse_ckpt_path(self) -> None:
             # SAEs in training compare the checkpoint's settings with those asked for, rather than give way to them.
-            if own is None and not issubclass(_class_of(self.config[command].model), SparseAutoencoderModule):
-                super()._parse_ckpt_path()
+            if own is None:
+                from absorb_pl.training import SparseAutoencoderModule
+
+                if not issubclass(_class_of(self.config[command].model), SparseAutoencoderModule):
+                    super()._parse_ckpt_path()
 
         def _set_seed(self) -> None:
             if own is None:

@@ -73,9 +73,7 @@ class ActivationStream(IterableDataset[dict[str, Tensor]]):
             )
         own = range(rank, self.shards, processes)
         rows = self.batch_size // self.shards
-        batches = None
-        number = 0 if not first else first // self._batches_per_buffer(device)
-        skipped = 0 if not first else first % self._batches_per_buffer(device)
+        number, skipped = divmod(first, self._batches_per_buffer(device)) if first else (0, 0)
         while True:
             parts = [self._shard(number, shard, device) for shard in own]
             batches = self._batches_in(len(next(iter(parts[0].values()))))
