@@ -111,6 +111,7 @@ WORDS: Columns = {
     "child": Column("str", "Finer label of the word, for tasks that have such labels."),
     "prompt": _WORD["prompt"],
     "is_absorption": Column("bool", "Whether the rule says that the feature was absorbed at this word."),
+    "unmet": Column("str", "First condition of the rule that the word does not meet; empty if it counts."),
     "absorption_fraction": Column("float64", "Share of the feature that was absorbed, for rules that say so."),
     **_CAUSAL,
     **_TOP,
@@ -253,6 +254,28 @@ CANDIDATES: Columns = {
     "prompt": _WORD["prompt"],
 }
 """One row per SAE and candidate word that was kept."""
+
+HELD_OUT: Columns = {
+    **_HOOK,
+    "row": _WORD["row"],
+    "word": _WORD["word"],
+    **_LABEL,
+    "prompt": _WORD["prompt"],
+    "probe_logit": Column("float64", "Logit of the linear probe of the class; it sees the class if above 0.", "logits"),
+}
+"""One row per hook, held-out word and class of it."""
+
+FIRINGS: Columns = {
+    **_SAE,
+    "row": _WORD["row"],
+    "latent": Column(
+        "int64",
+        "A latent that the other tables name: a main or tracking latent, one of the nearest to a "
+        "probe, or one that comes first or second on a word.",
+    ),
+    "activation": Column("float64", "Its activation.", "activation"),
+}
+"""One row per SAE, named latent and held-out word on which it fires."""
 
 TRAINING: Columns = {
     "probe": Column("str", "`linear_probe` or `k_sparse_probe`."),
@@ -464,6 +487,8 @@ TABLES: Mapping[str, Columns] = {
     "latents": LATENTS,
     "k_sparse": K_SPARSE,
     "candidates": CANDIDATES,
+    "held_out": HELD_OUT,
+    "firings": FIRINGS,
     "training": TRAINING,
     "children": CHILDREN,
     "ablations": ABLATIONS,

@@ -11,6 +11,7 @@ from pathlib import Path
 from absorb_pl import schema
 from absorb_pl.study.crossfit_stage import CrossfitStage
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
+from absorb_pl.study.firing_stage import FiringStage
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, SaeProbingStage
 from absorb_pl.study.shuffle_stage import ShuffleStage
 
@@ -22,6 +23,7 @@ STAGES = (
     SaeProbingStage,
     ProjectionStage,
     GradientStage,
+    FiringStage,
     ShuffleStage,
     CrossfitStage,
 )
@@ -34,6 +36,8 @@ ABOUT = {
     "latents": "One row per SAE, class and rank: the latents nearest to the class's probe.",
     "k_sparse": "One row per SAE, class and k.",
     "candidates": "One row per SAE and candidate word of the paper's rules.",
+    "held_out": "One row per hook, held-out word and class of it.",
+    "firings": "One row per SAE, named latent and held-out word on which it fires.",
     "training": "One row per epoch of each probe; linear probes at their optimum have one.",
     "children": "One row per SAE, rule, class and finer label; only for tasks with finer labels.",
     "ablations": "One row per SAE, word and latent that fires (`AblationEvaluator`).",
@@ -104,12 +108,15 @@ def pictures() -> str:
         "    sae_probing --> projections",
         "    sae_probing --> absorption",
         "    model --> absorption",
+        "    projections --> firings",
+        "    absorption --> firings",
         "    sae_probing --> shuffles",
         "    activations --> crossfit",
         "    saes --> crossfit",
         "    projections --> rules{{rules judge}}",
         "    absorption --> rules",
         "    rules --> tables([tables, figures, TensorBoard])",
+        "    firings --> tables",
         "    shuffles --> tables",
         "    crossfit --> tables",
     ]

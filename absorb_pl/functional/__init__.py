@@ -8,6 +8,7 @@ from absorb_pl.functional.absorption import (
     gradient_scores,
     most_negative_latents,
     paper_candidates,
+    paper_conditions,
     paper_decisions,
     sample_candidates,
     written_cosines,
@@ -23,7 +24,12 @@ from absorb_pl.functional.probe_loss import probe_loss
 from absorb_pl.functional.projection import probe_projection, projection_scores
 from absorb_pl.functional.rates import LetterOutcome, Rate, letter_rate, sae_rate
 from absorb_pl.functional.sae_stats import SaeStatistics
-from absorb_pl.functional.saebench import fraction_by_absorbers, fraction_by_all, full_absorption
+from absorb_pl.functional.saebench import (
+    fraction_by_absorbers,
+    fraction_by_all,
+    full_absorption,
+    full_absorption_conditions,
+)
 from absorb_pl.functional.saebench_aggregate import saebench_aggregate
 from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.functional.splits import main_latents
@@ -41,6 +47,7 @@ __all__ = [
     "fraction_by_absorbers",
     "fraction_by_all",
     "full_absorption",
+    "full_absorption_conditions",
     "gradient_scores",
     "hedging_degree",
     "k_sparse_logits",
@@ -52,6 +59,7 @@ __all__ = [
     "most_negative_latents",
     "optimal_f1_threshold",
     "paper_candidates",
+    "paper_conditions",
     "paper_decisions",
     "probe_loss",
     "probe_projection",

@@ -229,11 +229,44 @@ def paper_decisions(
         >>> paper_decisions(scores, torch.tensor([-0.5, -2.5]), cos, torch.zeros(2))
         tensor([ True, False])
     """
-    check_ranges(paper_decisions, locals())
-    lead = top_score.double().abs() - second_score.double().abs()
-    return (
-        (main_max.double() < silent)
-        & (top_score <= 0)
-        & (lead >= delta_threshold)
-        & (top_probe_cos.double() >= cos_threshold)
+    conditions = paper_conditions(
+        top_score,
+        second_score,
+        top_probe_cos,
+        main_max,
+        delta_threshold=delta_threshold,
+        cos_threshold=cos_threshold,
+        silent=silent,
     )
+    return torch.stack(list(conditions.values())).all(dim=0)
+
+
+def paper_conditions(
+    top_score: Float[Tensor, " words"],
+    second_score: Float[Tensor, " words"],
+    top_probe_cos: Float[Tensor, " words"],
+    main_max: Float[Tensor, " words"],
+    *,
+    delta_threshold: NotNegative = 1.0,
+    cos_threshold: Cosine = 0.025,
+    silent: Positive = SILENT,
+) -> dict[str, Bool[Tensor, " words"]]:
+    """What the paper's rule asks of a word, one by one (see `paper_decisions`, which takes the same).
+
+    Returns:
+        Whether each word meets it, by name: `silent`, the main latents; `helps`, the top latent's score is at most 0;
+        `lead`, it leads the runner-up by enough; `aligned`, what it writes points the probe's way.
+
+    Example:
+        >>> scores, cos = torch.tensor([-3.0]), torch.tensor([0.4])
+        >>> paper_conditions(scores, torch.tensor([-2.5]), cos, torch.zeros(1))["lead"]
+        tensor([False])
+    """
+    check_ranges(paper_conditions, locals())
+    lead = top_score.double().abs() - second_score.double().abs()
+    return {
+        "silent": main_max.double() < silent,
+        "helps": top_score <= 0,
+        "lead": lead >= delta_threshold,
+        "aligned": top_probe_cos.double() >= cos_threshold,
+    }

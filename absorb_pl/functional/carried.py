@@ -161,5 +161,25 @@ def carried_absorption(
         >>> carried_absorption(torch.tensor([0.9, 0.9, 0.3]), torch.tensor([0.0, 1.0, 0.0]))
         tensor([ True, False, False])
     """
-    check_ranges(carried_absorption, locals())
-    return (own_max.double() < silent) & (share.double() >= least_share)
+    conditions = carried_conditions(share, own_max, least_share=least_share, silent=silent)
+    return torch.stack(list(conditions.values())).all(dim=0)
+
+
+def carried_conditions(
+    share: Float[Tensor, " words"],
+    own_max: Float[Tensor, " words"],
+    *,
+    least_share: Fraction = 0.5,
+    silent: Positive = SILENT,
+) -> dict[str, Bool[Tensor, " words"]]:
+    """What `absorb-pl-1` asks of a word, one by one (see `carried_absorption`, which takes the same).
+
+    Returns:
+        Whether each word meets it, by name: `silent`, the feature's own latents; `share`, others carry enough of it.
+
+    Example:
+        >>> carried_conditions(torch.tensor([0.3]), torch.tensor([0.0]))
+        {'silent': tensor([True]), 'share': tensor([False])}
+    """
+    check_ranges(carried_conditions, locals())
+    return {"silent": own_max.double() < silent, "share": share.double() >= least_share}

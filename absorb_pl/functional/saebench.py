@@ -49,14 +49,47 @@ def full_absorption(
         >>> full_absorption(torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([2.0]), torch.tensor([0.0]))
         tensor([True])
     """
-    check_ranges(full_absorption, locals())
-    whole = probe_projection.double()
-    return (
-        (main_max.double() < silent)
-        & (top_probe_cos.double() >= cos_threshold)
-        & (whole > 0)
-        & (top_projection.double() >= proportion_threshold * whole)
+    conditions = full_absorption_conditions(
+        top_projection,
+        top_probe_cos,
+        probe_projection,
+        main_max,
+        cos_threshold=cos_threshold,
+        proportion_threshold=proportion_threshold,
+        silent=silent,
     )
+    return torch.stack(list(conditions.values())).all(dim=0)
+
+
+def full_absorption_conditions(
+    top_projection: Float[Tensor, " words"],
+    top_probe_cos: Float[Tensor, " words"],
+    probe_projection: Float[Tensor, " words"],
+    main_max: Float[Tensor, " words"],
+    *,
+    cos_threshold: Cosine = 0.025,
+    proportion_threshold: Fraction = 0.4,
+    silent: Positive = SILENT,
+) -> dict[str, Bool[Tensor, " words"]]:
+    """What SAEBench asks of a word, one by one (see `full_absorption`, which takes the same).
+
+    Returns:
+        Whether each word meets it, by name: `silent`, the main latents; `aligned`, the latent's decoder row points the
+        probe's way; `present`, the activation's projection is above 0; `share`, the latent holds enough of it.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> full_absorption_conditions(0.3 * one, one, one, 0 * one)["share"]
+        tensor([False])
+    """
+    check_ranges(full_absorption_conditions, locals())
+    whole = probe_projection.double()
+    return {
+        "silent": main_max.double() < silent,
+        "aligned": top_probe_cos.double() >= cos_threshold,
+        "present": whole > 0,
+        "share": top_projection.double() >= proportion_threshold * whole,
+    }
 
 
 def fraction_by_absorbers(

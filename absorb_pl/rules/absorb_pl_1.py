@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.functional.absorption import SILENT
-from absorb_pl.functional.carried import carried_absorption, carried_share
+from absorb_pl.functional.carried import carried_conditions, carried_share
 from absorb_pl.ranges import Cosine, Count, Fraction, Positive, check_ranges
 from absorb_pl.rules.evidence import Carried
 from absorb_pl.rules.registry import register_rule
@@ -49,13 +51,28 @@ class AbsorbPl1Rule(AbsorptionRule):
         "silent": (SILENT, 0.01, 0.1, 0.5, 1.0),
     }
 
+    sentences: ClassVar[Mapping[str, str]] = {
+        "counted": "The feature's own latents are silent, and others write {others_part} of its size of "
+        "{feature_size}; most comes from latent {top_latent}: {top_score}.",
+        "silent": "One of the feature's own latents fires: {main_max}.",
+        "share": "Others do not carry enough: they write {others_part} of the feature's size of {feature_size}, "
+        "must be a share of at least {settings.least_share}; the most comes from latent {top_latent}: {top_score}.",
+    }
+
     @override
     def decide(self, stored: Mapping[str, Tensor]) -> Decisions:
-        feature = stored["feature_size"], stored["own_part"], stored["others_part"]
-        verdicts = carried_absorption(
-            carried_share(*feature),
+        verdicts = torch.stack(list(self.conditions(stored).values())).all(dim=0)
+        return Decisions(verdicts, carried_share(*_feature(stored), stored["usual_part"]))
+
+    @override
+    def conditions(self, stored: Mapping[str, Tensor]) -> Mapping[str, Bool[Tensor, " words"]]:
+        return carried_conditions(
+            carried_share(*_feature(stored)),
             stored["main_max"],
             least_share=self.settings.least_share,
             silent=self.settings.silent,
         )
-        return Decisions(verdicts, carried_share(*feature, stored["usual_part"]))
+
+
+def _feature(stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    return stored["feature_size"], stored["own_part"], stored["others_part"]

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.functional.absorption import SILENT, paper_decisions
+from absorb_pl.functional.absorption import SILENT, paper_conditions
 from absorb_pl.ranges import Cosine, Count, NotNegative, Positive, Range, check_ranges
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.registry import register_rule
@@ -54,16 +56,30 @@ class PaperRule(AbsorptionRule):
         "silent": (),
     }
 
+    sentences: ClassVar[Mapping[str, str]] = {
+        "counted": "The main latents are silent, and latent {top_latent} alone carries the answer: its score is "
+        "{top_score} logits, that of the next, latent {second_latent}, {second_score}; the cosine of its decoder row "
+        "with the probe is {top_probe_cos}.",
+        "silent": "A main latent fires: {main_max}.",
+        "helps": "No latent helps the answer: the best score, of latent {top_latent}, is {top_score} logits.",
+        "lead": "No latent stands out: latent {top_latent} has a score of {top_score} logits, and the next, latent "
+        "{second_latent}, {second_score}; the lead must be at least {settings.delta_threshold}.",
+        "aligned": "Latent {top_latent} carries the answer, with a score of {top_score} logits, but does not point the "
+        "probe's way: cosine {top_probe_cos}, must be at least {settings.cos_threshold}.",
+    }
+
     @override
     def decide(self, stored: Mapping[str, Tensor]) -> Decisions:
+        return Decisions(torch.stack(list(self.conditions(stored).values())).all(dim=0))
+
+    @override
+    def conditions(self, stored: Mapping[str, Tensor]) -> Mapping[str, Bool[Tensor, " words"]]:
         settings = self.settings
-        return Decisions(
-            paper_decisions(
-                **{name: stored[name] for name in self.reads},
-                delta_threshold=settings.delta_threshold,
-                cos_threshold=settings.cos_threshold,
-                silent=settings.silent,
-            )
+        return paper_conditions(
+            **{name: stored[name] for name in self.reads},
+            delta_threshold=settings.delta_threshold,
+            cos_threshold=settings.cos_threshold,
+            silent=settings.silent,
         )
 
 

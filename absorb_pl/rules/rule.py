@@ -45,6 +45,8 @@ class AbsorptionRule(ABC):
             sensitivity figure shows the rates; without values it is not drawn.
         fixed: Settings that this rule does not leave to the configuration.
         letters: What classes without candidates count for, if the rule says so.
+        sentences: What to tell a reader of a word: `counted` where it counts, else by the name of the first condition
+            that it does not meet. `{column}` stands for a number of the word, `{settings.name}` for a setting.
 
     Example:
         >>> from absorb_pl.rules import rule_named
@@ -60,6 +62,7 @@ class AbsorptionRule(ABC):
     thresholds: ClassVar[Mapping[str, tuple[float | int, ...]]]
     fixed: ClassVar[Mapping[str, Any]] = {}
     letters: ClassVar[LettersMode | None] = None
+    sentences: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, settings: Any = None) -> None:
         self.settings = replace(settings or self.settings_type(), **self.fixed)
@@ -71,6 +74,17 @@ class AbsorptionRule(ABC):
         Args:
             stored: The columns that the rule reads, from `stored_scores`.
         """
+
+    def conditions(self, stored: Mapping[str, Tensor]) -> Mapping[str, Bool[Tensor, " words"]]:  # noqa: ARG002
+        """What the rule asks of a word, by name, in the order in which a reader is told; a word counts if it meets all.
+
+        Args:
+            stored: As for `decide`.
+
+        Returns:
+            Nothing for a rule that does not take its decision apart.
+        """
+        return {}
 
     def check_stored(self, candidates_silent: float) -> None:
         """Refuse thresholds that stored evidence cannot answer.
@@ -108,11 +122,14 @@ class AbsorptionRule(ABC):
             evidence: One row per word, with the columns that the rule reads; earlier verdicts are replaced.
 
         Returns:
-            `evidence` with `rule`, `is_absorption`, and `absorption_fraction` if the rule gives one.
+            `evidence` with `rule`, `is_absorption`, `unmet`, and `absorption_fraction` if the rule gives one.
         """
-        found = self.decide(stored_scores(evidence, self.reads))
+        stored = stored_scores(evidence, self.reads)
+        found = self.decide(stored)
         words = evidence.drop(columns="absorption_fraction", errors="ignore").assign(
-            rule=self.name, is_absorption=found.is_absorption.numpy()
+            rule=self.name,
+            is_absorption=found.is_absorption.numpy(),
+            unmet=_first_unmet(self.conditions(stored), found.is_absorption),
         )
         if found.fraction is not None:
             words["absorption_fraction"] = found.fraction.numpy()
@@ -142,3 +159,11 @@ class AbsorptionRule(ABC):
                     remedy="Leave it out, or name another rule.",
                 )
         return type(self)(replace(self.settings, **thresholds))
+
+
+def _first_unmet(conditions: Mapping[str, Bool[Tensor, " words"]], is_absorption: Bool[Tensor, " words"]) -> pd.Series:
+    """Name of the first condition that each word does not meet; empty if it counts, or the rule names none."""
+    unmet = pd.Series("", index=range(len(is_absorption)), dtype=str)
+    for name, met in reversed(conditions.items()):
+        unmet[~met.numpy()] = name
+    return unmet.to_numpy()

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.errors import RuleError
 from absorb_pl.functional.absorption import SILENT
-from absorb_pl.functional.saebench import fraction_by_absorbers, fraction_by_all, full_absorption
+from absorb_pl.functional.saebench import fraction_by_absorbers, fraction_by_all, full_absorption_conditions
 from absorb_pl.ranges import Cosine, Count, Fraction, Positive, check_ranges
 from absorb_pl.rules.evidence import Projections
 from absorb_pl.rules.registry import register_rule
@@ -66,9 +67,24 @@ class SaeBenchRule(AbsorptionRule):
         "silent": (),
     }
 
+    sentences: ClassVar[Mapping[str, str]] = {
+        "counted": "The main latents are silent, and latent {top_latent} holds {top_score} of the {probe_projection} "
+        "that the activation projects on the probe; cosine {top_probe_cos}.",
+        "silent": "A main latent fires: {main_max}.",
+        "aligned": "The latent that projects most, {top_latent}, hardly points the probe's way: cosine "
+        "{top_probe_cos}, must be at least {settings.full_cos_threshold}.",
+        "present": "The activation projects {probe_projection} on the probe, not more than 0.",
+        "share": "No latent holds enough: latent {top_latent} projects {top_score} of {probe_projection}, must be a "
+        "share of at least {settings.proportion_threshold}.",
+    }
+
     def full(self, stored: Mapping[str, Tensor]) -> Bool[Tensor, " words"]:
         """On which words one latent took over all of the feature."""
-        return full_absorption(
+        return torch.stack(list(self.conditions(stored).values())).all(dim=0)
+
+    @override
+    def conditions(self, stored: Mapping[str, Tensor]) -> Mapping[str, Bool[Tensor, " words"]]:
+        return full_absorption_conditions(
             *(stored[name] for name in _FULL),
             cos_threshold=self.settings.full_cos_threshold,
             proportion_threshold=self.settings.proportion_threshold,

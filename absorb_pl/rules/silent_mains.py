@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
 
@@ -40,6 +41,15 @@ class SilentMainsRule(AbsorptionRule):
     reads = ("main_max",)
     thresholds: ClassVar[Mapping[str, tuple[float | int, ...]]] = {"silent": (SILENT, 0.01, 0.1, 0.5, 1.0)}
 
+    sentences: ClassVar[Mapping[str, str]] = {
+        "counted": "The main latents are silent.",
+        "silent": "A main latent fires: {main_max}.",
+    }
+
     @override
     def decide(self, stored: Mapping[str, Tensor]) -> Decisions:
-        return Decisions(stored["main_max"] < self.settings.silent)
+        return Decisions(self.conditions(stored)["silent"])
+
+    @override
+    def conditions(self, stored: Mapping[str, Tensor]) -> Mapping[str, Bool[Tensor, " words"]]:
+        return {"silent": stored["main_max"] < self.settings.silent}

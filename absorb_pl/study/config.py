@@ -29,6 +29,7 @@ StageName = Literal[
     "k-sparse-probes",
     "projections",
     "absorption",
+    "firings",
     "shuffles",
     "cross-fit",
     "report",

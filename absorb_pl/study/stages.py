@@ -12,6 +12,7 @@ from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.study.config import StageName, StudyConfig
 from absorb_pl.study.crossfit_stage import CrossfitStage
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
+from absorb_pl.study.firing_stage import FiringStage
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, ProbeData, SaeProbingStage
 from absorb_pl.study.shuffle_stage import ShuffleStage
 from absorb_pl.study.stage import Stage
@@ -29,6 +30,7 @@ class StudyStages:
         probing: The k-sparse probes, main latents and candidate words: `result(sae)`, `probes_of(sae)`, `curve(sae)`.
         projections: Evidence that cached activations are enough for: `table(sae, evidence)`; None if no rule needs it.
         gradients: Evidence of the paper's rules: `table(sae, evidence)`; None if no rule needs it.
+        firings: Where the latents fire that the tables name: `table(sae)`.
         shuffles: Rates of copies with shuffled decoder rows: `table(sae)`; None if they are not asked for.
         crossfit: Rates over words that were judged out of sample: `tables(sae)`; None if they are not asked for.
     """
@@ -39,6 +41,7 @@ class StudyStages:
     probing: SaeProbingStage
     projections: ProjectionStage | None
     gradients: GradientStage | None
+    firings: FiringStage
     shuffles: ShuffleStage | None
     crossfit: CrossfitStage | None
 
@@ -53,15 +56,22 @@ class StudyStages:
         probing = SaeProbingStage(cache_dir, subject.saes, probes, config.k_sparse, config.splits)
         projected = [each for each in needs if isinstance(each, Projections | Carried)]
         scored = [each for each in needs if isinstance(each, Gradients)]
+        projections = ProjectionStage(cache_dir, words, probing, projected) if projected else None
+        gradients = (
+            GradientStage(cache_dir, run_dir, words, probing, scored, config.run_batch_size, config.saes_per_pass)
+            if scored
+            else None
+        )
         return cls(
             subject,
             activations,
             probes,
             probing,
-            ProjectionStage(cache_dir, words, probing, projected) if projected else None,
-            GradientStage(cache_dir, run_dir, words, probing, scored, config.run_batch_size, config.saes_per_pass)
-            if scored
-            else None,
+            projections,
+            gradients,
+            FiringStage(
+                cache_dir, probing, lambda sae: [_gathered(sae, each, projections, gradients) for each in needs]
+            ),
             ShuffleStage(cache_dir, probing, rules, config.shuffles, config.rates) if config.shuffles else None,
             CrossfitStage(
                 cache_dir, subject.saes, probes, rules, config.crossfit, config.k_sparse, config.splits, config.rates
@@ -76,19 +86,27 @@ class StudyStages:
 
     def of_saes(self, until: StageName) -> list[Stage]:
         """The stages that run once per SAE, up to one."""
-        return _up_to(until, [self.probing, self.projections, self.gradients, self.shuffles, self.crossfit])
+        return _up_to(
+            until, [self.probing, self.projections, self.gradients, self.firings, self.shuffles, self.crossfit]
+        )
 
     def evidence(self, sae: str, needs: Evidence) -> pd.DataFrame:
         """What has been gathered on an SAE's words."""
-        if isinstance(needs, Gradients):
-            assert self.gradients is not None
-            return self.gradients.table(sae, needs)
-        assert self.projections is not None
-        return self.projections.table(sae, needs)
+        return _gathered(sae, needs, self.projections, self.gradients)
 
     def one_main(self, sae: str, needs: Evidence) -> pd.DataFrame | None:
         """The same with each class's first main latent alone, for rules on projections."""
         return self.projections.one_main(sae, needs) if self.projections and isinstance(needs, Projections) else None
+
+
+def _gathered(
+    sae: str, needs: Evidence, projections: ProjectionStage | None, gradients: GradientStage | None
+) -> pd.DataFrame:
+    if isinstance(needs, Gradients):
+        assert gradients is not None
+        return gradients.table(sae, needs)
+    assert projections is not None
+    return projections.table(sae, needs)
 
 
 def _up_to(until: StageName, stages: Sequence[Stage | None]) -> list[Stage]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from absorb_pl.evaluators.evaluation import sae_tables, with_texts
+from absorb_pl.evaluators.firings import held_out_table
 from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.evaluators.shuffles import shuffles_table
 from absorb_pl.models.processing import describe_processing, model_processing
@@ -12,7 +13,7 @@ from absorb_pl.rules.children import children_table, with_children
 from absorb_pl.rules.judgement import judge
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.rule import AbsorptionRule
-from absorb_pl.schema import ordered_words, stacked
+from absorb_pl.schema import HELD_OUT, ordered_words, stacked
 from absorb_pl.study.stages import StudyStages
 from absorb_pl.words.tasks import Task
 
@@ -29,8 +30,8 @@ def study_tables(
         rates: How rates are summed up.
 
     Returns:
-        `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates`, `training`, `children` for a
-        task with finer labels, `shuffles` if there are shuffled copies, and `crossfit` and `crossfit_words` if the
+        `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates`, `held_out`,
+        `firings`, `training`, `children` for a task with finer labels, `shuffles` if there are shuffled copies, and `crossfit` and `crossfit_words` if the
         study cross-fits.
     """
     subject, parts = stages.subject, list[dict[str, pd.DataFrame]]()
@@ -62,6 +63,8 @@ def study_tables(
         }
         tables = sae_tables(name, found, judgements, about, sae.hook_name)
         tables["candidates"] = with_texts(tables["candidates"], words.texts)
+        tables["firings"] = stages.firings.table(name)
+        tables["firings"].insert(0, "sae", name)
         if task.children:
             held_out = held_out_children(stages.probes.held_out(sae.hook_name), task)
             of_rules = [
@@ -80,11 +83,10 @@ def study_tables(
             tables |= stages.crossfit.tables(name)
         parts.append({**tables, "training": _curve(stages.probing.curve(name), "k_sparse_probe", name)})
     found = join_tables(parts)
-    curves = [
-        _curve(stages.probes.curve(hook), "linear_probe", hook)
-        for hook in dict.fromkeys(subject.saes[name].hook_name for name in names)
-    ]
-    return {**found, "training": stacked([found["training"], *curves])}
+    hooks = dict.fromkeys(subject.saes[name].hook_name for name in names)
+    curves = [_curve(stages.probes.curve(hook), "linear_probe", hook) for hook in hooks]
+    held_out = [_held_out(hook, stages) for hook in hooks]
+    return {**found, "training": stacked([found["training"], *curves]), "held_out": stacked(held_out)}
 
 
 def join_tables(parts: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
@@ -95,6 +97,8 @@ def join_tables(parts: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, pd.Dat
     """
     tables = {name: stacked(part[name] for part in parts) for name in parts[0]}
     tables["training"] = tables["training"].drop_duplicates(["probe", "name", "epoch"], ignore_index=True)
+    if "held_out" in tables:
+        tables["held_out"] = tables["held_out"].drop_duplicates(["hook_name", "row", "label"], ignore_index=True)
     tables["words"] = ordered_words(tables["words"])
     return tables
 
@@ -118,6 +122,11 @@ def held_out_children(rows: EvaluationRows, task: Task) -> pd.DataFrame:
     )
     counts = words.groupby(["label", "child"], as_index=False)["seen"].agg(["size", "sum"])
     return counts.rename(columns={"size": "num_words", "sum": "num_probe_true_positives"})
+
+
+def _held_out(hook: str, stages: StudyStages) -> pd.DataFrame:
+    table = with_texts(held_out_table(stages.probes.held_out(hook)), stages.subject.words.texts)
+    return table.assign(hook_name=hook)[list(HELD_OUT)]
 
 
 def _curve(curve: pd.DataFrame, probe: str, name: str) -> pd.DataFrame:
