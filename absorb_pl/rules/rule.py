@@ -161,9 +161,9 @@ class AbsorptionRule(ABC):
         return type(self)(replace(self.settings, **thresholds))
 
 
-def _first_unmet(conditions: Mapping[str, Bool[Tensor, " words"]], is_absorption: Bool[Tensor, " words"]) -> pd.Series:
+def _first_unmet(conditions: Mapping[str, Bool[Tensor, " words"]], is_absorption: Bool[Tensor, " words"]) -> list[str]:
     """Name of the first condition that each word does not meet; empty if it counts, or the rule names none."""
-    unmet = pd.Series("", index=range(len(is_absorption)), dtype=str)
-    for name, met in reversed(conditions.items()):
-        unmet[~met.numpy()] = name
-    return unmet.to_numpy()
+    unmet = [""] * len(is_absorption)
+    for name, met in conditions.items():
+        unmet = [found or ("" if passed else name) for found, passed in zip(unmet, met.tolist(), strict=True)]
+    return unmet

@@ -29,8 +29,8 @@ class StudyResult:
 
     Attributes:
         run_dir: The run's folder.
-        tables: `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates` and `training`, as
-            written to `run_dir/tables`. Empty if the study stopped before the report.
+        tables: `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates`, `held_out`,
+            `firings` and `training`, as written to `run_dir/tables`. Empty if the study stopped before the report.
         stages: What its stages found, up to the last that ran; None if it stopped before the linear probes, and for
             studies of several models.
     """

@@ -86,9 +86,8 @@ class StudyStages:
 
     def of_saes(self, until: StageName) -> list[Stage]:
         """The stages that run once per SAE, up to one."""
-        return _up_to(
-            until, [self.probing, self.projections, self.gradients, self.firings, self.shuffles, self.crossfit]
-        )
+        gathered = [self.probing, self.projections, self.gradients, self.firings]
+        return _up_to(until, [*gathered, self.shuffles, self.crossfit])
 
     def evidence(self, sae: str, needs: Evidence) -> pd.DataFrame:
         """What has been gathered on an SAE's words."""

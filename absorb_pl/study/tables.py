@@ -30,9 +30,9 @@ def study_tables(
         rates: How rates are summed up.
 
     Returns:
-        `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates`, `held_out`,
-        `firings`, `training`, `children` for a task with finer labels, `shuffles` if there are shuffled copies, and `crossfit` and `crossfit_words` if the
-        study cross-fits.
+        `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates`, `held_out`, `firings`,
+        `training`, `children` for a task with finer labels, `shuffles` if there are shuffled copies, and `crossfit` and
+        `crossfit_words` if the study cross-fits.
     """
     subject, parts = stages.subject, list[dict[str, pd.DataFrame]]()
     words, task = subject.words, subject.words.task

@@ -32,7 +32,18 @@ ROOT = Path(__file__).parents[2]
 CONFIG = "tests/conf/study.yaml"
 SAES = [f"tests/golden/gpt2-micro/sae_{name}" for name in ("jumprelu_A", "standard_A", "topk_B")]
 HOOKS = ["blocks.1.hook_resid_post", "blocks.3.hook_resid_pre"]
-TABLES = ["candidates", "k_sparse", "latents", "letters", "sensitivity", "summary", "training", "words"]
+TABLES = [
+    "candidates",
+    "firings",
+    "held_out",
+    "k_sparse",
+    "latents",
+    "letters",
+    "sensitivity",
+    "summary",
+    "training",
+    "words",
+]
 RULES = ["paper", "saebench-0.6.0", "saebench-0.3.2"]
 FIGURES = [
     "absorption_by_letter",
