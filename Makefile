@@ -26,8 +26,8 @@ check: $(VENV)/.dev  ## lint, format, types, import order
 
 check-ci: check
 
-docs: $(VENV)/.docs  ## build the documentation into site/; a warning fails
-	$(BIN)/mkdocs build --strict --quiet
+docs: $(VENV)/.dev  ## build the documentation into site/; a warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev  ## put the code into the house format
 	$(BIN)/ruff check --fix .
@@ -55,7 +55,3 @@ $(VENV)/.runtime: $(VENV)/bin/python $(LOCKED)
 $(VENV)/.dev: $(VENV)/bin/python $(LOCKED)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements/lock.txt -e '.[dev]'
 	@touch $@ $(VENV)/.runtime
-
-$(VENV)/.docs: $(VENV)/bin/python $(LOCKED)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements/lock.txt -e '.[docs]'
-	@touch $@
