@@ -85,10 +85,8 @@ def test_commands_of_the_readme_run_in_order(
     for program, *words in map(shlex.split, commands()):
         if program == "tensorboard":
             assert "scalars" in run([program, *words, "--inspect"], workplace)
-        elif words == ["demo"]:
-            run([program, *words, "--config=configs/demo.yaml"], workplace)
-        elif program == "absorb-pl" and "ddp" in words:
-            run([program, *words], workplace)
+        elif program == "absorb-pl" and (not ran or "ddp" in words):
+            run([program, *words, *(["--config=configs/demo.yaml"] if words == ["demo"] else [])], workplace)
         elif program == "absorb-pl":  # without a process of its own, which would import all libraries again
             small = [] if "--config" in words or words[0] != "study" else [f"--task={json.dumps(TASK)}"]
             few = ["--crossfit.repeats=2", "--shuffles=2"] if "--shuffles" in words else []
