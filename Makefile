@@ -5,11 +5,11 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 BIN    := $(VENV)/bin
 LOCKED := requirements/lock.txt pyproject.toml
 
-.PHONY: demo test test-kernels check check-ci format bench clean
+.PHONY: demo test test-kernels check check-ci docs format bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.runtime  ## set up, then measure absorption in the bundled SAEs
-	$(BIN)/absorb-pl study --config configs/demo.yaml
+	$(BIN)/absorb-pl demo
 
 test: $(VENV)/.dev  ## set up, then run all tests and docstring examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -25,6 +25,9 @@ check: $(VENV)/.dev  ## lint, format, types, import order
 	$(BIN)/lint-imports
 
 check-ci: check
+
+docs: $(VENV)/.dev  ## build the documentation into site/; a warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev  ## put the code into the house format
 	$(BIN)/ruff check --fix .

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from absorb_pl.study import StudyConfig, StudyResult, rescore_run, run_study
     from absorb_pl.words import TaskConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOMS = {
     "attribution": ("word_ablations", "word_integrated_gradients"),

@@ -1,4 +1,4 @@
-"""The command line: `absorb-pl study | rescore | compare | … | fit | validate | test | predict`."""
+"""The command line: `absorb-pl demo | study | rescore | compare | … | fit | validate | test | predict`."""
 
 import errno
 import inspect
@@ -14,13 +14,15 @@ from pydoc import locate
 from typing import Any, cast
 
 from absorb_pl import __version__
-from absorb_pl.commands import CALIBRATE, COMPARE, LIST, POWER, RESCORE, STUDY, with_rule_settings
+from absorb_pl.commands import CALIBRATE, COMPARE, DEMO, LIST, POWER, RESCORE, STUDY, with_rule_settings
 from absorb_pl.commands import COMMANDS as OWN_COMMANDS
 from absorb_pl.errors import AbsorbError, ConfigFileError, OutputFolderError
 from absorb_pl.interruption import exit_code, interruptible
 
+_DEMO_SETTINGS = Path(__file__).with_name("demo.yaml")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 COMMANDS = {
+    "demo": DEMO,
     "study": STUDY,
     "rescore": RESCORE,
     "list": LIST,
@@ -56,6 +58,8 @@ def main(args: Sequence[str] | None = None) -> None:
             130 after SIGINT.
     """
     words = list(sys.argv[1:] if args is None else args)
+    if words[:1] == ["demo"]:
+        words = ["study", f"--config={_DEMO_SETTINGS}", *words[1:]]
     command = words[0] if words else "--help"
     if command in ("--help", "-h"):
         sys.stdout.write(_HELP)

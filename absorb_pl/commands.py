@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+DEMO = "Study the SAEs of the bundled language model; takes what `study` takes."
 STUDY = "Measure splitting and absorption in a list of SAEs, from words to tables and figures."
 RESCORE = "Apply other thresholds of a rule to the evidence that a finished study stored, without a model."
 CALIBRATE = "Hold absorption rules against SAEs of which it is known what they absorb."

@@ -1,6 +1,6 @@
 """The columns of every table: name, type, unit and meaning, each in one place.
 
-`docs/tables.md` is made from this file by `scripts/document_tables.py`.
+`docs/tables.md` is made from this file by `scripts/document.py`.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,13 +1,16 @@
-"""Make the documents that follow from the code: `docs/tables.md`, and the pictures in `docs/architecture.md`.
+"""Make the documents that follow from the code: `docs/tables.md`, `docs/api`, and pictures in `docs/architecture.md`.
 
 python scripts/document.py          # write them
 python scripts/document.py --check  # only say whether they are up to date
 """
 
 import ast
+import inspect
 import sys
+from importlib import import_module
 from pathlib import Path
 
+import absorb_pl
 from absorb_pl import schema
 from absorb_pl.study.crossfit_stage import CrossfitStage
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
@@ -27,6 +30,7 @@ STAGES = (
     ShuffleStage,
     CrossfitStage,
 )
+EXPERIMENTS = ("latent_evaluation", "k_sparse_probing", "feature_absorption", "common")
 MARKS = ("<!-- made by scripts/document.py -->", "<!-- end -->")
 ABOUT = {
     "summary": "One row per SAE and rule.",
@@ -128,6 +132,27 @@ def pictures() -> str:
     )
 
 
+def api() -> dict[Path, str]:
+    """The pages of the API: the package's own names with their first lines, and a page for each room."""
+    folder = ROOT / "docs/api"
+    lines = ["# absorb_pl", "", "The names of the package itself, each with the room that has it.", ""]
+    lines += ["| name | room | what it is |", "|---|---|---|"]
+    for name in absorb_pl.__all__:
+        room = absorb_pl._PLACES[name]
+        about = str(inspect.getdoc(getattr(absorb_pl, name))).partition("\n\n")[0].replace("\n", " ")
+        lines.append(f"| [`{name}`]({room}.md#absorb_pl.{room}.{name}) | `{room}` | {about} |")
+    pages = {folder / "index.md": "\n".join([*lines, ""])}
+    for file in sorted(PACKAGE.glob("*/__init__.py")):
+        room = file.parent.name
+        if room == "functional":  # `docs/definitions.md`
+            continue
+        names = [name for name in import_module(f"absorb_pl.{room}").__all__ if (file.parent / f"{name}.py").is_file()]
+        names += EXPERIMENTS if room == "experiments" else ()
+        parts = [f"## absorb_pl.{room}.{name}\n\n::: absorb_pl.{room}.{name}\n" for name in names]
+        pages[folder / f"{room}.md"] = "\n".join([f"# absorb_pl.{room}\n\n::: absorb_pl.{room}\n", *parts])
+    return pages
+
+
 def documents() -> dict[Path, str]:
     """What each document should hold."""
     architecture = ROOT / "docs/architecture.md"
@@ -135,6 +160,7 @@ def documents() -> dict[Path, str]:
     after = rest.partition(MARKS[1])[2]
     return {
         ROOT / "docs/tables.md": tables(),
+        **api(),
         architecture: f"{before}{MARKS[0]}\n{pictures()}\n{MARKS[1]}{after}",
     }
 

@@ -55,7 +55,7 @@ def test_an_unknown_command_is_named(capsys):
     assert "no command 'analyse'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "study", "rescore"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "demo", "study", "rescore"])
 def test_each_command_has_its_help(command, capsys):
     with pytest.raises(SystemExit) as raised:
         main([command, "--help"])
@@ -96,6 +96,13 @@ def test_the_study_prints_its_settings_with_overrides(capsys):
     assert (printed["rules"]["paper"]["steps"], printed["rules"]["paper"]["delta_threshold"]) == (9, 0.0004)
     assert printed["task"] | {"seed": 3, "max_icl_examples": 5} == printed["task"]
     assert printed["saes"] == ["tests/golden/gpt2-micro/sae_*"]
+
+
+def test_the_demo_is_the_study_of_its_configuration(capsys):
+    given = ["--rules.paper.steps=9", "--task.seed=3"]
+    shown = printed_config(capsys, "demo", *given)
+    assert shown == printed_config(capsys, "study", "--config=configs/demo.yaml", *given)
+    assert (shown["run_dir"], shown["rules"]["paper"]["steps"]) == ("lightning_logs/demo", 9)
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from absorb_pl import schema
+from absorb_pl import functional, schema
 from absorb_pl.cli import main
 from absorb_pl.rules import known_rules, registry, rule_named
 
@@ -40,6 +40,12 @@ def test_the_page_of_rules_names_all_rules_and_settings():
         assert f"`{name}`" in text
         for setting in rule_named(name)().own_settings():
             assert f"`{setting}`" in text
+
+
+def test_the_page_of_definitions_has_all_functions():
+    text = (ROOT / "docs/definitions.md").read_text(encoding="utf-8")
+    for name in functional.__all__:
+        assert f"::: {getattr(getattr(functional, name), '__module__', 'absorb_pl.functional')}" in text, name
 
 
 def test_the_page_of_rules_runs(monkeypatch, tmp_path, capsys):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution
 
 import absorb_pl
 
@@ -39,3 +40,15 @@ def test_a_room_exports_what_it_defines_once(room):
     for name in module.__all__:
         origin = getattr(getattr(module, name), "__module__", None)
         assert origin is None or not origin.startswith("absorb_pl.") or origin.startswith(f"absorb_pl.{room}.")
+
+
+def test_a_wheel_holds_all_files_of_the_package(monkeypatch):
+    root = Path(absorb_pl.__file__).parent
+    monkeypatch.chdir(root.parent)
+    distribution = Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files()
+    command = distribution.get_command_obj("build_py")
+    command.ensure_finalized()
+    held = {Path(file).relative_to(command.build_lib) for file in command.get_outputs(include_bytecode=False)}
+    there = {file.relative_to(root.parent) for file in root.rglob("*") if file.is_file() and file.suffix != ".pyc"}
+    assert held == there

@@ -1,4 +1,4 @@
-"""Every command and every piece of Python in the README runs, in order, in a folder of its own."""
+"""Every command and piece of Python of the README and the pages about results and commands runs, in order."""
 
 import json
 import os
@@ -20,14 +20,15 @@ from absorb_pl.saes import bundled_sae_path, list_bundled_saes
 from absorb_pl.words import TaskConfig
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "docs/reading-results.md", "docs/commands.md")
+TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 # As many SAEs and words as show what the commands are for; the first SAE absorbs most, so few words have candidates.
 SAES = ["speller/l1-standard-w1024-medium", "speller/l2-batchtopk-*"]
 TASK = {"max_words": 400, "max_icl_examples": 3}
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -70,7 +71,7 @@ def run(words: list[str], folder: Path) -> str:
 def test_make_targets_of_the_readme_do_what_it_says():
     dry = {t: subprocess.check_output(["make", "-n", "-C", ROOT, t], text=True) for t in ("demo", "test")}
     assert [line for line in commands() if line.startswith("make")] == ["make demo", "make test"]
-    assert "absorb-pl study --config configs/demo.yaml" in dry["demo"]
+    assert "absorb-pl demo" in dry["demo"]
     assert "-m pytest" in dry["test"]
 
 
@@ -85,13 +86,13 @@ def test_commands_of_the_readme_run_in_order(
         if program == "tensorboard":
             assert "scalars" in run([program, *words, "--inspect"], workplace)
         elif program == "absorb-pl" and (not ran or "ddp" in words):
-            run([program, *words], workplace)
+            run([program, *words, *(["--config=configs/demo.yaml"] if words == ["demo"] else [])], workplace)
         elif program == "absorb-pl":  # without a process of its own, which would import all libraries again
             small = [] if "--config" in words or words[0] != "study" else [f"--task={json.dumps(TASK)}"]
             few = ["--crossfit.repeats=2", "--shuffles=2"] if "--shuffles" in words else []
             main([*words, *small, *few])
         ran += words[:1] if program == "absorb-pl" else []
-    assert set(ran) == {"study", "rescore", "compare", "power", "list", "fit", "test", "predict"}
+    assert set(ran) == {"demo", "study", "rescore", "compare", "power", "list", "fit", "test", "predict"}
 
     demo, ddp = workplace / "lightning_logs/demo", workplace / "lightning_logs/demo_ddp"
     one, two = (pd.read_parquet(folder / "tables/summary.parquet") for folder in (demo, ddp))

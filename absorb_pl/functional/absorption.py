@@ -15,6 +15,7 @@ from absorb_pl.functional.validation import require_finite, require_latents
 from absorb_pl.ranges import Cosine, Count, NotNegative, Positive, check_ranges
 
 SILENT = 1e-8
+"""Activation below which a latent counts as silent."""
 
 
 def paper_candidates(

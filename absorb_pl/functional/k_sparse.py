@@ -17,6 +17,7 @@ from absorb_pl.functional.validation import require_finite, require_two_sided
 from absorb_pl.ranges import Count, Positive, check_ranges
 
 DEFAULT_KS = (*range(1, 16), 20, 50)
+"""Latents of the k-sparse probes where no others are asked for."""
 _CHUNK_VALUES = 2**25
 
 

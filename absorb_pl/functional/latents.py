@@ -8,6 +8,7 @@ from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.ranges import Count, check_ranges
 
 LATENT_DECISION_THRESHOLD = 1e-8
+"""Activation above which a latent says that a word has its class."""
 
 
 def top_latents_by_encoder(

@@ -18,8 +18,8 @@ from absorb_pl.probes.rows import training_batches
 OptimizerName = Literal["Adam", "SGD", "AdamW"]
 Batch = dict[str, Tensor]
 
-# The logit of classes without training words: finite, and negative enough never to be a positive prediction.
 MISSING_LOGIT = -100.0
+"""The logit of classes without training words: finite, and negative enough never to be a positive prediction."""
 
 
 class OneVsRestModule(LightningModule):

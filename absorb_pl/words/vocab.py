@@ -15,8 +15,11 @@ from absorb_pl.errors import VocabularyError
 from absorb_pl.ranges import Count, NotNegative, check_ranges
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+"""The letters in lower case."""
 LETTERS_UPPER = LETTERS.upper()
+"""The letters in upper case."""
 ALL_ALPHA_LETTERS = LETTERS + LETTERS_UPPER
+"""The letters in both cases."""
 
 _ALPHA = re.compile("[a-zA-Z]+")
 _MARKED = re.compile("Ġ|▁|##")
