@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from absorb_pl.probes import LinearProbe, SaeProbe
     from absorb_pl.rules import AbsorptionRule, judge, known_rules, register_rule
     from absorb_pl.saes import SparseAutoencoder, control_sae, list_saes, load_sae
-    from absorb_pl.study import StudyConfig, StudyResult, rescore_run, run_study
+    from absorb_pl.study import StudyConfig, StudyResult, rescore_run, run_study, score
     from absorb_pl.words import TaskConfig
 
 __version__ = "0.2.0"
@@ -45,7 +45,7 @@ _ROOMS = {
     "probes": ("LinearProbe", "SaeProbe"),
     "rules": ("AbsorptionRule", "judge", "known_rules", "register_rule"),
     "saes": ("SparseAutoencoder", "control_sae", "list_saes", "load_sae"),
-    "study": ("StudyConfig", "StudyResult", "rescore_run", "run_study"),
+    "study": ("StudyConfig", "StudyResult", "rescore_run", "run_study", "score"),
     "words": ("TaskConfig",),
 }
 _PLACES = {name: room for room, names in _ROOMS.items() for name in names}
@@ -75,6 +75,7 @@ __all__ = [
     "register_rule",
     "rescore_run",
     "run_study",
+    "score",
     "word_ablations",
     "word_integrated_gradients",
 ]

@@ -144,7 +144,8 @@ def test_models_whose_names_differ_in_a_slash_have_folders_of_their_own(monkeypa
     models = {"a/b": ["x"], "a-b": ["y"], "..": ["z"]}
     seen = {}
 
-    def study_of(config, _processing):
+    def study_of(config, _processing, *, show):
+        assert show
         seen[config.model] = config.run_dir
         return StudyResult(Path(config.run_dir), {"summary": pd.DataFrame({"sae": config.saes})})
 

@@ -3,6 +3,8 @@
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
+from absorb_pl.errors import AbsorbError
+
 
 @runtime_checkable
 class HookedModel(Protocol):
@@ -26,3 +28,28 @@ class HookedModel(Protocol):
     def hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
         """Attach forward hooks (`fwd_hooks`) for the length of a `with` block."""
         ...
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no language model with TransformerLens's hooks.
+
+    Args:
+        model: What was given as a model.
+
+    Raises:
+        AbsorbError: It lacks a member of `HookedModel`.
+
+    Example:
+        >>> check_model(3)
+        Traceback (most recent call last):
+            ...
+        absorb_pl.errors.AbsorbError: `model` was 'int', expected a name, or a model with TransformerLens's hooks...
+    """
+    if not isinstance(model, HookedModel):
+        raise AbsorbError(
+            "model",
+            type(model).__name__,
+            expected="a name, or a model with TransformerLens's hooks and a tokenizer",
+            remedy="Wrap a Hugging Face model: `TransformerBridge.boot_transformers(name, hf_model=model, "
+            "tokenizer=tokenizer, dtype=model.dtype, device=model.device)`.",
+        )

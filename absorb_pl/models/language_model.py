@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def load_language_model(
     """
     weights_dtype = check_dtype(dtype)
     device = check_device(device)
-    folder = speller_path() if name == SPELLER else local_folder(name)
+    folder = _folder_of(name)
     if folder is None and (name.startswith((".", "/", "~")) or name.endswith("/")):
         raise _not_found(name, "There is no such folder.")
     if folder is not None and not (folder / "config.json").is_file():
@@ -84,6 +85,22 @@ def load_language_model(
     if processing:
         process_model(model, processing)
     return model
+
+
+def full_name(name: str) -> str:
+    """What a model that is loaded by a name calls itself.
+
+    Args:
+        name: Name for `load_language_model`.
+
+    Returns:
+        The folder as an absolute path, or the name on the hub.
+
+    Example:
+        >>> full_name("google/gemma-2-2b"), full_name(full_name("speller")) == full_name("speller")
+        ('google/gemma-2-2b', True)
+    """
+    return str(_folder_of(name) or name)
 
 
 def check_hook(model: Any, hook_name: str) -> None:
@@ -130,6 +147,10 @@ def context_length(model: HookedModel) -> int:
         1024
     """
     return int(model.cfg.n_ctx)
+
+
+def _folder_of(name: str) -> Path | None:
+    return speller_path() if name == SPELLER else local_folder(name)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Where weights come from, where they go and how they are stored: folders, devices and dtypes by name."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -221,6 +222,57 @@ def check_dtype(dtype: str) -> torch.dtype:
     if dtype not in DTYPES:
         raise AbsorbError("dtype", dtype, expected=" or ".join(DTYPES), remedy="Use float32 unless memory is short.")
     return DTYPES[dtype]
+
+
+def dtype_of(model: HookedModel) -> str:
+    """Name the dtype of a language model's weights.
+
+    Args:
+        model: A `TransformerBridge`, or any callable.
+
+    Returns:
+        Dtype of its first parameter, as `check_dtype` takes it; float32 for what is no module.
+
+    Example:
+        >>> dtype_of(torch.nn.Linear(1, 1).half())
+        'float16'
+    """
+    module = getattr(model, "original_model", model)
+    dtype = next(module.parameters()).dtype if isinstance(module, nn.Module) else torch.float32
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def borrowed(model: HookedModel) -> Iterator[None]:
+    """Put a language model into evaluation mode without gradients for a while, then back as it was, device included.
+
+    Args:
+        model: A `TransformerBridge`, or any callable.
+
+    Example:
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> with borrowed(layer):
+        ...     layer.training, layer.weight.requires_grad
+        (False, False)
+        >>> layer.training, layer.weight.requires_grad
+        (True, True)
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = {module: module.training for module in model.modules()}
+    gradients = {weight: weight.requires_grad for weight in model.parameters()}
+    device = model_device(model)
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        if model_device(model) != device:
+            move_model(model, device)
+        for module, training in modes.items():
+            module.training = training
+        for weight, needed in gradients.items():
+            weight.requires_grad_(needed)
 
 
 def move_model(model: Any, device: torch.device) -> None:

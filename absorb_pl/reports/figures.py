@@ -34,6 +34,31 @@ def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
         tables: `summary`, `letters`, `k_sparse` and `sensitivity`, and `shuffles` if there are any, as a study writes
             them.
     """
+    return {name: draw_figure(tables, name) for name in figure_names(tables)}
+
+
+def figure_names(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Names of a study's figures.
+
+    Args:
+        tables: As for `draw_figures`.
+    """
+    return list(_makers(tables))
+
+
+def draw_figure(tables: Mapping[str, pd.DataFrame], name: str) -> Figure:
+    """One figure of a study.
+
+    Args:
+        tables: As for `draw_figures`.
+        name: One of `figure_names`.
+    """
+    # A height given for titles spares matplotlib the search for one that clears the axes.
+    with rc_context({"axes.titley": 1.0}):
+        return _makers(tables)[name]()
+
+
+def _makers(tables: Mapping[str, pd.DataFrame]) -> dict[str, Callable[[], Figure]]:
     summary, letters, k_sparse = tables["summary"], tables["letters"], tables["k_sparse"]
     sensitivity, saes = tables["sensitivity"], summary.drop_duplicates("sae")
     makers: dict[str, Callable[[], Figure]] = {
@@ -53,9 +78,7 @@ def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     for rule in summary["rule"].unique():
         rows = sensitivity[sensitivity["rule"] == rule]
         makers[f"sensitivity_{rule}"] = partial(sensitivity_figure, rows, summary)
-    # A height given for titles spares matplotlib the search for one that clears the axes.
-    with rc_context({"axes.titley": 1.0}):
-        return {name: make() for name, make in makers.items()}
+    return makers
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:

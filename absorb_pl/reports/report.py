@@ -19,20 +19,22 @@ from absorb_pl.reports.tensorboard import log_study
 from absorb_pl.reports.terminal import ColumnChoice, print_crossfit, print_places, print_rates, print_summary
 
 
-def report_part(run_dir: Path, tables: Mapping[str, pd.DataFrame], names: Sequence[str]) -> None:
+def report_part(run_dir: Path, tables: Mapping[str, pd.DataFrame], names: Sequence[str], *, show: bool = True) -> None:
     """Show the rates of SAEs that are through while others are not, and write `summary_so_far.parquet`.
 
     Args:
         run_dir: The run's folder.
         tables: From `study_tables`, of all SAEs so far.
         names: The SAEs that are new.
+        show: Whether to print their rates.
 
     Raises:
         OutputFolderError: The folder cannot be written.
     """
     summary = tables["summary"]
     write_table(summary, run_dir / SUMMARY_SO_FAR)
-    print_rates(summary[summary["sae"].isin(list(names))])
+    if show:
+        print_rates(summary[summary["sae"].isin(list(names))])
 
 
 def report_study(
@@ -40,7 +42,7 @@ def report_study(
     tables: Mapping[str, pd.DataFrame],
     probes: Mapping[str, tuple[Tensor, Tensor]],
     saebench: SaeBenchRun | None = None,
-    columns: ColumnChoice = "fit",
+    columns: ColumnChoice | None = "fit",
 ) -> None:
     """Write a study's tables, probes, figures, events and results in other formats; print the summary and where all is.
 
@@ -51,7 +53,7 @@ def report_study(
         tables: From `study_tables`.
         probes: Weight and bias of each hook's linear probe.
         saebench: What files in SAEBench's format have in common; there are none when None.
-        columns: Columns of the printed summary.
+        columns: Columns of the printed summary; nothing is printed when None.
 
     Raises:
         OutputFolderError: The folder cannot be written.
@@ -68,6 +70,8 @@ def report_study(
         events = log_study(folder, tables, figures)
         reasons = write_saebench_results(folder / "saebench", measured, saebench) if saebench else {}
     (run_dir / SUMMARY_SO_FAR).unlink(missing_ok=True)
+    if columns is None:
+        return
     notes = [f"No SAEBench result of {sae}: {why}." for sae, why in reasons.items()]
     print_summary(tables["summary"], notes=notes, columns=columns)
     if "shuffles" in tables:

@@ -59,7 +59,7 @@ def control_sae(sae: SparseAutoencoder, kind: str, seed: Seed = 0) -> Any:
         order = torch.randperm(len(decoder), generator=generator).to(decoder.device)
         directions = nn.functional.normalize(decoder.detach().float(), dim=1)
         directions[order] = directions[order.roll(1)]
-    control = _copy(sae)
+    control = copied(sae)
     changed = control.sae if isinstance(control, AdaptedSae) else control
     _write(sae, changed, "W_dec", directions * norms)
     if kind == "random" and not tied:
@@ -67,6 +67,34 @@ def control_sae(sae: SparseAutoencoder, kind: str, seed: Seed = 0) -> Any:
     control.eval()
     control.requires_grad_(False)
     return control
+
+
+def copied(sae: SparseAutoencoder) -> Any:
+    """Copy an SAE with its weights.
+
+    Args:
+        sae: A SAELens SAE, or one from elsewhere.
+
+    Returns:
+        Another of the same class, settings, dtype and device, which shares no memory with it.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> sae = SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu)
+        >>> copied(sae).W_dec.data_ptr() == sae.W_dec.data_ptr()
+        False
+    """
+    if not isinstance(sae, SAE):
+        return copy.deepcopy(sae)
+    # A SAELens SAE holds functions bound to itself, which a deep copy would share with it.
+    cfg, device, reshapes = copy.deepcopy(sae.cfg), sae.W_dec.device, sae.hook_z_reshaping_mode
+    cfg.device = "meta"
+    made = type(sae)(cfg)
+    made.load_state_dict({name: tensor.clone() for name, tensor in sae.state_dict().items()}, assign=True)
+    made.to(device=device, dtype=sae.W_dec.dtype)
+    if reshapes and not made.hook_z_reshaping_mode:
+        made.turn_on_forward_pass_hook_z_reshaping()
+    return made
 
 
 def check_control(sae: SparseAutoencoder, kind: str) -> None:
@@ -96,20 +124,6 @@ def check_control(sae: SparseAutoencoder, kind: str) -> None:
         raise _refused(sae, "an SAE with an encoder matrix `W_enc`", "It has none of its own.")
     if kind == "shuffled_decoder" and encoder.data_ptr() == inner.W_dec.data_ptr():
         raise _refused(sae, "an SAE with an encoder apart from its decoder", "Use the control 'random'.")
-
-
-def _copy(sae: SparseAutoencoder) -> Any:
-    if not isinstance(sae, SAE):
-        return copy.deepcopy(sae)
-    # A SAELens SAE holds functions bound to itself, which a deep copy would share with it.
-    cfg, device, reshapes = copy.deepcopy(sae.cfg), sae.W_dec.device, sae.hook_z_reshaping_mode
-    cfg.device = "meta"
-    control = type(sae)(cfg)
-    control.load_state_dict({name: tensor.clone() for name, tensor in sae.state_dict().items()}, assign=True)
-    control.to(device=device, dtype=sae.W_dec.dtype)
-    if reshapes and not control.hook_z_reshaping_mode:
-        control.turn_on_forward_pass_hook_z_reshaping()
-    return control
 
 
 def _write(sae: SparseAutoencoder, control: Any, name: str, value: Tensor) -> None:

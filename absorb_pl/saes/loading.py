@@ -9,16 +9,16 @@ import torch
 from sae_lens import SAE
 from torch import nn
 
-from absorb_pl.errors import SaeWeightsError
+from absorb_pl.errors import SaeInterfaceError, SaeWeightsError
 from absorb_pl.models.placement import check_device, check_dtype, own_memory, require_finite
 from absorb_pl.saes.adapters import AdaptedSae
-from absorb_pl.saes.controls import control_sae
+from absorb_pl.saes.controls import control_sae, copied
 from absorb_pl.saes.identity import sae_tensors
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.name_parts import split_control, split_hook
-from absorb_pl.saes.origins import origin_of
+from absorb_pl.saes.origins import loaded_object, origin_of
 from absorb_pl.saes.properties import refuse_transcoder
-from absorb_pl.saes.scale import to_unit_norms
+from absorb_pl.saes.scale import UnitNormSae, to_unit_norms
 
 
 @contextmanager
@@ -76,7 +76,74 @@ def load_sae(
     if control is not None:
         return control_sae(load_sae(named, device=device, dtype=dtype, converter=converter), control)
     source, hook_name = split_hook(name)
-    sae = origin_of(source).load(source, check_device(device), dtype, converter)
+    return _ready(name, origin_of(source).load(source, check_device(device), dtype, converter), hook_name)
+
+
+@_without_advice()
+def own_sae(
+    sae: SparseAutoencoder, name: str, *, device: str = "cpu", dtype: str = "float32", hook_name: str | None = None
+) -> SAE[Any] | AdaptedSae:
+    """Give what `load_sae` would give of an SAE in memory had it been saved; the SAE itself stays as it is.
+
+    Args:
+        sae: A SAELens SAE, also one in training, or any `SparseAutoencoder`.
+        name: What to call it in errors.
+        device: A torch device.
+        dtype: Dtype of the weights.
+        hook_name: Hook that it reads; by default what it says.
+
+    Raises:
+        SaeInterfaceError: It lacks a member, or cannot be copied.
+        SaeArchitectureError: It is a transcoder.
+        NonFiniteError: A weight is NaN or infinite.
+        SaeWeightsError: Weights are integers or complex numbers, or the encoder or decoder is all zero.
+
+    Example:
+        >>> sae = load_sae("speller/l1-standard-w512-dense")
+        >>> own_sae(sae, "mine").W_dec.data_ptr() == sae.W_dec.data_ptr()
+        False
+    """
+    given: Any = sae
+    while isinstance(given, UnitNormSae):
+        given = given.sae
+    try:
+        copy = copied(given)
+    except (RuntimeError, TypeError) as error:
+        raise SaeInterfaceError(
+            "sae",
+            type(given).__name__,
+            expected="an SAE that can be copied, so that it stays as it is while it is measured",
+            remedy=f"Detach its tensors, or save it and name its folder. Copying said: {error}",
+        ) from error
+    return _ready(name, loaded_object(name, copy, check_device(device), dtype), hook_name)
+
+
+def at_hook(sae: str | SparseAutoencoder, name: str, hook_name: str) -> Any:
+    """An SAE by name or as an object as one that reads a hook, whatever it says; the SAE itself stays as it is.
+
+    Args:
+        sae: Name for `load_sae`, or an SAE.
+        name: What to call it in errors.
+        hook_name: A TransformerLens hook name.
+
+    Returns:
+        The name with the hook, or a copy of the SAE in its own dtype and on its own device.
+
+    Raises:
+        SaeInterfaceError: It lacks a member, or cannot be copied.
+
+    Example:
+        >>> at_hook("my_sae", "my_sae", "blocks.3.hook_resid_post")
+        'my_sae@blocks.3.hook_resid_post'
+    """
+    if isinstance(sae, str):
+        return f"{sae}@{hook_name}"
+    dtype, device = str(sae.W_dec.dtype).removeprefix("torch."), str(sae.W_dec.device)
+    return own_sae(sae, name, device=device, dtype=dtype, hook_name=hook_name)
+
+
+def _ready(name: str, sae: SAE[Any] | AdaptedSae, hook_name: str | None) -> SAE[Any] | AdaptedSae:
+    """An SAE as loaded, checked, with its hook, in evaluation mode and without gradients."""
     refuse_transcoder(name, sae)
     if isinstance(sae, SAE):
         own_memory(sae)
@@ -92,7 +159,7 @@ def load_sae(
                 f"{name} was trained on rescaled activations ({sae.cfg.normalize_activations}), but neither its "
                 "weights nor anything beside them hold the scale, so it reads activations as they are. Save it "
                 "again with the scale folded in (`fold_activation_norm_scaling_factor`).",
-                stacklevel=2,
+                stacklevel=3,
             )
     require_finite(name, sae_tensors(sae))
     _refuse_zeros(name, sae)

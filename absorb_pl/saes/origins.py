@@ -138,12 +138,7 @@ class Function(Origin):
                 expected="None for an SAE made by a function",
                 remedy="Convert it in the function.",
             )
-        made = function_sae(name)
-        require_floats(name, sae_tensors(made))
-        if isinstance(made, TrainingSAE):
-            return inference_sae(made, device, dtype)
-        sae = made if isinstance(made, SAE) else AdaptedSae(made)
-        return sae.to(device=torch.device(device), dtype=check_dtype(dtype))
+        return loaded_object(name, function_sae(name), device, dtype)
 
 
 class Release(Origin):
@@ -172,6 +167,26 @@ class Release(Origin):
 
 ORIGINS: list[Origin] = [Bundled(), Local(), Function(), Release()]
 """The origins in order: a name is of the first that it matches."""
+
+
+def loaded_object(name: str, made: Any, device: str, dtype: str) -> LoadedSae:
+    """What loading gives of an SAE that is an object already.
+
+    Args:
+        name: What to call it in errors.
+        made: The SAE, which may be changed; one in training becomes the inference SAE that SAELens would save.
+        device: A torch device.
+        dtype: Dtype of the weights.
+
+    Raises:
+        SaeInterfaceError: It lacks a member.
+        SaeWeightsError: Its weights are no floating-point numbers.
+    """
+    require_floats(name, sae_tensors(made))
+    if isinstance(made, TrainingSAE):
+        return inference_sae(made, device, dtype)
+    sae = made if isinstance(made, SAE | AdaptedSae) else AdaptedSae(made)
+    return sae.to(device=torch.device(device), dtype=check_dtype(dtype))
 
 
 def origin_of(name: str) -> Origin:

@@ -1,6 +1,6 @@
-"""An SAE by name: checked once, identified by content, loaded again where it is needed."""
+"""An SAE of a study: checked once, identified by content, loaded again where it is needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from absorb_pl.errors import ManifestMismatchError
 from absorb_pl.models.hooked_model import HookedModel
-from absorb_pl.models.placement import local_path
-from absorb_pl.saes.controls import check_control
+from absorb_pl.saes.controls import check_control, control_sae
 from absorb_pl.saes.identity import sae_identity
-from absorb_pl.saes.loading import load_sae
+from absorb_pl.saes.interface import SparseAutoencoder
+from absorb_pl.saes.loading import load_sae, own_sae
 from absorb_pl.saes.name_parts import split_control
 from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
 from absorb_pl.saes.properties import check_sae_fits, layer_of_hook, require_rows, sae_architecture, sae_hook_name
@@ -26,7 +26,8 @@ class SaeSource:
     """An SAE that fits the model.
 
     Attributes:
-        name: Name for `load_sae`.
+        name: What tables call it.
+        given: Name for `load_sae`, or the SAE that it is or is a control of.
         dtype: Dtype to load it in.
         hook_name: Hook it reads.
         identity: Content hash of its weights and configuration.
@@ -38,6 +39,7 @@ class SaeSource:
     """
 
     name: str
+    given: str | SparseAutoencoder
     dtype: str
     hook_name: str
     identity: str
@@ -48,13 +50,24 @@ class SaeSource:
     positions: range | None = None
 
     @classmethod
-    def check(cls, name: str, model: HookedModel, dtype: str = "float32", *, to_shuffle: bool = False) -> "SaeSource":
+    def check(
+        cls,
+        name: str,
+        model: HookedModel,
+        dtype: str = "float32",
+        *,
+        given: str | SparseAutoencoder | None = None,
+        control: str = "",
+        to_shuffle: bool = False,
+    ) -> "SaeSource":
         """Load an SAE once to check it against the model.
 
         Args:
-            name: Name for `load_sae`.
+            name: What tables call it.
             model: The language model.
             dtype: Dtype to load it in.
+            given: Name for `load_sae`, or an SAE; `name` when None.
+            control: Which control of the SAE is meant, if any; of a name, the control that it ends with.
             to_shuffle: Whether its decoder rows will be shuffled.
 
         Raises:
@@ -65,7 +78,10 @@ class SaeSource:
             SaeArchitectureError: Its latents at a word depend on the words before it, or it is a transcoder; or its
                 decoder rows cannot be shuffled.
         """
-        sae = load_sae(name, dtype=dtype)
+        given = name if given is None else given
+        if isinstance(given, str):
+            control = split_control(given)[1] or ""
+        sae = _loaded(name, given, control, "cpu", dtype)
         if to_shuffle:
             check_control(sae, "shuffled_decoder")
         require_rows(sae)
@@ -74,12 +90,13 @@ class SaeSource:
         norms, identity, architecture = decoder_norms(sae.W_dec), sae_identity(sae), sae_architecture(sae)
         return cls(
             name,
+            given,
             dtype,
             sae_hook_name(sae),
             identity,
             architecture,
             sae.W_dec.shape[0],
-            split_control(name)[1] or "",
+            control,
             folding_of(norms, to_unit_norms(sae, in_place=True)),
             trained_positions(sae),
         )
@@ -107,7 +124,7 @@ class SaeSource:
         Raises:
             ManifestMismatchError: It is no longer the SAE that was checked, as when a training run has saved another.
         """
-        sae = load_sae(self.name, device=str(device), dtype=self.dtype)
+        sae = _loaded(self.name, self.given, self.control, str(device), self.dtype)
         if (found := sae_identity(sae)) != self.identity:
             raise ManifestMismatchError(
                 self.name,
@@ -118,26 +135,11 @@ class SaeSource:
         return to_unit_norms(sae, in_place=True)
 
 
-def distinct_saes(names: Sequence[str]) -> list[str]:
-    """Leave out SAEs that are named already, perhaps written otherwise, and say so.
-
-    Args:
-        names: Names for `load_sae`.
-
-    Example:
-        >>> distinct_saes(["speller/a", "speller/b"])
-        ['speller/a', 'speller/b']
-    """
-    kept: dict[str, str] = {}
-    again = []
-    for name in names:
-        path, before = local_path(name), len(kept)
-        first = kept.setdefault(name if path is None else str(path.resolve()), name)
-        if len(kept) == before:
-            again.append(name if name == first else f"{name} (as {first})")
-    if again:
-        rank_zero_warn(f"Named more than once and scored once: {', '.join(again)}.")
-    return list(kept.values())
+def _loaded(name: str, given: str | SparseAutoencoder, control: str, device: str, dtype: str) -> Any:
+    if isinstance(given, str):
+        return load_sae(given, device=device, dtype=dtype)
+    sae = own_sae(given, name, device=device, dtype=dtype)
+    return control_sae(sae, control) if control else sae
 
 
 def tell_equal_saes(saes: Mapping[str, SaeSource]) -> None:

@@ -3,8 +3,9 @@
 from absorb_pl.study.calibration import CalibrationConfig, calibrate
 from absorb_pl.study.compare import compare_saes
 from absorb_pl.study.config import StudyConfig, TrainerSettings
-from absorb_pl.study.pipeline import StudyResult
 from absorb_pl.study.rescore import rescore_run
+from absorb_pl.study.result import StudyResult
+from absorb_pl.study.score import score
 from absorb_pl.study.stages import StudyStages
 from absorb_pl.study.sweep import run_study
 
@@ -18,4 +19,5 @@ __all__ = [
     "compare_saes",
     "rescore_run",
     "run_study",
+    "score",
 ]

@@ -16,6 +16,7 @@ from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional.intervals import combine_repeats, design_effect, letter_variance
 from absorb_pl.functional.paired import holm, sign_flip_test, smallest_difference
 from absorb_pl.models.closest import closest_names
+from absorb_pl.models.language_model import full_name
 from absorb_pl.ranges import InnerFraction, check_ranges
 from absorb_pl.reports.comparison_table import comparison_figure, print_comparison, print_power
 from absorb_pl.reports.figures import save_figures
@@ -26,6 +27,7 @@ _SHARED = ("task", "test_fraction", "seed", "crossfit", "splits", "rates", "acti
 
 
 _OF_LETTERS = ["sae", "rule", "label", "evaluable"]
+_NEEDED = ("words", "letters", "crossfit_words", "crossfit")
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,22 @@ class FinishedStudy:
         """
         folder = user_path(run_dir)
         config = settings_of_run(folder, ("words", "letters"))
-        crossfit = folder / "tables/crossfit_words.parquet"
-        if crossfit.is_file():
-            table = pd.read_parquet(folder / "tables/crossfit.parquet")
-            return cls(config, pd.read_parquet(crossfit), table.loc[table["label"] != "", _OF_LETTERS])
-        words = pd.read_parquet(folder / "tables/words.parquet").assign(repeat=0)
-        letters = pd.read_parquet(folder / "tables/letters.parquet")
-        return cls(config, words, letters[[*_OF_LETTERS, "num_probe_true_positives", "sample_portion"]])
+        files = {name: folder / "tables" / f"{name}.parquet" for name in _NEEDED}
+        return cls.of(config, {name: pd.read_parquet(file) for name, file in files.items() if file.is_file()})
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> "FinishedStudy":
+        """Take what a study found.
+
+        Args:
+            config: Its settings.
+            tables: `words` and `letters`, or `crossfit_words` and `crossfit`, which count if they are there.
+        """
+        if "crossfit_words" in tables:
+            crossfit = tables["crossfit"]
+            return cls(config, tables["crossfit_words"], crossfit.loc[crossfit["label"] != "", _OF_LETTERS])
+        letters = tables["letters"][[*_OF_LETTERS, "num_probe_true_positives", "sample_portion"]]
+        return cls(config, tables["words"].assign(repeat=0), letters)
 
 
 def compare_saes(
@@ -97,9 +108,27 @@ def compare_saes(
     check_ranges(compare_saes, locals())
     first = FinishedStudy.read(run_dir)
     second = first if other_run_dir is None else FinishedStudy.read(other_run_dir)
+    return compare_studies(first, second, rule=rule, saes=saes, confidence=confidence)
+
+
+def compare_studies(
+    first: FinishedStudy, second: FinishedStudy, *, rule: str | None, saes: Sequence[str], confidence: float
+) -> pd.DataFrame:
+    """Compare the SAEs of two studies, or of one with one another if both are the same object.
+
+    Args:
+        first: A study.
+        second: Another, or the same.
+        rule: The rule; all that were judged when None.
+        saes: SAEs to compare; all when empty.
+        confidence: Level of the intervals.
+
+    Returns:
+        The table of `compare_saes`, whose errors it raises.
+    """
     _require_alike(first, second)
     rules = _rules(first, second, rule)
-    pairs = _pairs(first, second, saes, same=other_run_dir is None)
+    pairs = _pairs(first, second, saes, same=first is second)
     rows: list[dict[str, Any]] = []
     for name in rules:
         for a, b in pairs:
@@ -179,7 +208,7 @@ def _require_alike(first: FinishedStudy, second: FinishedStudy) -> None:
                 expected=f"{ours}, as in the first study: otherwise words, splits or verdicts are others",
                 remedy="Run one of the studies again with the settings of the other.",
             )
-    if first.config.get("model") != second.config.get("model"):
+    if len({full_name(str(study.config.get("model"))) for study in (first, second)}) > 1:
         raise AbsorbError(
             "model",
             second.config.get("model"),

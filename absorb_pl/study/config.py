@@ -1,7 +1,7 @@
 """Settings of a study, as they stand in a configuration file."""
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from absorb_pl.data.activation_cache import StorageDtype
 from absorb_pl.data.drafts import user_path
@@ -10,13 +10,15 @@ from absorb_pl.evaluators.evaluation import check_any_without_model
 from absorb_pl.evaluators.folds import CrossfitSettings
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.evaluators.shuffles import Copies, check_shuffles
-from absorb_pl.models.placement import check_dtype
+from absorb_pl.models.hooked_model import check_model
+from absorb_pl.models.placement import check_dtype, dtype_of
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports.terminal import ColumnChoice
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
 from absorb_pl.rules.rule import AbsorptionRule
+from absorb_pl.saes.given import named_saes
 from absorb_pl.words.task_config import TaskConfig
 
 ControlKind = Literal["random", "shuffled_decoder"]
@@ -68,15 +70,16 @@ class StudyConfig:
     """Settings of a study.
 
     Attributes:
-        saes: Names for `load_sae`, or patterns over bundled SAEs and SAELens releases (`speller/*`).
-        model: Name for `load_language_model`.
+        saes: Names for `load_sae`, or patterns over bundled SAEs and SAELens releases (`speller/*`); perhaps by names
+            that tables should show instead. In Python also SAEs themselves.
+        model: Name for `load_language_model`. In Python also a model itself.
         models: SAEs by model, in place of `saes` and `model`: a study each, in a folder of its own below `run_dir`.
         controls: Controls to score beside each SAE.
         run_dir: Where tables, figures, probes and the manifest go.
         cache_dir: Where finished stages are kept, shared by all studies.
         until: Last stage to run. What was made stays, and a later run goes on from there.
         task: What to ask about which words.
-        model_dtype: Dtype of the language model.
+        model_dtype: Dtype of a language model that is loaded.
         sae_dtype: Dtype of the SAEs.
         activation_dtype: Storage dtype of cached activations.
         prompt_batch_size: Prompts per forward pass.
@@ -102,8 +105,8 @@ class StudyConfig:
         columns: Columns of the printed table: `fit` for those that fit the terminal, or `all`.
     """
 
-    saes: list[str] = field(default_factory=list)
-    model: str = "speller"
+    saes: list[Any] | dict[str, Any] = field(default_factory=list)
+    model: str | Any = "speller"
     models: dict[str, list[str]] = field(default_factory=dict)
     controls: list[ControlKind] = field(default_factory=list)
     run_dir: str = "lightning_logs/study"
@@ -132,6 +135,10 @@ class StudyConfig:
         check_ranges(StudyConfig, vars(self))
         for name in ("run_dir", "cache_dir"):
             object.__setattr__(self, name, str(user_path(getattr(self, name))))
+        object.__setattr__(self, "saes", named_saes(self.saes))
+        if not isinstance(self.model, str):
+            check_model(self.model)
+            object.__setattr__(self, "model_dtype", dtype_of(self.model))
         for dtype in (self.model_dtype, self.sae_dtype):
             check_dtype(dtype)
         if bool(self.saes) == bool(self.models):
@@ -156,6 +163,25 @@ class StudyConfig:
             RuleError: A name is unknown, or a rule has no such setting.
         """
         return configured_rules(self.rules)
+
+    @property
+    def in_memory(self) -> list[str]:
+        """Names of the SAEs and the model that are given themselves."""
+        saes = self.saes.items() if isinstance(self.saes, dict) else ()
+        objects = [name for name, sae in saes if not isinstance(sae, str)]
+        return objects if isinstance(self.model, str) else [*objects, self.model_name]
+
+    @property
+    def model_name(self) -> str:
+        """Name of the language model."""
+        return self.model if isinstance(self.model, str) else str(self.model.cfg.model_name)
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as plain values; what is given itself stands there by its name."""
+        saes = self.saes
+        if isinstance(saes, dict):
+            saes = named_saes({name: sae if isinstance(sae, str) else name for name, sae in saes.items()})
+        return asdict(replace(self, saes=saes, model=self.model_name))
 
     def _check_until(self) -> None:
         needed = {"projections": {"projections", "carried"}, "absorption": {"gradients"}}

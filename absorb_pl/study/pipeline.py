@@ -1,20 +1,21 @@
 """The whole pipeline as one function: from words to a table of how much each SAE splits and absorbs."""
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
 
 from absorb_pl.data.drafts import check_writable
 from absorb_pl.data.run_folder import RunFolder
+from absorb_pl.errors import TrainerError
 from absorb_pl.interruption import interruptible
+from absorb_pl.models.placement import borrowed
 from absorb_pl.probes.fitting import quiet_lightning
 from absorb_pl.reports.report import report_part, report_study
 from absorb_pl.study.config import StudyConfig
+from absorb_pl.study.result import StudyResult
 from absorb_pl.study.saebench import saebench_run
 from absorb_pl.study.stage import Stage
 from absorb_pl.study.stages import StudyStages
@@ -23,25 +24,8 @@ from absorb_pl.study.tables import join_tables, study_tables
 from absorb_pl.study.trainers import stage_trainers
 
 
-@dataclass(frozen=True)
-class StudyResult:
-    """What a study leaves.
-
-    Attributes:
-        run_dir: The run's folder.
-        tables: `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates`, `held_out`,
-            `firings` and `training`, as written to `run_dir/tables`. Empty if the study stopped before the report.
-        stages: What its stages found, up to the last that ran; None if it stopped before the linear probes, and for
-            studies of several models.
-    """
-
-    run_dir: Path
-    tables: dict[str, pd.DataFrame]
-    stages: StudyStages | None = None
-
-
 @quiet_lightning()
-def study_of_model(config: StudyConfig, processing: Sequence[str] = ()) -> StudyResult:
+def study_of_model(config: StudyConfig, processing: Sequence[str] = (), *, show: bool = True) -> StudyResult:
     """Measure splitting and absorption in SAEs of one model.
 
     Every stage leaves artifacts under `cache_dir`, keyed by all that determines them; what is whole there is not made
@@ -50,6 +34,7 @@ def study_of_model(config: StudyConfig, processing: Sequence[str] = ()) -> Study
     Args:
         config: The settings; `models` is not read, and the study stops after the stage `until`.
         processing: How the SAEs ask for the model to be processed.
+        show: Whether to print the results.
 
     Returns:
         The tables, which are also in the run's folder beside figures, probes and TensorBoard events.
@@ -60,13 +45,23 @@ def study_of_model(config: StudyConfig, processing: Sequence[str] = ()) -> Study
         KeyboardInterrupt: After SIGINT.
     """
     writes = getattr(rank_zero_only, "rank", 0) == 0
-    run = RunFolder(Path(config.run_dir), dataclasses.asdict(config), writes=writes)
-    with interruptible(partial(_kept, run, config)):
-        return _study(config, processing, run, writes=writes)
+    run = RunFolder(Path(config.run_dir), config.plain(), writes=writes)
+    with (
+        interruptible(partial(_kept, run, config)),
+        nullcontext() if isinstance(config.model, str) else borrowed(config.model),
+    ):
+        return _study(config, processing, run, writes=writes, show=show)
 
 
-def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, writes: bool) -> StudyResult:
-    stage_trainers(config.trainer, "check")([])
+def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, writes: bool, show: bool) -> StudyResult:
+    processes = stage_trainers(config.trainer, "check")([]).world_size
+    if processes > 1 and config.in_memory:
+        raise TrainerError(
+            "trainer.devices",
+            config.trainer.devices,
+            expected=f"one device, as {', '.join(config.in_memory)} is in the memory of one process",
+            remedy="Save it and name its folder; every process loads it from there.",
+        )
     rules = config.chosen_rules()
     if writes:
         check_writable(Path(config.cache_dir))
@@ -87,16 +82,17 @@ def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, wr
             with run.stage("tables"):
                 tables.append(study_tables(stages, names, rules, config.rates))
             if writes and len(names) < len(subject.saes):
-                report_part(run.path, join_tables(tables), names)
+                report_part(run.path, join_tables(tables), names, show=show)
 
     if config.until != "report":
-        return StudyResult(run.path, {}, None if config.until in ("load", "activations") else stages)
+        return StudyResult(run.path, {}, None if config.until in ("load", "activations") else stages, config.plain())
     found = join_tables(tables)
     if writes:
         with run.stage("report"):
             probes = {hook: stages.probes.weights(hook) for hook in subject.hooks}
-            report_study(run.path, found, probes, saebench_run(config, stages, rules), config.columns)
-    return StudyResult(run.path, found, stages)
+            saebench = saebench_run(config, stages, rules)
+            report_study(run.path, found, probes, saebench, config.columns if show else None)
+    return StudyResult(run.path, found, stages, config.plain())
 
 
 def _run(stage: Stage, units: Sequence[str], run: RunFolder, config: StudyConfig) -> None:

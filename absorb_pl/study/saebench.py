@@ -30,7 +30,7 @@ def saebench_run(config: StudyConfig, stages: StudyStages, rules: Sequence[Absor
         rule=rule,
         rates=config.rates,
         eval_config={
-            "model_name": config.model,
+            "model_name": config.model_name,
             "random_seed": config.seed,
             "f1_jump_threshold": config.splits.f1_jump,
             "max_k_value": config.splits.max_k,

@@ -9,10 +9,11 @@ from absorb_pl.data.activation_cache import activation_identities
 from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import check_split
 from absorb_pl.functional.k_sparse import check_ks
+from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import load_language_model
 from absorb_pl.rules.registry import check_rules_fit
-from absorb_pl.saes.names import expand_sae_names
-from absorb_pl.saes.source import SaeSource, distinct_saes, tell_equal_saes
+from absorb_pl.saes.given import expand_saes
+from absorb_pl.saes.source import SaeSource, tell_equal_saes
 from absorb_pl.study.config import StudyConfig
 
 _SHARED_SETTINGS = ("linear_probe", "k_sparse", "splits", "rates")
@@ -73,15 +74,15 @@ def load_subject(config: StudyConfig, processing: Sequence[str]) -> Subject:
     Raises:
         AbsorbError: One of the named errors of `absorb_pl.errors`.
     """
-    model = load_language_model(config.model, dtype=config.model_dtype, processing=processing)
+    model = config.model
+    if isinstance(model, str):
+        model = load_language_model(model, dtype=config.model_dtype, processing=processing)
     check_rules_fit(config.chosen_rules(), model)
-    names = [
-        name
-        for sae in distinct_saes([name for given in config.saes for name in expand_sae_names([given])])
-        for name in (sae, *(f"{sae}#{kind}" for kind in config.controls))
-    ]
-    to_shuffle = config.shuffles > 0
-    saes = {name: SaeSource.check(name, model, config.sae_dtype, to_shuffle=to_shuffle) for name in names}
+    saes = {
+        source.name: source
+        for name, given in expand_saes(config.saes).items()
+        for source in _with_controls(name, given, model, config)
+    }
     tell_equal_saes(saes)
     words = PromptDataModule(model, config.task, config.prompt_batch_size)
     check_split(words.labels, config.test_fraction, config.seed)
@@ -90,3 +91,16 @@ def load_subject(config: StudyConfig, processing: Sequence[str]) -> Subject:
         sae.check_words(words.prompts.word_positions)
     hooks = list(dict.fromkeys(sae.hook_name for sae in saes.values()))
     return Subject(model, saes, words, activation_identities(model, words.prompts, hooks, config.activation_dtype))
+
+
+def _with_controls(name: str, given: Any, model: HookedModel, config: StudyConfig) -> Iterator[SaeSource]:
+    for kind in ("", *config.controls):
+        ending = f"#{kind}" if kind else ""
+        yield SaeSource.check(
+            name + ending,
+            model,
+            config.sae_dtype,
+            given=given + ending if isinstance(given, str) else given,
+            control=kind,
+            to_shuffle=config.shuffles > 0,
+        )

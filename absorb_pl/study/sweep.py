@@ -1,9 +1,10 @@
 """Studies of several models by one configuration."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
@@ -11,15 +12,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from absorb_pl.data.file_names import distinct_names
 from absorb_pl.data.publication import publishing
 from absorb_pl.evaluators.writers import write_table
+from absorb_pl.models.processing import model_processing
 from absorb_pl.reports.terminal import print_summary
+from absorb_pl.saes.given import expand_saes
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.names import expand_sae_names
 from absorb_pl.saes.processing import sae_processing
 from absorb_pl.study.config import StudyConfig
-from absorb_pl.study.pipeline import StudyResult, study_of_model
+from absorb_pl.study.pipeline import study_of_model
+from absorb_pl.study.result import StudyResult
 
 
-def run_study(config: StudyConfig) -> StudyResult:
+def run_study(config: StudyConfig, *, show: bool = True) -> StudyResult:
     """Measure splitting and absorption in a list of SAEs, of one model or of several.
 
     Every model has one pass over its words, whatever the number of its SAEs and hooks. SAEs of a model that were
@@ -29,6 +33,7 @@ def run_study(config: StudyConfig) -> StudyResult:
 
     Args:
         config: The settings.
+        show: Whether to print the results.
 
     Returns:
         The tables, which are also in the run's folder.
@@ -38,6 +43,8 @@ def run_study(config: StudyConfig) -> StudyResult:
 
     The README has an example.
     """
+    if not isinstance(config.model, str):  # it has the processing that it has
+        return study_of_model(config, model_processing(config.model), show=show)
     parts = {
         "+".join([model, *processing]): (model, processing, group)
         for model, saes in (config.models or {config.model: config.saes}).items()
@@ -45,30 +52,33 @@ def run_study(config: StudyConfig) -> StudyResult:
     }
     if not config.models and len(parts) == 1:
         (_, processing, _), *_ = parts.values()
-        return study_of_model(config, processing)
+        return study_of_model(config, processing, show=show)
     run_dir, folders = Path(config.run_dir), distinct_names(parts, folder_of_model)
     results: dict[str, StudyResult] = {}
     for name, (model, processing, saes) in parts.items():
         part = replace(config, model=model, saes=saes, models={}, run_dir=str(run_dir / folders[name]))
-        results[name] = replace(study_of_model(part, processing), stages=None)  # the stages hold the language model
+        found = study_of_model(part, processing, show=show)
+        results[name] = replace(found, stages=None)  # the stages hold the language model
     names = list(next(iter(results.values())).tables)
     tables = {name: _joined({model: result.tables[name] for model, result in results.items()}) for name in names}
     if tables and getattr(rank_zero_only, "rank", 0) == 0:
         with publishing(run_dir) as folder:
             for name, table in tables.items():
                 write_table(table, folder / "tables" / f"{name}.parquet")
-        if len(results) > 1:
+        if show and len(results) > 1:
             print_summary(
                 tables["summary"], notes=[f"Tables of all models are in {run_dir / 'tables'}."], columns=config.columns
             )
-    return StudyResult(run_dir, tables)
+    return StudyResult(run_dir, tables, settings=config.plain())
 
 
-def saes_by_processing(saes: Sequence[str], dtype: str) -> dict[tuple[str, ...], list[str]]:
+def saes_by_processing(
+    saes: Sequence[str] | Mapping[str, Any], dtype: str
+) -> dict[tuple[str, ...], Sequence[str] | Mapping[str, Any]]:
     """Group SAEs by how they ask for the model to be processed, as each group is measured on a model of its own.
 
     Args:
-        saes: Names for `load_sae`, or patterns.
+        saes: Names for `load_sae`, or patterns; or these, or SAEs, by name.
         dtype: Dtype to load them in.
 
     Returns:
@@ -78,10 +88,14 @@ def saes_by_processing(saes: Sequence[str], dtype: str) -> dict[tuple[str, ...],
         >>> saes_by_processing(["speller/l1-standard-*"], "float32")
         {(): ['speller/l1-standard-*']}
     """
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name in expand_sae_names(saes):
-        groups.setdefault(sae_processing(load_sae(name, dtype=dtype)), []).append(name)
-    return groups if len(groups) > 1 else {processing: list(saes) for processing in groups}
+    named = expand_saes(saes) if isinstance(saes, Mapping) else {name: name for name in expand_sae_names(saes)}
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+    for name, sae in named.items():
+        asked = sae_processing(load_sae(sae, dtype=dtype) if isinstance(sae, str) else sae)
+        groups.setdefault(asked, {})[name] = sae
+    if len(groups) < 2:
+        return {processing: saes for processing in groups}
+    return {asked: group if isinstance(saes, Mapping) else list(group) for asked, group in groups.items()}
 
 
 def folder_of_model(model: str) -> str:
