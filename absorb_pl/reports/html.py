@@ -9,11 +9,12 @@ from absorb_pl.reports.summary_columns import summary_columns, summary_rows
 _SHOWN = ("rate", "fraction", "L0", "splits", "n")
 
 
-def summary_html(summary: pd.DataFrame) -> str:
+def summary_html(summary: pd.DataFrame, model: str) -> str:
     """A table with a row for each SAE: rates with their intervals by rule, L0, splits and the number of words.
 
     Args:
         summary: The `summary` table of a study.
+        model: What to call its language model, if it is one.
 
     Returns:
         HTML in which every text is escaped.
@@ -33,9 +34,9 @@ def summary_html(summary: pd.DataFrame) -> str:
         for row in summary.to_dict("records")
         if not row["evaluable"]
     ]
-    model = "" if several else f" in {escape(next(iter(rows))[0])}"
+    place = "" if several else f" in {escape(model)}"
     return (
-        f"<div><p>Feature absorption{model}, mean over letters [95 % interval]</p>"
+        f"<div><p>Feature absorption{place}, mean over letters [95 % interval]</p>"
         f"<table><thead><tr>{''.join(titles)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
         f"{''.join(reasons)}</div>"
     )

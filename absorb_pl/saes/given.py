@@ -1,6 +1,7 @@
 """SAEs as users give them: by names, as objects, or either under names of their own."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,7 +20,7 @@ def named_saes(saes: Any) -> list[str] | dict[str, Any]:
     """Give each SAE a name.
 
     Args:
-        saes: A name or pattern for `load_sae`, an SAE, a list of these, or a mapping from names to these.
+        saes: A name, pattern or path for `load_sae`, an SAE, a list of these, or a mapping from names to these.
 
     Returns:
         Names and patterns alone as a list; else a mapping from names to names or SAEs. An SAE without a name is called
@@ -32,8 +33,11 @@ def named_saes(saes: Any) -> list[str] | dict[str, Any]:
         >>> named_saes("speller/*"), named_saes({"mine": "my_folder"})
         (['speller/*'], {'mine': 'my_folder'})
     """
-    several = saes if isinstance(saes, list | tuple | Mapping) else [saes]
-    for name, sae in several.items() if isinstance(several, Mapping) else (("", each) for each in several):
+    if isinstance(saes, Mapping):
+        several: Any = {name: _as_text(sae) for name, sae in saes.items()}
+    else:
+        several = [_as_text(sae) for sae in (saes if isinstance(saes, list | tuple) else [saes])]
+    for name, sae in several.items() if isinstance(several, dict) else (("", each) for each in several):
         if not (isinstance(name, str) and isinstance(sae, str | SparseAutoencoder)):
             raise AbsorbError(
                 "saes",
@@ -41,10 +45,10 @@ def named_saes(saes: Any) -> list[str] | dict[str, Any]:
                 expected="names of SAEs, or SAEs with `encode`, `decode` and `W_dec`, in a list or by their names",
                 remedy="Name SAEs (`absorb-pl list` shows which there are), or give objects.",
             )
-    if isinstance(several, Mapping):
-        return list(several) if all(name == sae for name, sae in several.items()) else dict(several)
+    if isinstance(several, dict):
+        return list(several) if all(isinstance(s, str) and s == name for name, s in several.items()) else several
     if all(isinstance(sae, str) for sae in several):
-        return list(several)
+        return several
     named: dict[str, Any] = {}
     for sae in several:
         name = sae if isinstance(sae, str) else _own_name(sae)
@@ -111,6 +115,10 @@ def distinct_saes(names: Sequence[str]) -> list[str]:
     if again:
         rank_zero_warn(f"Named more than once and scored once: {', '.join(again)}.")
     return list(kept.values())
+
+
+def _as_text(sae: Any) -> Any:
+    return str(sae) if isinstance(sae, Path) else sae
 
 
 def _own_name(sae: SparseAutoencoder) -> str:

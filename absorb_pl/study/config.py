@@ -1,6 +1,7 @@
 """Settings of a study, as they stand in a configuration file."""
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from absorb_pl.data.activation_cache import StorageDtype
@@ -136,9 +137,11 @@ class StudyConfig:
         for name in ("run_dir", "cache_dir"):
             object.__setattr__(self, name, str(user_path(getattr(self, name))))
         object.__setattr__(self, "saes", named_saes(self.saes))
-        if not isinstance(self.model, str):
-            check_model(self.model)
-            object.__setattr__(self, "model_dtype", dtype_of(self.model))
+        model = str(self.model) if isinstance(self.model, Path) else self.model
+        object.__setattr__(self, "model", model)
+        if not isinstance(model, str):
+            check_model(model)
+            object.__setattr__(self, "model_dtype", dtype_of(model))
         for dtype in (self.model_dtype, self.sae_dtype):
             check_dtype(dtype)
         if bool(self.saes) == bool(self.models):

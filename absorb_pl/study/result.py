@@ -159,7 +159,7 @@ class StudyResult:
         return f"StudyResult(SAEs: {', '.join(saes)}; rules: {', '.join(rules)}; {self.run_dir})"
 
     def _repr_html_(self) -> str | None:
-        return summary_html(self.summary) if self.tables else None
+        return summary_html(self.summary, str(self.settings.get("model", ""))) if self.tables else None
 
     def _table(self, name: str) -> pd.DataFrame:
         if name not in self.tables:

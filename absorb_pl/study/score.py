@@ -4,6 +4,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from absorb_pl.errors import AbsorbError
@@ -24,7 +25,7 @@ def score(
     model: Any = "speller",
     *,
     hook_name: str | None = None,
-    run_dir: str | None = None,
+    run_dir: str | Path | None = None,
     **settings: Any,
 ) -> StudyResult:
     """Measure splitting and absorption in SAEs, in memory or by name; nothing is printed but progress bars.
@@ -33,8 +34,8 @@ def score(
     cache, by content, so that the same SAE under the same name is not scored twice.
 
     Args:
-        sae: An SAE (of SAELens, in training or not, or any `SparseAutoencoder`), a name for `load_sae`, a list of
-            these, or a mapping from the names that tables should show to these.
+        sae: An SAE (of SAELens, in training or not, or any `SparseAutoencoder`), a name or path for `load_sae`, a list
+            of these, or a mapping from the names that tables should show to these.
         model: Name for `load_language_model`, a folder, or a model with TransformerLens's hooks.
         hook_name: Hook that all of the SAEs read; by default what each of them says.
         run_dir: Folder of the run. By default a temporary one that is there as long as the result is; `save` keeps it.
@@ -68,10 +69,10 @@ def score(
     if hook_name is not None:
         given = saes if isinstance(saes, dict) else {name: name for name in saes}
         saes = {name: at_hook(each, name, hook_name) for name, each in given.items()}
-    if not isinstance(model, str):
+    if not isinstance(model, str | Path):
         settings.setdefault("trainer", _where(model))
     if run_dir is not None:
-        return run_study(StudyConfig(saes=saes, model=model, run_dir=run_dir, **settings), show=False)
+        return run_study(StudyConfig(saes=saes, model=model, run_dir=str(run_dir), **settings), show=False)
     folder = tempfile.TemporaryDirectory(prefix="absorb_pl-")
     result = run_study(StudyConfig(saes=saes, model=model, run_dir=folder.name, **settings), show=False)
     weakref.finalize(result, folder.cleanup)
