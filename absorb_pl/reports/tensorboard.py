@@ -130,5 +130,5 @@ def _image(tag: str, file: Path) -> Any:
 def _text(summary: pd.DataFrame) -> str:
     """The printed table with all its columns, which Markdown leaves as it is."""
     stream = StringIO()
-    print_summary(summary, Console(file=stream, width=_WIDTH), columns="all")
+    print_summary(summary, Console(file=stream, width=_WIDTH, force_jupyter=False), columns="all")
     return f"```\n{stream.getvalue()}```"
