@@ -1,13 +1,15 @@
-"""The notebooks run from top to bottom, without stored outputs, and show no escape sequences."""
+"""The notebooks and their page run from top to bottom; no outputs are stored, and no escape sequences shown."""
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
+DOCS = Path(__file__).parents[1] / "docs"
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 FIGURES = {"score_my_sae": 1, "look_into_a_letter": 0}
 
 
@@ -34,3 +36,13 @@ def test_a_notebook_runs(path, tmp_path):
     assert any("Feature absorption" in output.get("data", {}).get("text/html", "") for output in outputs) == (
         path.stem == "score_my_sae"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_one_thread")
+def test_the_page_about_notebooks_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for code in re.findall(r"```python\n(.*?)```", (DOCS / "notebook.md").read_text(encoding="utf-8"), flags=re.DOTALL):
+        exec(code, scope)
+    assert scope["result"].summary["sae"].unique().tolist() == ["mine"]

@@ -5,7 +5,7 @@ from absorb_pl.study.compare import compare_saes
 from absorb_pl.study.config import StudyConfig, TrainerSettings
 from absorb_pl.study.rescore import rescore_run
 from absorb_pl.study.result import StudyResult
-from absorb_pl.study.score import score
+from absorb_pl.study.scoring import score
 from absorb_pl.study.stages import StudyStages
 from absorb_pl.study.sweep import run_study
 
