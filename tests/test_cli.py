@@ -98,6 +98,16 @@ def test_the_study_prints_its_settings_with_overrides(capsys):
     assert printed["saes"] == ["tests/golden/gpt2-micro/sae_*"]
 
 
+def test_saes_may_have_names_of_ones_own(capsys):
+    printed = printed_config(capsys, "study", "--saes={mine: my_folder, all: speller/*}", "--model=12")
+    assert (printed["saes"], printed["model"]) == ({"mine": "my_folder", "all": "speller/*"}, "12")
+    for wrong in ("[3]", "{mine: [a]}", "[{a: b}]"):
+        with pytest.raises(SystemExit) as raised:
+            main(["study", f"--saes={wrong}"])
+        assert raised.value.code == 1
+        assert "AbsorbError: `saes` was" in capsys.readouterr().err
+
+
 def test_the_demo_is_the_study_of_its_configuration(capsys):
     given = ["--rules.paper.steps=9", "--task.seed=3"]
     shown = printed_config(capsys, "demo", *given)
