@@ -95,7 +95,7 @@ def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, wr
     if writes:
         with run.stage("report"):
             probes = {hook: stages.probes.weights(hook) for hook in subject.hooks}
-            report_study(run.path, found, probes, saebench_run(config, stages, rules), config.columns)
+            report_study(run.path, found, probes, run.config, saebench_run(config, stages, rules), config.columns)
     return StudyResult(run.path, found, stages)
 
 
