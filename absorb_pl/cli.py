@@ -14,7 +14,7 @@ from pydoc import locate
 from typing import Any, cast
 
 from absorb_pl import __version__
-from absorb_pl.commands import CALIBRATE, COMPARE, DEMO, LIST, POWER, RESCORE, STUDY, with_rule_settings
+from absorb_pl.commands import CALIBRATE, COMPARE, DEMO, LIST, PAGE, POWER, RESCORE, STUDY, with_rule_settings
 from absorb_pl.commands import COMMANDS as OWN_COMMANDS
 from absorb_pl.errors import AbsorbError, ConfigFileError, OutputFolderError
 from absorb_pl.interruption import exit_code, interruptible
@@ -27,6 +27,7 @@ COMMANDS = {
     "rescore": RESCORE,
     "list": LIST,
     "compare": COMPARE,
+    "page": PAGE,
     "power": POWER,
     "calibrate": CALIBRATE,
     "fit": "Train SAEs, or a linear or k-sparse probe on cached activations.",

@@ -12,6 +12,7 @@ STUDY = "Measure splitting and absorption in a list of SAEs, from words to table
 RESCORE = "Apply other thresholds of a rule to the evidence that a finished study stored, without a model."
 CALIBRATE = "Hold absorption rules against SAEs of which it is known what they absorb."
 COMPARE = "Compare the SAEs of finished studies on the words that they share."
+PAGE = "Write the page of a finished study again, or of two runs together; no model is needed."
 POWER = "Say what difference of rates the words of a finished study can tell."
 LIST = "Show which SAEs names or patterns select, with width and published L0; nothing is downloaded."
 _RULES = "--rules."
@@ -101,6 +102,18 @@ def _run_compare(settings: dict[str, Any]) -> None:
     print_comparisons(**settings)
 
 
+def _add_page(parser: Any) -> None:
+    from absorb_pl.study.page import make_page
+
+    parser.add_function_arguments(make_page)
+
+
+def _run_page(settings: dict[str, Any]) -> None:
+    from absorb_pl.study.page import make_page
+
+    sys.stdout.write(f"{make_page(**settings)}\n")
+
+
 def _add_power(parser: Any) -> None:
     from absorb_pl.study.compare import print_resolution
 
@@ -118,6 +131,7 @@ COMMANDS = {
     "rescore": Command(_add_rescore, _run_rescore),
     "list": Command(_add_list, _run_list),
     "compare": Command(_add_compare, _run_compare),
+    "page": Command(_add_page, _run_page),
     "power": Command(_add_power, _run_power),
     "calibrate": Command(_add_calibrate, _run_calibrate),
 }

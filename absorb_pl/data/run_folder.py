@@ -34,6 +34,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        config: The resolved configuration.
         stages: Seconds, peak memory and counts of each finished stage.
         under_way: Name of the stage that runs; empty between stages.
 
@@ -45,7 +46,7 @@ class RunFolder:
         self.path = path
         self.stages: dict[str, dict[str, Any]] = {}
         self.under_way = ""
-        self._config = dict(config)
+        self.config = dict(config)
         self._writes = writes
         self._identity: dict[str, Any] = {}
         if writes:
@@ -75,7 +76,7 @@ class RunFolder:
                 check_identity(file, found=held, expected=kept)
         if self._writes:
             with whole_file(self.path / "config.yaml") as part:
-                part.write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
+                part.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
         self._write_manifest()
 
     @contextmanager

@@ -19,12 +19,13 @@ _COLOUR = "#0072B2"
 _NAME_POINTS = 7
 
 
-def print_comparison(table: pd.DataFrame, file: Path, console: Console | None = None) -> None:
+def print_comparison(table: pd.DataFrame, file: Path, page: Path, console: Console | None = None) -> None:
     """Print the difference of each pair of SAEs, smallest p-values first.
 
     Args:
         table: From `compare_saes`.
         file: Where all of it was written.
+        page: The page that shows it.
         console: Where to print; the terminal when None, with 120 columns if there is none.
     """
     console = console or wide_console()
@@ -46,6 +47,7 @@ def print_comparison(table: pd.DataFrame, file: Path, console: Console | None = 
     heads = ("rule", "A", "B", "rate A", "rate B", "A − B in points [95 %]", "p", "p (Holm)")
     _print(console, "Absorption rates compared on the same words, mean over letters", heads, rows, left=3)
     console.print(f"Letters, and all of the above: {file}", highlight=False, soft_wrap=True)
+    console.print(f"Page: {page}", highlight=False, soft_wrap=True)
     console.print(f"Figure: {file.with_suffix('.png')}", highlight=False, soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from safetensors.torch import save_file
@@ -13,6 +14,7 @@ from absorb_pl.data.run_folder import SUMMARY_SO_FAR
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.reports.controls import without_controls
 from absorb_pl.reports.figures import draw_figures, save_figures
+from absorb_pl.reports.page import PAGE, write_page
 from absorb_pl.reports.saebench_results import SaeBenchRun, write_saebench_results
 from absorb_pl.reports.shuffle_report import print_shuffles
 from absorb_pl.reports.tensorboard import log_study
@@ -41,17 +43,19 @@ def report_study(
     run_dir: Path,
     tables: Mapping[str, pd.DataFrame],
     probes: Mapping[str, tuple[Tensor, Tensor]],
+    config: Mapping[str, Any],
     saebench: SaeBenchRun | None = None,
     columns: ColumnChoice | None = "fit",
 ) -> None:
-    """Write a study's tables, probes, figures, events and results in other formats; print the summary and where all is.
+    """Write a study's tables, probes, figures, events, page and results in other formats; print the summary.
 
-    They are published together when all are whole, in place of those of before.
+    They are published together when all are whole, in place of those of before; the page follows them.
 
     Args:
         run_dir: The run's folder.
         tables: From `study_tables`.
         probes: Weight and bias of each hook's linear probe.
+        config: The study's settings, plain values only.
         saebench: What files in SAEBench's format have in common; there are none when None.
         columns: Columns of the printed summary; nothing is printed when None.
 
@@ -59,6 +63,7 @@ def report_study(
         OutputFolderError: The folder cannot be written.
     """
     measured = without_controls(tables)
+    (run_dir / PAGE).unlink(missing_ok=True)
     with publishing(run_dir) as folder:
         for name, table in tables.items():
             write_table(table, folder / "tables" / f"{name}.parquet")
@@ -69,6 +74,7 @@ def report_study(
         figures = save_figures(draw_figures(measured), folder / "figures")
         events = log_study(folder, tables, figures)
         reasons = write_saebench_results(folder / "saebench", measured, saebench) if saebench else {}
+    write_page(run_dir, tables, config)
     (run_dir / SUMMARY_SO_FAR).unlink(missing_ok=True)
     if columns is None:
         return

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from absorb_pl.reports.names import shared_folder, short_names
+from absorb_pl.reports.page import PAGE
 from absorb_pl.reports.summary_columns import TextColumn, fraction_text, rate_text, summary_columns, summary_rows
 from absorb_pl.rules.rates import WEAK_MAIN_F1
 
@@ -111,12 +112,13 @@ def print_places(folder: Path, events: Sequence[str], console: Console | None = 
     """Print where a run's tables and figures are, and which command shows the events.
 
     Args:
-        folder: With `tables`, `figures` and, if there are any, `saebench`.
+        folder: With the page, `tables`, `figures` and, if there are any, `saebench`.
         events: Names of folders of TensorBoard events there, from `log_study`.
         console: Where to print; the terminal when None.
     """
     console = console or wide_console()
-    places = {"Tables": f"{folder / 'tables'} (summary.parquet is the one above)", "Figures": f"{folder / 'figures'}"}
+    places = {"Page": f"{folder / PAGE} (the words behind every rate; opens in a browser)"}
+    places |= {"Tables": f"{folder / 'tables'} (summary.parquet is the one above)", "Figures": f"{folder / 'figures'}"}
     if (folder / "saebench").is_dir():
         places["SAEBench"] = str(folder / "saebench")
     for place, name in zip(events, ("TensorBoard", "Each SAE"), strict=False):

@@ -68,8 +68,8 @@ class SaeBenchRule(AbsorptionRule):
     }
 
     sentences: ClassVar[Mapping[str, str]] = {
-        "counted": "The main latents are silent, and latent {top_latent} holds {top_score} of the {probe_projection} "
-        "that the activation projects on the probe; cosine {top_probe_cos}.",
+        "counted": "The main latents are silent, and latent {top_latent} projects {top_score} on the probe, the "
+        "whole activation {probe_projection}; cosine {top_probe_cos}.",
         "silent": "A main latent fires: {main_max}.",
         "aligned": "The latent that projects most, {top_latent}, hardly points the probe's way: cosine "
         "{top_probe_cos}, must be at least {settings.full_cos_threshold}.",

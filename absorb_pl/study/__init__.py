@@ -3,6 +3,7 @@
 from absorb_pl.study.calibration import CalibrationConfig, calibrate
 from absorb_pl.study.compare import compare_saes
 from absorb_pl.study.config import StudyConfig, TrainerSettings
+from absorb_pl.study.page import make_page
 from absorb_pl.study.rescore import rescore_run
 from absorb_pl.study.result import StudyResult
 from absorb_pl.study.scoring import score
@@ -17,6 +18,7 @@ __all__ = [
     "TrainerSettings",
     "calibrate",
     "compare_saes",
+    "make_page",
     "rescore_run",
     "run_study",
     "score",

@@ -1,7 +1,7 @@
 """Comparing the SAEs of finished studies, paired on the words and splits that they share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from absorb_pl.ranges import InnerFraction, check_ranges
 from absorb_pl.reports.comparison_table import comparison_figure, print_comparison, print_power
 from absorb_pl.reports.figures import save_figures
 from absorb_pl.study.finished import settings_of_run
+from absorb_pl.study.page import make_page
 
 _SHARED = ("task", "test_fraction", "seed", "crossfit", "splits", "rates", "activation_dtype", "model_dtype")
 """Settings that two studies must share for their SAEs to be compared."""
@@ -44,6 +45,7 @@ class FinishedStudy:
     config: Mapping[str, Any]
     words: pd.DataFrame
     letters: pd.DataFrame
+    _found: dict[tuple[str, str], "_Judged"] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, run_dir: str | Path) -> "FinishedStudy":
@@ -73,6 +75,12 @@ class FinishedStudy:
             return cls(config, tables["crossfit_words"], crossfit.loc[crossfit["label"] != "", _OF_LETTERS])
         letters = tables["letters"][[*_OF_LETTERS, "num_probe_true_positives", "sample_portion"]]
         return cls(config, tables["words"].assign(repeat=0), letters)
+
+    def judged(self, rule: str, sae: str) -> "_Judged":
+        """What a rule said of an SAE."""
+        if (rule, sae) not in self._found:
+            self._found[rule, sae] = _judged(self, rule, sae)
+        return self._found[rule, sae]
 
 
 def compare_saes(
@@ -148,13 +156,14 @@ def print_comparisons(
 ) -> pd.DataFrame:
     """Compare SAEs, print a line per pair, and write `comparison.parquet` and `.png` into the run folder.
 
-    See `compare_saes`.
+    The page of the run then shows the intervals; for two runs, `comparison.html` shows both. See `compare_saes`.
     """
     table = compare_saes(run_dir, other_run_dir, rule=rule, saes=saes, confidence=confidence)
     file = user_path(run_dir) / "comparison.parquet"
     write_table(table, file)
     save_figures({"comparison": comparison_figure(table)}, user_path(run_dir))
-    print_comparison(table, file)
+    page = make_page(run_dir, other_run_dir)
+    print_comparison(table, file, page)
     return table
 
 
@@ -258,14 +267,15 @@ def _compared(
     first: FinishedStudy, second: FinishedStudy, rule: str, a: str, b: str, confidence: float
 ) -> list[dict[str, Any]]:
     """The difference of two SAEs over all classes and in each."""
-    by_letter = [_rates(study, rule, sae) for study, sae in ((first, a), (second, b))]
+    judged = [study.judged(rule, sae) for study, sae in ((first, a), (second, b))]
+    by_letter = [one.letters for one in judged]
     letters = [label for label in by_letter[0] if label in by_letter[1]]
     about = {"rule": rule, "a": a, "b": b}
     if not letters:
         empty = dict.fromkeys(("rate_a", "rate_b", "difference", "ci_low", "ci_high"), float("nan"))
         return [{**about, "label": "", "letters": 0, **empty, "p_value": 1.0, "p_holm": 1.0}]
     repeats = sorted(by_letter[0][letters[0]])
-    effect = max(_effect(study, rule, sae) for study, sae in ((first, a), (second, b)))
+    effect = max(one.effect for one in judged)
     found, differences, variances = [], np.zeros((len(letters), len(repeats))), np.zeros((len(letters), len(repeats)))
     for place, label in enumerate(letters):
         sides = [[rates[label][repeat] for repeat in repeats] for rates in by_letter]
@@ -286,13 +296,6 @@ def _compared(
         confidence,
     )
     return [{**whole, "p_value": sign_flip_test(of_letters.tolist())}, *found]
-
-
-def _effect(study: FinishedStudy, rule: str, sae: str) -> float:
-    """Design effect of an SAE's shared absorbers."""
-    absorbed = study.words[(study.words["sae"] == sae) & (study.words["rule"] == rule) & study.words["is_absorption"]]
-    groups = absorbed.groupby(["label", "repeat"])["top_latent"]
-    return design_effect([torch.tensor(own.to_numpy(int)) for _, own in groups])
 
 
 def _row(
@@ -324,7 +327,8 @@ def _row(
 class _Letter:
     """What was judged of one class in one repeat; words that the probe sees and that were not judged count 0."""
 
-    absorbed: pd.Series
+    rows: np.ndarray
+    absorbed: np.ndarray
     total: int
     portion: float
 
@@ -333,36 +337,47 @@ class _Letter:
         return float(self.absorbed.sum()) / self.portion / self.total
 
 
-def _rates(study: FinishedStudy, rule: str, sae: str) -> dict[str, dict[int, _Letter]]:
-    """Verdicts of an SAE by class and repeat, for classes that can be evaluated; a word's place is its row."""
+@dataclass(frozen=True)
+class _Judged:
+    """Verdicts of a rule on an SAE by class and repeat, and the design effect of its shared absorbers."""
+
+    letters: dict[str, dict[int, _Letter]]
+    effect: float
+
+
+def _judged(study: FinishedStudy, rule: str, sae: str) -> _Judged:
     letters = study.letters[
         (study.letters["sae"] == sae) & (study.letters["rule"] == rule) & study.letters["evaluable"]
     ]
     words = study.words[(study.words["sae"] == sae) & (study.words["rule"] == rule)]
-    judged = {
-        key: own.set_index("row")["is_absorption"].astype(float) for key, own in words.groupby(["label", "repeat"])
-    }
-    nothing = pd.Series(dtype=float)
+    judged = {key: (own["row"].to_numpy(), own["is_absorption"].to_numpy(float)) for key, own in _by_letter(words)}
+    repeats = [int(repeat) for repeat in sorted(study.words["repeat"].unique())]
+    nothing = np.zeros(0, dtype=int), np.zeros(0)
     found: dict[str, dict[int, _Letter]] = {}
     for row in letters.to_dict("records"):
-        for repeat in sorted(study.words["repeat"].unique()):
-            absorbed = judged.get((row["label"], repeat), nothing)
-            total = int(row.get("num_probe_true_positives", len(absorbed)))
+        for repeat in repeats:
+            rows, absorbed = judged.get((row["label"], repeat), nothing)
+            total = int(row.get("num_probe_true_positives", len(rows)))
             if total:
                 portion = float(row.get("sample_portion", 1.0))
-                found.setdefault(str(row["label"]), {})[int(repeat)] = _Letter(absorbed, total, portion)
-    return found
+                found.setdefault(str(row["label"]), {})[repeat] = _Letter(rows, absorbed, total, portion)
+    absorbers = [torch.tensor(own["top_latent"].to_numpy(int)) for _, own in _by_letter(words[words["is_absorption"]])]
+    return _Judged(found, design_effect(absorbers))
+
+
+def _by_letter(words: pd.DataFrame) -> Any:
+    return words.groupby(["label", "repeat"])
 
 
 def _paired(left: _Letter, right: _Letter) -> tuple[float, float]:
     """Difference of two rates, and its variance: word by word if both judged all of the same words."""
     difference = left.rate - right.rate
     if left.total != right.total or left.portion < 1 or right.portion < 1:
-        alone = [
-            letter_variance(torch.tensor(side.absorbed.to_numpy()), side.total, side.portion) for side in (left, right)
-        ]
+        alone = [letter_variance(torch.tensor(side.absorbed), side.total, side.portion) for side in (left, right)]
         return difference, sum(each.words + each.sampling for each in alone)
-    rows, total = left.absorbed.index.union(right.absorbed.index), left.total
-    of_words = left.absorbed.reindex(rows).fillna(0.0) - right.absorbed.reindex(rows).fillna(0.0)
+    rows, total = np.union1d(left.rows, right.rows), left.total
+    of_words = np.zeros(len(rows))
+    for side, sign in ((left, 1.0), (right, -1.0)):
+        of_words[np.searchsorted(rows, side.rows)] += sign * side.absorbed
     squares = float((of_words**2).sum()) / total - difference**2
     return difference, max(0.0, squares) / max(total - 1, 1)

@@ -1,5 +1,6 @@
 """The page of a finished study, made again from its tables: for runs of before, and for two runs together."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import pandas as pd
 from absorb_pl.data.drafts import user_path
 from absorb_pl.errors import CacheCorruptedError
 from absorb_pl.reports.page import write_page
-from absorb_pl.rules.registry import configured_rules
 from absorb_pl.study.finished import settings_of_run
 
 _NEEDED = ("summary", "letters", "words", "k_sparse")
@@ -44,18 +44,18 @@ def make_page(run_dir: str | Path, other_run_dir: str | Path | None = None) -> P
     if comparison.is_file():
         tables["comparison"] = pd.read_parquet(comparison)
     if other_run_dir is None:
-        return write_page(folder, tables, configured_rules(config["rules"]), config)
+        return write_page(folder, tables, config)
     other = user_path(other_run_dir)
     other_config, other_tables = _read(other)
-    shared = {name: one for name, one in config["rules"].items() if name in other_config["rules"]}
+    shared = [name for name, one in config["rules"].items() if other_config["rules"].get(name) == one]
     both = {
-        name: pd.concat([tables[name], _marked(table, tables, other.name)], ignore_index=True)
+        name: _by_rules(pd.concat([tables[name], _marked(table, tables, other.name)], ignore_index=True), shared)
         for name, table in other_tables.items()
         if name in tables
     }
     if "comparison" in tables:
         both["comparison"] = tables["comparison"]
-    return write_page(folder, both, configured_rules(shared), config, name=TWO_RUNS)
+    return write_page(folder, both, config, name=TWO_RUNS)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
@@ -79,3 +79,7 @@ def _marked(table: pd.DataFrame, first: dict[str, pd.DataFrame], run: str) -> pd
         if column in marked:
             marked[column] = [f"{name} ({run})" if name in known else name for name in marked[column]]
     return marked
+
+
+def _by_rules(table: pd.DataFrame, rules: Sequence[str]) -> pd.DataFrame:
+    return table[table["rule"].isin(rules)] if "rule" in table else table

@@ -85,14 +85,14 @@ def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, wr
                 report_part(run.path, join_tables(tables), names, show=show)
 
     if config.until != "report":
-        return StudyResult(run.path, {}, None if config.until in ("load", "activations") else stages, config.plain())
+        return StudyResult(run.path, {}, None if config.until in ("load", "activations") else stages, run.config)
     found = join_tables(tables)
     if writes:
         with run.stage("report"):
             probes = {hook: stages.probes.weights(hook) for hook in subject.hooks}
             saebench = saebench_run(config, stages, rules)
-            report_study(run.path, found, probes, saebench, config.columns if show else None)
-    return StudyResult(run.path, found, stages, config.plain())
+            report_study(run.path, found, probes, run.config, saebench, config.columns if show else None)
+    return StudyResult(run.path, found, stages, run.config)
 
 
 def _run(stage: Stage, units: Sequence[str], run: RunFolder, config: StudyConfig) -> None:

@@ -13,6 +13,7 @@ from absorb_pl.evaluators.writers import write_table
 from absorb_pl.ranges import check_ranges
 from absorb_pl.reports.controls import without_controls
 from absorb_pl.reports.figures import absorption_figure, save_figures
+from absorb_pl.reports.page import write_page
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.tensorboard import log_study
 from absorb_pl.reports.terminal import ColumnChoice, print_places, print_summary
@@ -48,8 +49,8 @@ def rescore_run(
 ) -> Rescored:
     """Apply a rule with other thresholds to the scores that a finished study stored.
 
-    Writes tables, figures and TensorBoard events below `run_dir/rescored/`, in a folder named by the rule and what
-    differs from the study, and prints the table. The study's own tables stay as they are.
+    Writes tables, figures, TensorBoard events and a page below `run_dir/rescored/`, in a folder named by the rule and
+    what differs from the study, and prints the table. The study's own tables stay as they are.
 
     Args:
         run_dir: The run folder of a finished study.
@@ -92,6 +93,8 @@ def rescore_run(
         for table, frame in found.items():
             write_table(frame, part / "tables" / f"{table}.parquet")
         events = log_study(part, found, save_figures(figures, part / "figures"))
+    rest = {file.stem: pd.read_parquet(file) for file in (run_dir / "tables").glob("*.parquet")}
+    write_page(folder, {**rest, **found}, {**config, "rules": {rule: asked.own_settings()}})
     print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}."], columns=columns)
     print_places(folder, events)
     return Rescored(folder, found)

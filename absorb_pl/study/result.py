@@ -19,8 +19,7 @@ from absorb_pl.ranges import InnerFraction, check_ranges
 from absorb_pl.reports.controls import without_controls
 from absorb_pl.reports.figures import draw_figure, figure_names
 from absorb_pl.reports.html import summary_html
-from absorb_pl.reports.page import write_page
-from absorb_pl.rules.registry import configured_rules
+from absorb_pl.reports.page import PAGE
 from absorb_pl.study.compare import FinishedStudy, compare_studies
 from absorb_pl.study.stages import StudyStages
 
@@ -77,17 +76,13 @@ class StudyResult:
         return draw_figure(tables, name)
 
     def page(self) -> Path:
-        """Write the page of the study, one HTML file that needs neither network nor server, into its folder.
-
-        Returns:
-            The file.
+        """The page of the study in its folder: one HTML file that needs neither network nor server.
 
         Raises:
             AbsorbError: The study stopped before its report, or is of several models.
-            OutputFolderError: The folder cannot be written.
         """
         self._require_one_model()
-        return write_page(self.run_dir, self.tables, configured_rules(self.settings["rules"]), self.settings)
+        return self.run_dir / PAGE
 
     def compare(
         self,

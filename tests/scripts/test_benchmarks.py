@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,13 @@ def test_operations_are_counted(script):
 def test_peak_memory_never_falls(script):
     first, second = script("bench_attribution").memory_growth("speller", "cpu", portion=1, multiples=(1, 3))
     assert 0 <= first <= second < 100
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on the PATH")
+def test_the_page_of_a_big_study_is_measured(script, tmp_path):
+    file = tmp_path / "page.json"
+    script("bench_page").main(["--saes", "3", "--words", "60", "--repeats", "1", "--json", str(file)])
+    one, three = json.loads(file.read_text())["pages"]
+    assert one["saes"] == 1
+    assert three["megabytes"] > one["megabytes"] > 0.9
+    assert all(row[name] > 0 for row in (one, three) for name in row if name.startswith("seconds"))

@@ -5,10 +5,12 @@ import { isNumber, percent, rateText } from "#format";
 // Okabe and Ito's colours, which people with colour-blindness tell apart; symbols say the same once more.
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#777777"];
 const LOG = new Set(["l0", "d_sae"]);
+const SOME_KS = [1, 2, 3, 5, 10, 20, 50];
 
 function plot(label, options) {
-  const width = Math.max(280, Math.min(760, document.documentElement.clientWidth - 48));
-  const drawn = Plot.plot({ width, marginLeft: 52, style: { background: "none", fontSize: "13px" }, ...options });
+  const width = Math.max(280, Math.min(960, document.documentElement.clientWidth - 48));
+  const style = { background: "none", fontSize: "13px" };
+  const drawn = Plot.plot({ width, marginLeft: 52, marginBottom: 44, style, ...options });
   drawn.setAttribute("role", "img");
   drawn.setAttribute("aria-label", label);
   return drawn;
@@ -24,13 +26,13 @@ export function ratesChart(rows, { x, label, rule, pick }) {
   const kind = { stroke: "architecture", symbol: "architecture" };
   const drawn = plot(`Absorption rate by ${rule} against ${label}`, {
     height: 340,
-    x: { label, type: isLog ? "log" : "linear", nice: true, tickFormat: x === "layer" ? "d" : undefined },
+    x: { label, type: isLog ? "log" : "linear", nice: !isLog, inset: 12, tickFormat: isLog ? (value) => String(value) : undefined },
     y: shares(`absorption rate by ${rule}, 95 % interval`),
     color: { range: COLOURS },
     symbol: { legend: true },
     marks: [
       Plot.ruleX(shown, { x, y1: "ci_low", y2: "ci_high", stroke: "architecture", strokeOpacity: 0.6 }),
-      Plot.dot(shown, { x, y: "absorption_rate", r: 5, strokeWidth: 2, ...kind, href: undefined }),
+      Plot.dot(shown, { x, y: "absorption_rate", r: 5, strokeWidth: 2, ...kind }),
       Plot.tip(
         shown,
         Plot.pointer({ x, y: "absorption_rate", title: (row) => `${row.short}\n${rateText(row)}\n${label}: ${row[x]}` }),
@@ -50,7 +52,7 @@ export function lettersChart(rows, { rule, pick, chosen }) {
     height: 260,
     x: { label: null, domain: rows.map((row) => row.label), tickRotate: d3.max(rows, (row) => row.label.length) > 3 ? -40 : 0 },
     y: shares(`absorption rate by ${rule}, 95 % interval`),
-    marginBottom: d3.max(rows, (row) => row.label.length) > 3 ? 70 : 30,
+    marginBottom: d3.max(rows, (row) => row.label.length) > 3 ? 90 : 30,
     marks: [
       Plot.ruleX(shown, { x: "label", y1: "ci_low", y2: "ci_high", strokeWidth: 2, strokeOpacity: 0.45 }),
       Plot.dot(shown, { x: "label", y: "absorption_rate", r: 4, fill: (row) => (row.label === chosen ? COLOURS[1] : COLOURS[0]) }),
@@ -74,7 +76,7 @@ export function sparseChart(rows, { chosen }) {
   const mean = d3.rollups(rows, (group) => d3.mean(group, (row) => row.f1), (row) => row.k).map(([k, f1]) => ({ k, f1 }));
   return plot("F1 of k-sparse probes against k", {
     height: 260,
-    x: { label: "k, latents of the probe", type: "log", ticks: mean.map((row) => row.k), tickFormat: "d" },
+    x: { label: "k, latents of the probe", type: "log", ticks: SOME_KS, tickFormat: "d" },
     y: { label: "F1 on held-out words", domain: [0, 1], grid: true },
     marks: [
       Plot.line(rows, { x: "k", y: "f1", z: "label", strokeOpacity: 0.22 }),

@@ -1,8 +1,8 @@
 // Two SAEs side by side: differences of rates, and the words on which verdicts differ.
 import { differenceChart } from "#charts";
 import { facts, h, section, select } from "#dom";
-import { isNumber, number, points, rateText } from "#format";
-import { outcome, wordsOf } from "#letter";
+import { count, isNumber, number, points, rateText } from "#format";
+import { KINDS, outcome, wordsOf } from "#letter";
 import { summaryOf } from "#saes";
 import { address, go } from "#state";
 import { numbers, table, words } from "#tables";
@@ -35,7 +35,7 @@ export async function compareView(study, read, state) {
         [found[0].short, rateText(found[0])],
         [found[1].short, rateText(found[1])],
         ["difference, points", difference(study, found, state.rule)],
-        ["verdicts differ on", `${differing.length} words`],
+        ["verdicts differ on", count(differing.length, "word")],
       ]),
     ),
     section("Classes", null, h("div", { class: "chart" }, differenceChart(letters, { rule: state.rule, names: found.map((row) => row.short) }))),
@@ -64,7 +64,7 @@ function difference(study, [a, b], rule) {
   const row = (study.comparison ?? []).find(
     (one) => one.rule === rule && one.label === "" && [one.a, one.b].includes(a.sae) && [one.a, one.b].includes(b.sae),
   );
-  if (!row) return `${points(a.absorption_rate - b.absorption_rate)} (\`absorb-pl compare\`, then \`absorb-pl page\`, add its interval)`;
+  if (!row) return `${points(a.absorption_rate - b.absorption_rate)} (no interval: \`absorb-pl compare\` of this run adds it)`;
   const sign = row.a === a.sae ? 1 : -1;
   const ends = [sign * row.ci_low, sign * row.ci_high].sort((one, other) => one - other);
   return `${points(sign * row.difference)} [${ends.map(points).join(", ")}], p ${number(row.p_value)}, for all pairs ${number(row.p_holm)}`;
@@ -92,8 +92,8 @@ async function differences(study, read, pair, rule) {
         row: word.row,
         word: word.word,
         label: letter,
-        first: outcome(word, rule),
-        second: outcome(other, rule),
+        first: KINDS[outcome(word, rule)],
+        second: KINDS[outcome(other, rule)],
         firstLatent: word.verdicts[rule]?.top_latent,
         secondLatent: other.verdicts[rule]?.top_latent,
       }));

@@ -4,7 +4,8 @@ import { count, isNumber, number, rateText, why } from "#format";
 import { address, note } from "#state";
 import { numbers, table, words } from "#tables";
 
-const KINDS = {
+/** What can have become of a word by a rule. */
+export const KINDS = {
   all: "all words",
   absorbed: "absorbed",
   "not-absorbed": "judged, not absorbed",
@@ -51,6 +52,7 @@ export function letterView(study, sae, state) {
   const show = (word) => {
     note({ word: word.word, row: word.row });
     detail.replaceChildren(wordDetail(study, sae, word, mains, state));
+    detail.scrollIntoView({ block: "nearest" });
   };
   const chosen = rows.find((word) => String(word.row) === state.row) ?? rows.find((word) => word.kind === "absorbed") ?? rows[0];
   const list = h("div", {});

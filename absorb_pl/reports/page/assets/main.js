@@ -31,7 +31,7 @@ function head(shown) {
   const link = (view, title) => h("a", { href: address(at(view)), "aria-current": shown.view === view ? "page" : null }, title);
   const theme = document.documentElement.dataset.theme ?? "auto";
   return [
-    h("h1", {}, h("a", { href: address({ view: "saes", rule: shown.rule }) }, `Absorption in SAEs of ${study.about.model || "activations"}`)),
+    h("h1", {}, h("a", { href: address({ view: "saes", rule: shown.rule }) }, `Absorption in SAEs${study.about.model ? ` of ${study.about.model}` : ""}`)),
     h("nav", { "aria-label": "views" }, link("saes", "SAEs"), link("compare", "Compare"), link("about", "About")),
     h(
       "div",
@@ -71,6 +71,7 @@ async function draw() {
   view.replaceChildren(content);
   document.title = ["Absorption", study.about.model, shown.view === "saes" ? "" : (shown.sae ?? "")].filter(Boolean).join(" · ");
   document.documentElement.dataset.ready = shown.view;
+  performance.mark("ready");
 }
 
 async function contentOf(shown) {
