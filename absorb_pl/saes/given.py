@@ -38,10 +38,12 @@ def named_saes(saes: Any) -> list[str] | dict[str, Any]:
     else:
         several = [_as_text(sae) for sae in (saes if isinstance(saes, list | tuple) else [saes])]
     for name, sae in several.items() if isinstance(several, dict) else (("", each) for each in several):
-        if not (isinstance(name, str) and isinstance(sae, str | SparseAutoencoder)):
+        if not isinstance(name, str) or (isinstance(several, dict) and not name):
+            raise AbsorbError("saes", name, expected="a text as a name", remedy="Rename this SAE.")
+        if not isinstance(sae, str | SparseAutoencoder):
             raise AbsorbError(
                 "saes",
-                sae if isinstance(name, str) else name,
+                sae,
                 expected="names of SAEs, or SAEs with `encode`, `decode` and `W_dec`, in a list or by their names",
                 remedy="Name SAEs (`absorb-pl list` shows which there are), or give objects.",
             )

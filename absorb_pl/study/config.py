@@ -151,6 +151,13 @@ class StudyConfig:
                 expected="SAEs of one model, or `models` with the SAEs of several, and not both",
                 remedy="Name SAEs (`absorb-pl list` shows which there are).",
             )
+        if not all(isinstance(name, str) for names in self.models.values() for name in names):
+            raise AbsorbError(
+                "models",
+                self.models,
+                expected="names of SAEs by the names of their models",
+                remedy="Give SAEs themselves as `saes`, of one model.",
+            )
         object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in configured_rules(self.rules)})
         if self.crossfit is not None:
             check_any_without_model("crossfit", self.chosen_rules())

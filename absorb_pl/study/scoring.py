@@ -3,7 +3,7 @@
 import tempfile
 import weakref
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,13 @@ def score(
             `cache_dir`, `trainer`, … By default a model that is given runs where it is.
 
     Returns:
-        The tables, which a notebook shows, with `figure`, `page`, `compare` and `save`.
+        The tables, which a notebook shows, with `figure`, `page`, `compare` and `save`, and without `stages`.
 
     Raises:
         AbsorbError: One of the named errors of `absorb_pl.errors`.
 
     Example:
-        >>> from absorb_pl.words import TaskConfig
-        >>> task = TaskConfig(words=["cat", "cow", "cup", "dog", "den", "day"] * 5)
-        >>> score("speller/l1-standard-w512-dense", task=task, rule="paper")
+        >>> score("speller/l1-standard-w512-dense", rule="paper")
         Traceback (most recent call last):
             ...
         absorb_pl.errors.AbsorbError: `settings` was 'rule', expected a setting of a study... Nearest: rules...
@@ -71,11 +69,12 @@ def score(
         saes = {name: at_hook(each, name, hook_name) for name, each in given.items()}
     if not isinstance(model, str | Path):
         settings.setdefault("trainer", _where(model))
-    if run_dir is not None:
-        return run_study(StudyConfig(saes=saes, model=model, run_dir=str(run_dir), **settings), show=False)
-    folder = tempfile.TemporaryDirectory(prefix="absorb_pl-")
-    result = run_study(StudyConfig(saes=saes, model=model, run_dir=folder.name, **settings), show=False)
-    weakref.finalize(result, folder.cleanup)
+    folder = None if run_dir is not None else tempfile.TemporaryDirectory(prefix="absorb_pl-")
+    place = str(run_dir) if folder is None else folder.name
+    found = run_study(StudyConfig(saes=saes, model=model, run_dir=place, **settings), show=False)
+    result = replace(found, stages=None)  # which hold the model, and results are many in a notebook
+    if folder is not None:
+        weakref.finalize(result, folder.cleanup)
     return result
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from absorb_pl.data.activation_cache import activation_identities
 from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import check_split
+from absorb_pl.errors import AbsorbError
 from absorb_pl.functional.k_sparse import check_ks
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import load_language_model
@@ -78,11 +79,13 @@ def load_subject(config: StudyConfig, processing: Sequence[str]) -> Subject:
     if isinstance(model, str):
         model = load_language_model(model, dtype=config.model_dtype, processing=processing)
     check_rules_fit(config.chosen_rules(), model)
-    saes = {
-        source.name: source
-        for name, given in expand_saes(config.saes).items()
-        for source in _with_controls(name, given, model, config)
-    }
+    saes: dict[str, SaeSource] = {}
+    for name, given in expand_saes(config.saes).items():
+        for source in _with_controls(name, given, model, config):
+            if saes.setdefault(source.name, source).identity != source.identity:
+                raise AbsorbError(
+                    "saes", source.name, expected="a name for each SAE and control", remedy="Rename one of the two."
+                )
     tell_equal_saes(saes)
     words = PromptDataModule(model, config.task, config.prompt_batch_size)
     check_split(words.labels, config.test_fraction, config.seed)

@@ -216,7 +216,7 @@ def test_a_temporary_run_is_there_as_long_as_its_result(settings, tmp_path, capf
     del result
     assert not folder.exists()
     kept = absorb_pl.score(SAES[1], MODEL, run_dir=str(tmp_path / "run"), **settings)
-    assert kept.run_dir == tmp_path / "run"
+    assert (kept.run_dir, kept.stages) == (tmp_path / "run", None)
     assert capfd.readouterr().out == ""
 
 
@@ -265,8 +265,13 @@ def test_a_stopped_study_has_no_tables_to_show(settings):
 def test_what_cannot_be_scored_is_named(settings, make_sae):
     with pytest.raises(AbsorbError, match=r"`saes` was 3, expected names of SAEs, or SAEs with"):
         absorb_pl.score([SAES[0], 3], MODEL, **settings)
-    with pytest.raises(AbsorbError, match=r"`saes` was 3"):
-        absorb_pl.score({3: SAES[0]}, MODEL, **settings)
+    for name in (3, ""):
+        with pytest.raises(AbsorbError, match="a text as a name"):
+            absorb_pl.score({name: SAES[0]}, MODEL, **settings)
+    with pytest.raises(AbsorbError, match="`saes` was 'a#random', expected a name for each SAE and control"):
+        absorb_pl.score({"a": SAES[0], "a#random": SAES[1]}, MODEL, controls=["random"], **settings)
+    with pytest.raises(AbsorbError, match="`models` was"):
+        StudyConfig(models={MODEL: [load_sae(SAES[0])]})
     with pytest.raises(AbsorbError, match=r"Nearest: rules"):
         absorb_pl.score(SAES[0], MODEL, rule="paper")
     with pytest.raises(AbsorbError, match=r"`saes\['mine'\]` was .*one SAE, but it selects 3"):
