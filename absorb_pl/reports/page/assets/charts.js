@@ -136,7 +136,7 @@ export function firingChart(rows) {
   return plot("Words on which the latent fires, by class", {
     height: 200,
     x: { label: null },
-    y: { label: "held-out words on which it fires", grid: true },
+    y: { label: "held-out words on which it fires", grid: true, interval: 1 },
     marks: [Plot.barY(rows, { x: "label", y: "fired", fill: COLOURS[0], tip: true }), Plot.ruleY([0])],
   });
 }
