@@ -59,7 +59,7 @@ FIGURES = [
     "top_latent_vs_layer",
 ]
 STAGES = ["activations", "linear_probes", "sae_probing", "projections", "absorption", "firings", "report"]
-# What a rerun makes after a study was killed: linear probes, SAEs probed, projected, judged, followed; and kept artifacts.
+# What a rerun makes after a kill: linear probes, SAEs probed, projected, judged and followed; and kept artifacts.
 REMADE = {
     "activations": (2, 3, 3, 3, 3),
     "activations_unnamed": (2, 3, 3, 3, 3),
