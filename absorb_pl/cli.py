@@ -137,7 +137,7 @@ def _run(command: str, words: list[str]) -> None:
             import_module(f"absorb_pl.{room}")
 
     class CommandLine(LightningCLI):
-        """One parser for all commands; only that of the command at hand is made."""
+        """One parser for all commands; only that of the command given is made."""
 
         @staticmethod
         def subcommands() -> dict[str, set[str]]:

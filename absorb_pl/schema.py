@@ -172,6 +172,7 @@ SUMMARY: Columns = {
     "layer": Column("int64", "Number of the block in the hook's name; -1 if there is none."),
     "architecture": Column("str", "Architecture of the SAE."),
     "control": Column("str", "Which control of an SAE it is; empty for an SAE itself."),
+    "neuronpedia": Column("str", "Where Neuronpedia shows its latents; empty if its metadata do not say."),
     "folded": Column("str", "Where norms of decoder rows went: `weights`, `latents`, or empty if they were 1."),
     "processing": Column("str", "How the model's weights and prompts were processed for the SAE."),
     "d_sae": Column("int64", "Width of the SAE.", "latents"),

@@ -10,7 +10,7 @@ from absorb_pl.cli import main
 from absorb_pl.data import collector, publication
 from absorb_pl.evaluators import training, writers
 from absorb_pl.reports import report
-from absorb_pl.study import evidence_stages, probing_stages
+from absorb_pl.study import evidence_stages, firing_stage, probing_stages
 from absorb_pl.study import stage as stage_module
 
 
@@ -38,6 +38,7 @@ DEATHS = {
     "projections": (evidence_stages.ProjectionStage, "make", 2),
     "absorption": (evidence_stages.GradientStage, "keep", 2),
     "absorption_words": (writers, "write_table", 1),
+    "firings": (firing_stage, "firings_table", 2),
     "report": (report, "write_table", 4),
     "report_figures": (report, "save_figures", 1),
     "report_half_published": (publication, "replace_folder", 3),

@@ -19,13 +19,13 @@ from absorb_pl.evaluators import writers
 from absorb_pl.interruption import interruptible, uninterrupted
 from absorb_pl.probes import LinearProbe, fitting, train_multi_probe
 from absorb_pl.reports import report
-from absorb_pl.study import evidence_stages, rescore, run_study
+from absorb_pl.study import evidence_stages, firing_stage, rescore, run_study
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "tests/conf/study.yaml"
-STAGES = ["activations", "linear_probes", "sae_probing", "projections", "absorption"]
+STAGES = ["activations", "linear_probes", "sae_probing", "projections", "absorption", "firings"]
 # Where the signal comes, by stage of the cache: what is called, which call of it, and finished artifacts afterwards.
 SENT_AT = {
     "activations": (collector, "write_rows", 3, 0),
@@ -33,7 +33,8 @@ SENT_AT = {
     "sae_probing": (fitting._Curve, "on_train_epoch_end", 5, 2 + 2 + 1),
     "projections": (evidence_stages, "gather_from_rows", 3, 2 + 2 + 3 + 1),  # twice per SAE
     "absorption": (writers.PredictionTableWriter, "write_on_batch_end", 1, 2 + 2 + 3 + 3),
-    "report": (report, "save_figures", 1, 2 + 2 + 3 + 3 + 3),
+    "firings": (firing_stage, "firings_table", 2, 2 + 2 + 3 + 3 + 3 + 1),
+    "report": (report, "save_figures", 1, 2 + 2 + 3 + 3 + 3 + 3),
 }
 NAMES = {"linear_probes": "linear probes", "sae_probing": "k-sparse probes"}
 
@@ -81,7 +82,7 @@ def test_a_study_stops_in_every_stage_and_goes_on(stage, study, study_config, mo
     assert not list(tmp_path.rglob("*.part"))
     assert not (tmp_path / "run" / "tables").exists()
     result = run_study(study_config(tmp_path))
-    assert len(artifacts(tmp_path)) == 13
+    assert len(artifacts(tmp_path)) == 16
     for table, frame in study[1].tables.items():
         pd.testing.assert_frame_equal(result.tables[table], frame, check_exact=True)
 

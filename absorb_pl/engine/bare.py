@@ -75,7 +75,7 @@ class _Pass:
 
 
 class BareModel:
-    """Runs a causal language model from any block on, after prefixes whose keys and values are at hand.
+    """Runs a causal language model from any block on, after prefixes whose keys and values are known.
 
     Made by `bare_model`.
 

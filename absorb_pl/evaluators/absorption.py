@@ -67,7 +67,7 @@ class AbsorptionInputs:
 
 
 def check_words(candidates: pd.DataFrame, texts: Sequence[SpellingPrompt]) -> None:
-    """Refuse candidates that were found among other words than those at hand.
+    """Refuse candidates that were found among other words than these.
 
     Args:
         candidates: `row`, and `prompt` where the table came from a study's folder.

@@ -65,7 +65,7 @@ def of_other_classes(
     Args:
         fired: On how many words of each class a latent fires; words that are of the class `own` as well left out.
         in_all: On how many words it fires.
-        own: Number of the class at hand.
+        own: Number of the class that is asked about.
 
     Returns:
         True where more than half of the words on which a latent fires are of one class that is not `own`.

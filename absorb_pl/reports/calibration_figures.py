@@ -8,8 +8,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from absorb_pl.reports.layout import percent, place_panels
+from absorb_pl.reports.style import COLOURS
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MOST_POINTS = 35
 """Error, in points, at which the colours end."""
 _MEASURES = {"rate": ("absorption_rate", "true_rate"), "share": ("absorption_fraction", "true_share")}
@@ -76,7 +76,7 @@ def trained_figure(scores: pd.DataFrame, measure: str) -> Figure:
     for axis, rule in zip(axes, rules, strict=True):
         for number, world in enumerate(worlds):
             rows = means[(means["rule"] == rule) & (means["family"] == world)]
-            axis.scatter(rows[true], rows[said], s=22, color=_COLOURS[number % len(_COLOURS)], label=world, alpha=0.85)
+            axis.scatter(rows[true], rows[said], s=22, color=COLOURS[number % len(COLOURS)], label=world, alpha=0.85)
         axis.plot([0, most], [0, most], color="0.6", linewidth=0.8, zorder=0)
         axis.set(xlim=(-0.02 * most, most), ylim=(-0.02 * most, most), xlabel=f"true {_TITLES[measure].split()[1]}")
         axis.set_title(rule, fontsize=10)

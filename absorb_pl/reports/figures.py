@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
@@ -17,14 +16,23 @@ from absorb_pl.data.drafts import whole_file
 from absorb_pl.reports.layout import percent, place_panels
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.shuffle_report import shuffles_figure
+from absorb_pl.reports.style import (
+    COLOURS,
+    MARKERS,
+    MOST_LABELS,
+    add_caption,
+    house_style,
+    label_lines,
+    label_width,
+    line_styles,
+)
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _NAMES = {"l0": "L0", "layer": "layer"}
 _AXES = {"l0": "L0 (latents that fire per word)", "layer": "layer"}
 _METRICS = ("f1", "precision", "recall")
 _DPI = 150
 _NAME_POINTS = 7
+_WIDE = 0.4
 
 
 def draw_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
@@ -53,8 +61,7 @@ def draw_figure(tables: Mapping[str, pd.DataFrame], name: str) -> Figure:
         tables: As for `draw_figures`.
         name: One of `figure_names`.
     """
-    # A height given for titles spares matplotlib the search for one that clears the axes.
-    with rc_context({"axes.titley": 1.0}):
+    with house_style():
         return _makers(tables)[name]()
 
 
@@ -81,23 +88,52 @@ def _makers(tables: Mapping[str, pd.DataFrame]) -> dict[str, Callable[[], Figure
     return makers
 
 
-def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
-    """Save each figure as `folder/name.png`, whole or not at all.
+def about_study(tables: Mapping[str, pd.DataFrame], config: Mapping[str, Any]) -> str:
+    """What the figures of a study are of: model, task, words.
+
+    Args:
+        tables: The study's tables.
+        config: Its settings, plain values only.
+
+    Example:
+        >>> letters = pd.DataFrame({"sae": ["s", "s"], "rule": ["r", "r"], "label": ["a", "b"], "num_words": [5, 4]})
+        >>> about_study({"letters": letters}, {"model": "gpt2", "task": {"name": "first_letter"}})
+        'gpt2 · first letter · 9 held-out words of 2 classes · intervals are 95 %'
+    """
+    letters = tables["letters"].drop_duplicates("label")
+    level = config.get("rates", {}).get("confidence", 0.95)
+    return " · ".join(
+        [
+            str(config.get("model")),
+            str(config.get("task", {}).get("name", "")).replace("_", " "),
+            f"{letters['num_words'].sum()} held-out words of {len(letters)} classes",
+            f"intervals are {100 * level:g} %",
+        ]
+    )
+
+
+def save_figures(figures: Mapping[str, Figure], folder: Path, caption: str = "") -> dict[str, Path]:
+    """Save each figure as `folder/name.png` and `name.svg`, whole or not at all.
 
     Args:
         figures: Figures by name.
         folder: Where to.
+        caption: What all of them are of, written below each; nothing if empty.
 
     Returns:
-        The files by the figures' names.
+        The PNG files by the figures' names.
 
     Raises:
         OutputFolderError: The folder cannot be written.
     """
     files = {name: folder / f"{name}.png" for name in figures}
-    for name, figure in figures.items():
-        with whole_file(files[name]) as part:
-            figure.savefig(part, dpi=_DPI)
+    with house_style():
+        for name, figure in figures.items():
+            if caption:
+                add_caption(figure, caption)
+            for file in (files[name], files[name].with_suffix(".svg")):
+                with whole_file(file) as part:
+                    figure.savefig(part, dpi=_DPI, format=file.suffix[1:])
     return files
 
 
@@ -150,24 +186,32 @@ def absorption_figure(summary: pd.DataFrame, against: str, *, fraction: bool = F
 
 
 def letters_figure(letters: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """Absorption rate letter by letter by the first rule: bars of the mean over SAEs above a heat map SAE × letter."""
+    """Absorption rate letter by letter by the first rule: bars of the mean over SAEs above a heat map SAE × letter.
+
+    Rates of which little is known, as their intervals are wide, are crossed; below each letter is its number of words.
+    """
     rule = letters["rule"].iloc[0]
     rows = letters[letters["rule"] == rule]
+    rows = rows.assign(width=rows["ci_high"] - rows["ci_low"])
     rates = rows.pivot_table(index="sae", columns="label", values="absorption_rate", dropna=False)
     rates = rates.reindex([sae for sae in summary["sae"].unique() if sae in rates.index])
+    widths = rows.pivot_table(index="sae", columns="label", values="width", dropna=False).reindex_like(rates)
+    words = rows.groupby("label")["num_words"].max()
     names = [_short(name) for name in rates.index]
     left = 0.3 + 0.65 * _NAME_POINTS / 72 * max(map(len, names))
-    width, height = left + 0.36 * len(rates.columns) + 1.5, 0.24 * len(rates) + 3.4
+    width, height = left + 0.36 * len(rates.columns) + 1.5, 0.24 * len(rates) + 3.7
     figure = Figure(figsize=(width, height))
     bars, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, max(1.0, 0.24 * len(rates))])
-    place_panels(figure, (2, 1), left=left, right=1.5, bottom=0.35, gaps=(0.0, 0.2))
+    place_panels(figure, (2, 1), left=left, right=1.5, bottom=0.65, gaps=(0.0, 0.2))
     positions = np.arange(len(rates.columns))
-    bars.bar(positions, rates.mean(axis=0), color=_COLOURS[0])
+    bars.bar(positions, rates.mean(axis=0), color=COLOURS[0])
     bars.set(title=f"Absorption letter by letter (rule {rule})", ylabel="mean over SAEs")
     bars.yaxis.set_major_formatter(percent)
-    bars.spines[["top", "right"]].set_visible(False)
     image = heat.imshow(rates.to_numpy(float), aspect="auto", cmap="magma_r", vmin=0)
-    heat.set_xticks(positions, list(rates.columns))
+    uncertain = np.argwhere(widths.to_numpy(float) > _WIDE)
+    heat.plot(uncertain[:, 1], uncertain[:, 0], "x", color="#777777", markersize=5, markeredgewidth=0.8)
+    heat.set_xticks(positions, [f"{label}\n{words[label]}" for label in rates.columns], fontsize=8)
+    heat.set_xlabel(f"letter, and its held-out words; ×: the interval is wider than {100 * _WIDE:g} points", fontsize=8)
     heat.set_yticks(range(len(rates)), names, fontsize=_NAME_POINTS)
     heat.set_facecolor("#dddddd")
     beside = heat.get_position()
@@ -177,26 +221,32 @@ def letters_figure(letters: pd.DataFrame, summary: pd.DataFrame) -> Figure:
 
 
 def f1_vs_k_figure(k_sparse: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """Mean F1 of the k-sparse probes against k, one line per SAE, from the sparsest (dark) to the densest (bright)."""
+    """Mean F1 of the k-sparse probes against k, one line per SAE, named at its end; colours are architectures."""
     layers = sorted(summary["layer"].unique())
-    figure = Figure(figsize=(5.6 * len(layers), 3.8))
+    saes = summary.drop_duplicates("sae").sort_values(["architecture", "l0"])
+    beside = label_width([_short(name) for name in saes["sae"]])
+    figure = Figure(figsize=((4.6 + beside) * len(layers), 4.2))
     axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
+    place_panels(figure, (1, len(layers)), right=beside, gaps=(beside + 0.3, 0.0))
     mean_f1 = k_sparse.groupby(["sae", "k"], sort=False)["f1"].mean()
     for axis, layer in zip(axes, layers, strict=True):
-        here = summary[summary["layer"] == layer].drop_duplicates("sae").sort_values("l0")
-        for number, row in enumerate(here.to_dict("records")):
-            colour = colormaps["viridis"](0.9 * number / max(1, len(here) - 1))
-            curve = mean_f1.loc[row["sae"]]
-            axis.plot(curve.index, curve, marker=".", color=colour, label=_short(row["sae"]))
+        here = saes[saes["layer"] == layer].set_index("sae")
+        styles = line_styles(here["architecture"].to_dict())
+        ends = {}
+        for name, style in styles.items():
+            curve = mean_f1.loc[name]
+            axis.plot(curve.index, curve, label=_short(name), **style)
+            ends[_short(name)] = (float(curve.index[-1]), float(curve.iloc[-1]))
         axis.axhline(here["probe_f1"].iloc[0], color="grey", linestyle="--", label="linear probe")
         axis.set(
             title=f"k-sparse probes, layer {layer}", xlabel="k (latents in the probe)", xscale="log", ylim=(0, 1.04)
         )
         axis.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
-        axis.legend(loc="lower right", fontsize=6, ncols=2, frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("F1, mean over letters")
-    place_panels(figure, (1, len(layers)))
+        if len(ends) <= MOST_LABELS:
+            label_lines(axis, ends, {_short(name): style["color"] for name, style in styles.items()})
+    axes[0].set_ylabel("F1, mean over letters (dashed grey: linear probe)")
+    if len(saes) > MOST_LABELS:
+        _legend(figure, summary)
     return figure
 
 
@@ -216,7 +266,6 @@ def _scatter(axis: Axes, summary: pd.DataFrame, x: str, y: str, interval: tuple[
     if x == "layer":
         axis.set_xticks(sorted(summary["layer"].unique()))
     axis.set_xlabel(_AXES[x])
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _probe_line(axis: Axes, summary: pd.DataFrame, against: str, column: str) -> None:
@@ -230,8 +279,8 @@ def _probe_line(axis: Axes, summary: pd.DataFrame, against: str, column: str) ->
 
 def _styles(summary: pd.DataFrame) -> tuple[dict[str, str], dict[int, str]]:
     architectures, widths = sorted(summary["architecture"].unique()), sorted(summary["d_sae"].unique().tolist())
-    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(architectures)}
-    return colours, {width: _MARKERS[i % len(_MARKERS)] for i, width in enumerate(widths)}
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(architectures)}
+    return colours, {width: MARKERS[i % len(MARKERS)] for i, width in enumerate(widths)}
 
 
 def _spread(summary: pd.DataFrame) -> np.ndarray:
@@ -250,7 +299,7 @@ def _legend(figure: Figure, summary: pd.DataFrame, *, probe: bool = False) -> Le
     ]
     if probe:
         handles.append(Line2D([], [], color="grey", linestyle="--", label="linear probe"))
-    return figure.legend(handles=handles, loc="upper right", fontsize=8, frameon=False)
+    return figure.legend(handles=handles, loc="upper right", fontsize=8)
 
 
 def _short(sae: str) -> str:

@@ -13,7 +13,7 @@ from absorb_pl.data.publication import publishing
 from absorb_pl.data.run_folder import SUMMARY_SO_FAR
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.reports.controls import without_controls
-from absorb_pl.reports.figures import draw_figures, save_figures
+from absorb_pl.reports.figures import about_study, draw_figures, save_figures
 from absorb_pl.reports.page import PAGE, write_page
 from absorb_pl.reports.saebench_results import SaeBenchRun, write_saebench_results
 from absorb_pl.reports.shuffle_report import print_shuffles
@@ -71,7 +71,7 @@ def report_study(
             (folder / "probes").mkdir()
             for hook, (weight, bias) in probes.items():
                 save_file({"weight": weight, "bias": bias}, folder / "probes" / f"{hook}.safetensors")
-        figures = save_figures(draw_figures(measured), folder / "figures")
+        figures = save_figures(draw_figures(measured), folder / "figures", about_study(tables, config))
         events = log_study(folder, tables, figures)
         reasons = write_saebench_results(folder / "saebench", measured, saebench) if saebench else {}
     write_page(run_dir, tables, config)

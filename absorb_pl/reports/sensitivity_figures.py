@@ -1,11 +1,11 @@
 """Figures of how much rates depend on the thresholds of a rule."""
 
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from absorb_pl.reports.layout import percent, place_panels
+from absorb_pl.reports.style import MOST_LABELS, label_lines, label_width, line_styles
 
 _WORDS = {
     "delta_threshold": "least lead over the second latent, in logits",
@@ -19,7 +19,7 @@ _MEASURES = {"absorption_rate": "absorption rate", "absorption_fraction": "absor
 
 
 def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """Rates against each threshold of one rule, one line per SAE, from the sparsest (dark) to the densest (bright).
+    """Rates against each threshold of one rule, one line per SAE, named at its end; colours are architectures.
 
     The value used for the rule's own rates is marked by a dashed line. A panel is left out if a threshold moves no
     SAE's measure.
@@ -36,18 +36,23 @@ def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figu
     ]
     columns = max(1, min(3, len(panels)))
     rows = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(4.4 * columns + 2.4, 3.3 * rows))
+    saes = summary.drop_duplicates("sae").sort_values(["architecture", "l0"]).set_index("sae")
+    short = {name: str(name).split("/", 1)[-1] for name in saes.index}
+    beside = label_width(list(short.values()))
+    figure = Figure(figsize=((4.3 + beside) * columns, 3.5 * rows))
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    l0 = summary.drop_duplicates("sae").set_index("sae")["l0"].sort_values()
+    place_panels(figure, (rows, columns), right=beside, left=0.95, bottom=0.65, gaps=(0.95 + beside, 0.8))
+    styles = line_styles({str(name): str(kind) for name, kind in saes["architecture"].items()})
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     for (threshold, measure), axis in zip(panels, axes, strict=False):
         here = sensitivity[sensitivity["threshold"] == threshold]
-        for number, sae in enumerate(l0.index):
-            line = here[here["sae"] == sae]
-            colour = colormaps["viridis"](0.9 * number / max(1, len(l0) - 1))
-            label = str(sae).split("/", 1)[-1] if axis is axes[0] else None
-            axis.plot(line["value"], line[measure], marker=".", linewidth=1, color=colour, label=label)
+        ends = {}
+        for sae, style in styles.items():
+            line = here[(here["sae"] == sae) & here[measure].notna()]
+            axis.plot(line["value"], line[measure], label=short[sae], **style)
+            if len(line):
+                ends[short[sae]] = (float(line["value"].iloc[-1]), float(line[measure].iloc[-1]))
         for value in here.loc[here["is_default"], "value"].unique():
             axis.axvline(value, color="grey", linestyle="--", linewidth=0.9)
         axis.set(xlabel=_axis_name(threshold), ylabel=f"{_MEASURES[measure]},\nmean over letters")
@@ -55,10 +60,9 @@ def sensitivity_figure(sensitivity: pd.DataFrame, summary: pd.DataFrame) -> Figu
         if (here["value"] % 1 == 0).all():
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylim(bottom=0)
-        axis.spines[["top", "right"]].set_visible(False)
+        if len(ends) <= MOST_LABELS:
+            label_lines(axis, ends, {short[sae]: style["color"] for sae, style in styles.items()})
     if panels:
-        legend = figure.legend(loc="upper right", fontsize=6, frameon=False)
-        place_panels(figure, (rows, columns), legend=legend, left=0.95, bottom=0.65, gaps=(0.95, 0.8))
         figure.suptitle(f"Sensitivity to thresholds (rule {sensitivity['rule'].iloc[0]}; dashed: the value used)")
     else:
         axes[0].set_visible(False)

@@ -4,15 +4,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from absorb_pl.reports.layout import percent, place_panels
+from absorb_pl.reports.style import COLOURS, MARKERS, house_style
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6FDF")
-_MARKERS = ("o", "s", "^", "D")
 _PANELS = {
     "activations_seen": "activations seen",
     "l0": "L0 on the words",
@@ -26,7 +24,7 @@ def draw_checks(checks: pd.DataFrame) -> dict[str, Figure]:
     Args:
         checks: Of `AbsorptionMonitor`, see `absorb_pl.schema.CHECKS`.
     """
-    with rc_context({"axes.titley": 1.0}):
+    with house_style():
         return {"absorption_while_training": checks_figure(checks)}
 
 
@@ -79,8 +77,8 @@ def _draw_sae(axis: Axes, of_sae: pd.DataFrame, column: str, number: int) -> Non
 
 def _style(number: int) -> dict[str, Any]:
     return {
-        "color": _COLOURS[number % len(_COLOURS)],
-        "marker": _MARKERS[number // len(_COLOURS) % len(_MARKERS)],
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number // len(COLOURS) % len(MARKERS)],
         "markersize": 4,
         "linewidth": 1.4,
     }

@@ -52,6 +52,21 @@ def sae_hook_name(sae: SparseAutoencoder) -> str:
     return hook_name
 
 
+def neuronpedia_place(sae: SparseAutoencoder) -> str:
+    """Where Neuronpedia shows an SAE's latents, by its metadata; empty if they do not say.
+
+    Args:
+        sae: A SAELens SAE, or one from elsewhere.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> metadata = SimpleNamespace(neuronpedia_id="gemma-2-2b/12-gemmascope-res-16k")
+        >>> neuronpedia_place(SimpleNamespace(cfg=SimpleNamespace(metadata=metadata)))
+        'gemma-2-2b/12-gemmascope-res-16k'
+    """
+    return str(getattr(getattr(getattr(sae, "cfg", None), "metadata", None), "neuronpedia_id", None) or "")
+
+
 def layer_of_hook(hook_name: str | None) -> int | None:
     """Number of the block in a hook's name.
 

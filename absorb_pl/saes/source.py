@@ -17,7 +17,14 @@ from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.loading import load_sae, own_sae
 from absorb_pl.saes.name_parts import split_control
 from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
-from absorb_pl.saes.properties import check_sae_fits, layer_of_hook, require_rows, sae_architecture, sae_hook_name
+from absorb_pl.saes.properties import (
+    check_sae_fits,
+    layer_of_hook,
+    neuronpedia_place,
+    require_rows,
+    sae_architecture,
+    sae_hook_name,
+)
 from absorb_pl.saes.scale import Folding, decoder_norms, folding_of, to_unit_norms
 
 
@@ -36,6 +43,8 @@ class SaeSource:
         control: Which control of an SAE it is; empty for an SAE itself.
         folded: Where norms of decoder rows went: `weights` or `latents`; empty if they were 1.
         positions: Positions of a text that it was trained on; None for all.
+        neuronpedia: Where Neuronpedia shows its latents, such as `gemma-2-2b/12-gemmascope-res-16k`; empty if its
+            metadata do not say.
     """
 
     name: str
@@ -48,6 +57,7 @@ class SaeSource:
     control: str = ""
     folded: Folding = ""
     positions: range | None = None
+    neuronpedia: str = ""
 
     @classmethod
     def check(
@@ -99,6 +109,7 @@ class SaeSource:
             control,
             folding_of(norms, to_unit_norms(sae, in_place=True)),
             trained_positions(sae),
+            neuronpedia_place(sae),
         )
 
     def check_words(self, positions: Int[Tensor, " words"]) -> None:

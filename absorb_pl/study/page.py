@@ -11,7 +11,7 @@ from absorb_pl.errors import CacheCorruptedError
 from absorb_pl.reports.page import write_page
 from absorb_pl.study.finished import settings_of_run
 
-_NEEDED = ("summary", "letters", "words", "k_sparse")
+_NEEDED = ("summary", "letters", "words")
 _COMPARISON = "comparison.parquet"
 TWO_RUNS = "comparison.html"
 """Name of the page of two runs together."""

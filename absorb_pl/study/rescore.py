@@ -12,7 +12,7 @@ from absorb_pl.errors import CacheCorruptedError, RuleError
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.ranges import check_ranges
 from absorb_pl.reports.controls import without_controls
-from absorb_pl.reports.figures import absorption_figure, save_figures
+from absorb_pl.reports.figures import about_study, absorption_figure, save_figures
 from absorb_pl.reports.page import write_page
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.tensorboard import log_study
@@ -92,7 +92,7 @@ def rescore_run(
     with publishing(folder) as part:
         for table, frame in found.items():
             write_table(frame, part / "tables" / f"{table}.parquet")
-        events = log_study(part, found, save_figures(figures, part / "figures"))
+        events = log_study(part, found, save_figures(figures, part / "figures", about_study(found, config)))
     rest = {file.stem: pd.read_parquet(file) for file in (run_dir / "tables").glob("*.parquet")}
     write_page(folder, {**rest, **found}, {**config, "rules": {rule: asked.own_settings()}})
     print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}."], columns=columns)

@@ -56,6 +56,7 @@ def study_tables(
             "layer": sae.layer,
             "architecture": sae.architecture,
             "control": sae.control,
+            "neuronpedia": sae.neuronpedia,
             "folded": sae.folded,
             "processing": describe_processing(model_processing(words.language_model)),
             **found.statistics,

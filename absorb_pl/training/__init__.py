@@ -1,4 +1,4 @@
-"""Training of SAEs, with absorption in sight."""
+"""Training of SAEs whose absorption is measured on the way."""
 
 from absorb_pl.training.export import inference_sae
 from absorb_pl.training.hedging import measure_hedging

@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from absorb_pl.data.drafts import writing_to
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.data.trainers import log_folder
 from absorb_pl.errors import AbsorbError, HookMismatchError
@@ -19,6 +18,7 @@ from absorb_pl.evaluators.writers import write_table
 from absorb_pl.probes.k_sparse import TRACKED_RANKS
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, Seed, check_ranges
+from absorb_pl.reports.figures import save_figures
 from absorb_pl.reports.training_figures import draw_checks
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
@@ -122,11 +122,7 @@ class AbsorptionMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = log_folder(trainer) / "figures"
         if trainer.is_global_zero and len(self.checks):
-            with writing_to(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                for name, figure in draw_checks(self.checks).items():
-                    figure.savefig(folder / f"{name}.png", dpi=150)
-                    figure.savefig(folder / f"{name}.svg")
+            save_figures(draw_checks(self.checks), folder)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The page in a real browser, on a real study: what it shows, what it does when asked, and that its numbers are the tables'."""
+"""The page in a real browser, on a real study: what it shows, does and links to, and that its numbers are right."""
 
 import os
 import shutil
@@ -289,3 +289,13 @@ def test_a_study_without_verdicts_of_an_sae_has_a_page(opened, study, tmp_path):
     file = tmp_path / "report.html"
     file.write_text(page_of(tables, {"model": "speller", "rules": {"paper": {}}}), encoding="utf-8")
     opened(state(view="letter", sae=STANDARD, letter="s"), file=file)
+
+
+def test_a_latent_leads_to_neuronpedia_where_its_sae_says_so(opened, study, tmp_path):
+    place = "gemma-2-2b/12-gemmascope-res-16k"
+    tables = {**study.tables, "summary": study.tables["summary"].assign(neuronpedia=place)}
+    file = tmp_path / "report.html"
+    file.write_text(page_of(tables, {"model": "speller", "rules": {"paper": {}}}), encoding="utf-8")
+    page = opened(state(view="latent", sae=STANDARD, latent=7), file=file)
+    link = page.get_by_role("link", name="neuronpedia")
+    assert link.get_attribute("href") == f"https://www.neuronpedia.org/{place}/7"

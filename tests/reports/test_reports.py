@@ -61,7 +61,15 @@ SUMMARY = pd.DataFrame(
 )
 LETTERS = pd.DataFrame(
     [
-        {"sae": sae, "label": label, "rule": "paper", "absorption_rate": rate}
+        {
+            "sae": sae,
+            "label": label,
+            "rule": "paper",
+            "absorption_rate": rate,
+            "ci_low": rate and rate - 0.1,
+            "ci_high": rate and rate + (0.4 if label == "a" else 0.1),
+            "num_words": 7 if label == "a" else 30,
+        }
         for sae, rates in (("rel/wide", (0.4, 0.2)), ("rel/narrow", (0.2, 0.0)), ("rel/deep", (None, None)))
         for label, rate in zip("ab", rates, strict=True)
     ]
@@ -155,7 +163,9 @@ def test_letters():
     assert [bar.get_height() for bar in bars.patches] == pytest.approx([0.3, 0.1])
     image = heat.images[0].get_array()
     assert [label.get_text() for label in heat.get_yticklabels()] == ["wide", "narrow", "deep"]
-    assert [label.get_text() for label in heat.get_xticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in heat.get_xticklabels()] == ["a\n7", "b\n30"]
+    (crosses,) = heat.get_lines()
+    assert crosses.get_xydata().tolist() == [[0, 0], [0, 1]]  # the wide intervals
     assert image[:2].tolist() == [[0.4, 0.2], [0.2, 0.0]]
     assert np.ma.getmaskarray(image)[2].all() or np.isnan(np.asarray(image)[2]).all()
 
@@ -164,19 +174,25 @@ def test_f1_against_k():
     axes = f1_vs_k_figure(K_SPARSE, SUMMARY).axes
     assert [axis.get_title() for axis in axes] == ["k-sparse probes, layer 1", "k-sparse probes, layer 5"]
     curves = {line.get_label(): line.get_xydata().tolist() for line in axes[0].get_lines()}
-    assert list(curves) == ["wide", "narrow", "linear probe"]
+    assert list(curves) == ["narrow", "wide", "linear probe"]
+    labels = {text.get_text(): text for text in axes[0].texts}
+    assert set(labels) == {"wide", "narrow"}
+    assert labels["wide"].get_color() != labels["narrow"].get_color()  # their architectures differ
+    assert labels["wide"].xy == pytest.approx((20, 0.75))
     assert np.allclose(curves["wide"], [[1, 0.56], [2, 0.57], [20, 0.75]])
     assert curves["linear probe"][0][1] == 0.95
 
 
 def test_figures_are_saved_under_their_names(tmp_path):
     figures = draw_figures(TABLES)
-    save_figures(figures, tmp_path / "figures")
+    save_figures(figures, tmp_path / "figures", "gpt2 · first letter · 37 held-out words")
     for name in figures:
         image = matplotlib.image.imread(tmp_path / "figures" / f"{name}.png")
         assert min(image.shape[:2]) > 300
         assert image[..., :3].std() > 0.02
-    assert sorted(figures) == sorted(path.stem for path in (tmp_path / "figures").iterdir())
+        drawing = (tmp_path / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert "gpt2 · first letter · 37 held-out words" in drawing
+    assert len(list((tmp_path / "figures").iterdir())) == 2 * len(figures)
 
 
 def test_figures_of_one_sae_and_of_none_evaluable():
@@ -316,6 +332,6 @@ def test_sensitivity_panels_have_the_default_marked():
     assert [axis.get_xlabel().partition("\n")[0] for axis in axes] == named
     for axis in axes:
         curves = [line.get_xydata().tolist() for line in axis.get_lines() if len(line.get_xdata()) == 3]
-        assert np.allclose(curves, [[[0, 0.6], [1, 0.3], [3, 0.15]], [[0, 0.2], [1, 0.1], [3, 0.05]]])
-        (marked,) = (line for line in axis.get_lines() if line.get_linestyle() == "--")
+        assert np.allclose(curves, [[[0, 0.2], [1, 0.1], [3, 0.05]], [[0, 0.6], [1, 0.3], [3, 0.15]]])
+        (marked,) = (line for line in axis.get_lines() if len(line.get_xdata()) == 2)
         assert set(marked.get_xdata()) == {1.0}

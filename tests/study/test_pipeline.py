@@ -58,20 +58,21 @@ FIGURES = [
     "top_latent_vs_l0",
     "top_latent_vs_layer",
 ]
-STAGES = ["activations", "linear_probes", "sae_probing", "projections", "absorption", "report"]
-# What a rerun makes after a study was killed: linear probes, SAEs probed, projected and judged; and kept artifacts.
+STAGES = ["activations", "linear_probes", "sae_probing", "projections", "absorption", "firings", "report"]
+# What a rerun makes after a kill: linear probes, SAEs probed, projected, judged and followed; and kept artifacts.
 REMADE = {
-    "activations": (2, 3, 3, 3),
-    "activations_unnamed": (2, 3, 3, 3),
-    "linear_probes": (1, 3, 3, 3),
-    "sae_probing": (0, 2, 3, 3),
-    "sae_probing_half_written": (0, 2, 3, 3),
-    "projections": (0, 0, 2, 3),
-    "absorption_words": (0, 0, 0, 3),
-    "absorption": (0, 0, 0, 2),
-    "report": (0, 0, 0, 0),
-    "report_figures": (0, 0, 0, 0),
-    "report_half_published": (0, 0, 0, 0),
+    "activations": (2, 3, 3, 3, 3),
+    "activations_unnamed": (2, 3, 3, 3, 3),
+    "linear_probes": (1, 3, 3, 3, 3),
+    "sae_probing": (0, 2, 3, 3, 3),
+    "sae_probing_half_written": (0, 2, 3, 3, 3),
+    "projections": (0, 0, 2, 3, 3),
+    "absorption_words": (0, 0, 0, 3, 3),
+    "absorption": (0, 0, 0, 2, 3),
+    "firings": (0, 0, 0, 0, 2),
+    "report": (0, 0, 0, 0, 0),
+    "report_figures": (0, 0, 0, 0, 0),
+    "report_half_published": (0, 0, 0, 0, 0),
 }
 KEPT = {"activations": 0, "activations_unnamed": 1}
 
@@ -86,7 +87,7 @@ def assert_same(found, expected):
         pd.testing.assert_frame_equal(found[name], expected[name], check_exact=True)
 
 
-STAGE_NAMES = ("linear probes", "k-sparse probes", "projections", "absorption")
+STAGE_NAMES = ("linear probes", "k-sparse probes", "projections", "absorption", "firings")
 
 
 def made(run_dir):
@@ -112,6 +113,7 @@ def test_the_run_folder_is_complete(study):
         "manifest.json",
         "probes",
         "published.json",
+        "report.html",
         "saebench",
         "tables",
         "tensorboard",
@@ -122,7 +124,9 @@ def test_the_run_folder_is_complete(study):
             for table in (written, result.tables[name])
         ]
         pd.testing.assert_frame_equal(*plain, check_exact=True, check_dtype=False)
-    assert sorted(path.name for path in (folder / "figures").iterdir()) == [f"{name}.png" for name in FIGURES]
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == [
+        f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")
+    ]
     for name in FIGURES:
         content = (folder / "figures" / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
@@ -142,10 +146,11 @@ def test_the_manifest_says_what_was_made_from_what(study):
         "k-sparse probes",
         "projections",
         "absorption",
+        "firings",
         "tables",
         "report",
     ]
-    assert made(study[1].run_dir) == (2, 3, 3, 3)
+    assert made(study[1].run_dir) == (2, 3, 3, 3, 3)
     assert all(stage["seconds"] >= 0 and stage["peak_memory_mib"] > 10 for stage in manifest["stages"].values())
     assert list(manifest["contents"]) == SAES
     assert len({*manifest["contents"].values()}) == 3
@@ -304,7 +309,7 @@ def _without_figures(monkeypatch):
 def test_the_same_seed_gives_the_same_tables(study, study_config, tmp_path):
     torch.manual_seed(99)
     result = run_study(study_config(tmp_path))
-    assert made(result.run_dir) == (2, 3, 3, 3)
+    assert made(result.run_dir) == (2, 3, 3, 3, 3)
     assert_same(result.tables, study[1].tables)
     assert_same(read_tables(tmp_path / "run"), read_tables(study[1].run_dir))
 
@@ -314,7 +319,7 @@ def test_another_seed_gives_other_tables_and_another_folder(study, study_config,
     with pytest.raises(ManifestMismatchError, match=r"'seed': 42.*'seed': 1.*Name another folder"):
         run_study(study_config(study[1].run_dir.parent, "--seed=1"))
     result = run_study(study_config(tmp_path, "--seed=1"))
-    assert made(result.run_dir) == (2, 3, 3, 3)
+    assert made(result.run_dir) == (2, 3, 3, 3, 3)
     assert result.tables["candidates"]["row"].tolist() != study[1].tables["candidates"]["row"].tolist()
 
 
@@ -322,13 +327,13 @@ def test_another_seed_gives_other_tables_and_another_folder(study, study_config,
 def test_a_rerun_makes_nothing_and_new_saes_only_themselves(study, study_config, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     before = artifacts(tmp_path / "cache")
-    assert len(before) == 2 + 2 + 3 + 3 + 3
+    assert len(before) == 2 + 2 + 3 + 3 + 3 + 3
     one = run_study(study_config(tmp_path, f"--saes=[{SAES[2]}]"))
-    assert made(one.run_dir) == (0, 0, 0, 0)
+    assert made(one.run_dir) == (0, 0, 0, 0, 0)
     assert len(one.tables["summary"]) == len(RULES)
     shutil.rmtree(next(path for path in before if path.parent.name == "absorption" and "topk" in path.name))
     every = run_study(study_config(tmp_path))
-    assert made(every.run_dir) == (0, 0, 0, 1)
+    assert made(every.run_dir) == (0, 0, 0, 1, 0)
     assert_same(every.tables, study[1].tables)
     after = artifacts(tmp_path / "cache")
     assert [path.name for path in before if after[path] != before[path]] == [
@@ -340,14 +345,14 @@ def test_a_rerun_makes_nothing_and_new_saes_only_themselves(study, study_config,
 def test_other_thresholds_reuse_what_they_do_not_touch(study, study_config, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     result = run_study(study_config(tmp_path, "--rules.paper.delta_threshold=0.1", f"--saes=[{SAES[2]}]"))
-    assert made(result.run_dir) == (0, 0, 0, 0)
+    assert made(result.run_dir) == (0, 0, 0, 0, 0)
     assert not result.tables["words"].query("rule == 'paper'")["is_absorption"].any()
 
 
 def test_a_bar_that_no_letter_reaches_is_said_and_drawn(study, study_config, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     result = run_study(study_config(tmp_path, "--rates.min_probe_f1=1.0"))
-    assert made(result.run_dir) == (0, 0, 0, 0)
+    assert made(result.run_dir) == (0, 0, 0, 0, 0)
     summary = result.tables["summary"]
     assert summary["absorption_rate"].isna().all()
     assert not summary["evaluable"].any()
@@ -356,7 +361,7 @@ def test_a_bar_that_no_letter_reaches_is_said_and_drawn(study, study_config, tmp
     assert reasons
     assert all(reason.endswith(" is below 1") for reason in reasons)
     drawn = [name for name in FIGURES if name != "absorption_fraction_vs_l0"]
-    assert sorted(path.stem for path in (result.run_dir / "figures").iterdir()) == drawn
+    assert sorted(path.stem for path in (result.run_dir / "figures").glob("*.png")) == drawn
     assert list((result.run_dir / "saebench").iterdir()) == []
 
 
@@ -379,7 +384,7 @@ def test_two_processes_give_the_tables_of_one(study, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=subprocess_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(read_tables(tmp_path / "run"), read_tables(study[1].run_dir))
-    assert made(tmp_path / "run") == (2, 3, 3, 3)
+    assert made(tmp_path / "run") == (2, 3, 3, 3, 3)
     assert sorted(path.name for path in artifacts(tmp_path / "cache")) == sorted(
         path.name for path in artifacts(study[0].cache_dir)
     )
@@ -404,7 +409,7 @@ def test_two_nodes_give_the_tables_of_one_process(study, tmp_path):
     said = [node.communicate(timeout=300)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert_same(read_tables(tmp_path / "run"), read_tables(study[1].run_dir))
-    assert made(tmp_path / "run") == (2, 3, 3, 3)
+    assert made(tmp_path / "run") == (2, 3, 3, 3, 3)
 
 
 @pytest.mark.slow
@@ -451,7 +456,7 @@ def test_a_killed_study_is_carried_on(study, study_config, stage, monkeypatch, t
     with pytest.raises(CacheCorruptedError, match=r"finished study"):
         rescore_run(tmp_path / "run")
     before = artifacts(tmp_path / "cache")
-    expected = KEPT.get(stage, 13 - sum(REMADE[stage]))
+    expected = KEPT.get(stage, 16 - sum(REMADE[stage]))
     assert len(before) == expected
     result = run_study(study_config(tmp_path))
     assert made(result.run_dir) == REMADE[stage]

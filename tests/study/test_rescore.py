@@ -88,7 +88,10 @@ def test_the_command_writes_beside_the_run(run_dir, capsys):
     folder = run_dir / "rescored" / "saebench-0.6.0-max_absorbers=1"
     assert sorted(path.stem for path in (folder / "tables").iterdir()) == sorted(TABLES)
     names = {path.name for path in (folder / "figures").iterdir()}
-    assert names == {"absorption_vs_l0.png", "sensitivity_saebench-0.6.0.png"}
+    assert names == {
+        f"{name}.{kind}" for name in ("absorption_vs_l0", "sensitivity_saebench-0.6.0") for kind in ("png", "svg")
+    }
+    assert (folder / "report.html").is_file()
     assert list((folder / "tensorboard" / "study").glob("events.*"))
     printed = capsys.readouterr().out
     assert "max_absorbers = 1" in printed

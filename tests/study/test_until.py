@@ -21,6 +21,7 @@ LEFT = {
     "k-sparse-probes": ["activations", "linear_probes", "sae_probing"],
     "projections": ["activations", "linear_probes", "projections", "sae_probing"],
     "absorption": ["absorption", "activations", "linear_probes", "projections", "sae_probing"],
+    "firings": ["absorption", "activations", "firings", "linear_probes", "projections", "sae_probing"],
 }
 
 
@@ -41,7 +42,7 @@ def test_a_study_stopped_after_every_stage_ends_as_one_in_one_go(study, study_co
         assert (result.stages is None) == (until in ("load", "activations"))
     assert list(result.stages.subject.saes) == [sae]
     whole = run_study(config)
-    assert [stage.get("made", 0) for stage in stages_of(whole.run_dir).values()] == [0] * 8
+    assert [stage.get("made", 0) for stage in stages_of(whole.run_dir).values()] == [0] * 9
     for name in ("summary", "k_sparse", "candidates"):
         table = study[1].tables[name]
         expected = table[(table["sae"] == sae) & ~table.get("rule", table["sae"]).eq("saebench-0.3.2")]

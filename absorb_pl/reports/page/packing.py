@@ -28,8 +28,8 @@ def pack(tables: Mapping[str, pd.DataFrame], about: Any = None, *, exact: bool =
 
     Example:
         >>> text = pack({"letters": pd.DataFrame({"label": ["a", "b"], "rate": [0.5, None]})})
-        >>> gzip.decompress(base64.b64decode(text))[4:60]
-        b'{"about": null, "columns": [{"kind": "i4", "start": 0, "'
+        >>> b'"names": ["label", "rate"]' in gzip.decompress(base64.b64decode(text))
+        True
     """
     packed = _Columns(exact)
     places = {

@@ -1,5 +1,5 @@
 // What was measured, with what, and what could not be.
-import { facts, h, section } from "#dom";
+import { facts, h, prose, section } from "#dom";
 import { count } from "#format";
 import { numbers, table, words } from "#tables";
 
@@ -26,7 +26,7 @@ export function aboutView(study, state) {
     ),
     section("Rules", null, h("dl", { class: "rules" }, about.rules.flatMap((rule) => [
       h("dt", {}, rule.name),
-      h("dd", {}, rule.about, h("br"), h("small", {}, Object.entries(rule.settings).map(([name, value]) => `${name} ${value}`).join(", "))),
+      h("dd", {}, prose(rule.about), h("br"), h("small", {}, Object.entries(rule.settings).map(([name, value]) => `${name} ${value}`).join(", "))),
     ]))),
     section(
       "How sure",

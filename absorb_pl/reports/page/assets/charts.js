@@ -45,7 +45,7 @@ export function ratesChart(rows, { x, label, rule, pick }) {
 }
 
 /** Rate of each class with its interval. */
-export function lettersChart(rows, { rule, pick, chosen }) {
+export function lettersChart(rows, { rule, pick }) {
   const shown = rows.filter((row) => isNumber(row.absorption_rate));
   if (!shown.length) return document.createTextNode("No class has a rate by this rule.");
   const drawn = plot(`Absorption rate of each class by ${rule}`, {
@@ -55,7 +55,7 @@ export function lettersChart(rows, { rule, pick, chosen }) {
     marginBottom: d3.max(rows, (row) => row.label.length) > 3 ? 90 : 30,
     marks: [
       Plot.ruleX(shown, { x: "label", y1: "ci_low", y2: "ci_high", strokeWidth: 2, strokeOpacity: 0.45 }),
-      Plot.dot(shown, { x: "label", y: "absorption_rate", r: 4, fill: (row) => (row.label === chosen ? COLOURS[1] : COLOURS[0]) }),
+      Plot.dot(shown, { x: "label", y: "absorption_rate", r: 4, fill: COLOURS[0] }),
       Plot.tip(
         shown,
         Plot.pointerX({
@@ -72,7 +72,7 @@ export function lettersChart(rows, { rule, pick, chosen }) {
 }
 
 /** F1 of k-sparse probes against k: a line per class, and their mean. */
-export function sparseChart(rows, { chosen }) {
+export function sparseChart(rows) {
   const mean = d3.rollups(rows, (group) => d3.mean(group, (row) => row.f1), (row) => row.k).map(([k, f1]) => ({ k, f1 }));
   return plot("F1 of k-sparse probes against k", {
     height: 260,
@@ -82,7 +82,6 @@ export function sparseChart(rows, { chosen }) {
       Plot.line(rows, { x: "k", y: "f1", z: "label", strokeOpacity: 0.22 }),
       Plot.line(mean, { x: "k", y: "f1", strokeWidth: 3, stroke: COLOURS[0] }),
       Plot.text(mean.slice(-1), { x: "k", y: "f1", text: () => "mean", dx: 6, textAnchor: "start", fill: COLOURS[0] }),
-      Plot.line(rows.filter((row) => row.label === chosen), { x: "k", y: "f1", strokeWidth: 3, stroke: COLOURS[1] }),
       Plot.tip(rows, Plot.pointer({ x: "k", y: "f1", title: (row) => `${row.label}, k = ${row.k}: F1 ${row.f1.toFixed(3)}` })),
     ],
     marginRight: 48,
@@ -136,7 +135,7 @@ export function firingChart(rows) {
   return plot("Words on which the latent fires, by class", {
     height: 200,
     x: { label: null },
-    y: { label: "held-out words on which it fires", grid: true },
+    y: { label: "held-out words on which it fires", grid: true, interval: 1 },
     marks: [Plot.barY(rows, { x: "label", y: "fired", fill: COLOURS[0], tip: true }), Plot.ruleY([0])],
   });
 }

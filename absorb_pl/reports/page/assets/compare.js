@@ -1,6 +1,6 @@
 // Two SAEs side by side: differences of rates, and the words on which verdicts differ.
 import { differenceChart } from "#charts";
-import { facts, h, section, select } from "#dom";
+import { facts, h, prose, section, select } from "#dom";
 import { count, isNumber, number, points, rateText } from "#format";
 import { KINDS, outcome, wordsOf } from "#letter";
 import { summaryOf } from "#saes";
@@ -64,7 +64,7 @@ function difference(study, [a, b], rule) {
   const row = (study.comparison ?? []).find(
     (one) => one.rule === rule && one.label === "" && [one.a, one.b].includes(a.sae) && [one.a, one.b].includes(b.sae),
   );
-  if (!row) return `${points(a.absorption_rate - b.absorption_rate)} (no interval: \`absorb-pl compare\` of this run adds it)`;
+  if (!row) return prose(`${points(a.absorption_rate - b.absorption_rate)} (no interval: \`absorb-pl compare\` of this run adds it)`);
   const sign = row.a === a.sae ? 1 : -1;
   const ends = [sign * row.ci_low, sign * row.ci_high].sort((one, other) => one - other);
   return `${points(sign * row.difference)} [${ends.map(points).join(", ")}], p ${number(row.p_value)}, for all pairs ${number(row.p_holm)}`;

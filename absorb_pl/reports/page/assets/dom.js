@@ -12,6 +12,11 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** Text in which what stands between backticks is code. */
+export function prose(text) {
+  return text.split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
+}
+
 /** A choice of one of several values. */
 export function select(label, values, chosen, onchange, name = (value) => value) {
   const options = values.map((value, at) => h("option", { value: at, selected: value === chosen }, name(value)));
@@ -21,7 +26,7 @@ export function select(label, values, chosen, onchange, name = (value) => value)
 
 /** A titled part of a view. */
 export function section(title, note, ...content) {
-  return h("section", {}, h("h2", {}, title), note ? h("p", { class: "note" }, note) : null, ...content);
+  return h("section", {}, h("h2", {}, title), note ? h("p", { class: "note" }, prose(note)) : null, ...content);
 }
 
 /** Names and values in two columns. */

@@ -80,7 +80,7 @@ function countsByRule(absorbed) {
 
 /** A link to Neuronpedia's page of the latent, where the SAE says under which name it is there. */
 function neuronpedia(study, state, latent) {
-  const id = study.about.saes.find((sae) => sae.name === state.sae)?.neuronpedia;
+  const id = study.summary.find((row) => row.sae === state.sae)?.neuronpedia;
   const place = `https://www.neuronpedia.org/${id}/${latent}`;
   return id ? [["Neuronpedia", h("a", { href: place, rel: "noopener", target: "_blank" }, place)]] : [];
 }

@@ -24,11 +24,13 @@ export function saeView(study, sae, state) {
       ),
       lettersTable(letters, sae, state),
     ),
-    section(
-      "F1 against k",
-      "How well the best k latents tell each class; a rise behind the first latent is a split.",
-      h("div", { class: "chart" }, sparseChart(sae.k_sparse, {})),
-    ),
+    sae.k_sparse
+      ? section(
+          "F1 against k",
+          "How well the best k latents tell each class; a rise behind the first latent is a split.",
+          h("div", { class: "chart" }, sparseChart(sae.k_sparse)),
+        )
+      : null,
     sensitivity.length
       ? section(
           `Thresholds of ${state.rule}`,
@@ -59,7 +61,7 @@ function aboutSae(row) {
 
 /** Rows of classes with what the k-sparse probe on the main latents reaches. */
 function lettersTable(letters, sae, state) {
-  const probes = new Map(sae.k_sparse.map((row) => [`${row.label}\n${row.k}`, row]));
+  const probes = new Map((sae.k_sparse ?? []).map((row) => [`${row.label}\n${row.k}`, row]));
   const most = Math.max(0.01, ...letters.map((row) => row.ci_high || 0));
   const data = letters.map((row) => {
     const probe = probes.get(`${row.label}\n${row.main_latents?.length}`) ?? {};
