@@ -30,7 +30,7 @@ def score(
 ) -> StudyResult:
     """Measure splitting and absorption in SAEs, in memory or by name; nothing is printed but progress bars.
 
-    This is `run_study` with the SAEs at hand. SAEs and the model stay as they are. What is finished is kept in the same
+    This is `run_study` for SAEs in memory. SAEs and the model stay as they are. What is finished is kept in the same
     cache, by content, so that the same SAE under the same name is not scored twice.
 
     Args:
