@@ -20,7 +20,7 @@ from absorb_pl.saes import bundled_sae_path, list_bundled_saes
 from absorb_pl.words import TaskConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/reading-results.md", "docs/commands.md")
+PAGES = ("README.md", "docs/reading-results.md", "docs/page.md", "docs/commands.md")
 TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 # As many SAEs and words as show what the commands are for; the first SAE absorbs most, so few words have candidates.
 SAES = ["speller/l1-standard-w1024-medium", "speller/l2-batchtopk-*"]
@@ -92,7 +92,7 @@ def test_commands_of_the_readme_run_in_order(
             few = ["--crossfit.repeats=2", "--shuffles=2"] if "--shuffles" in words else []
             main([*words, *small, *few])
         ran += words[:1] if program == "absorb-pl" else []
-    assert set(ran) == {"demo", "study", "rescore", "compare", "power", "list", "fit", "test", "predict"}
+    assert set(ran) == {"demo", "study", "rescore", "compare", "power", "list", "fit", "test", "predict", "page"}
 
     demo, ddp = workplace / "lightning_logs/demo", workplace / "lightning_logs/demo_ddp"
     one, two = (pd.read_parquet(folder / "tables/summary.parquet") for folder in (demo, ddp))
@@ -119,5 +119,6 @@ def test_commands_of_the_readme_run_in_order(
     own = {"activations": data.cache.rows(), "labels": [data.class_names[c] for c in data.prompt_data.labels.tolist()]}
     for code in blocks("python"):
         capsys.readouterr()
-        exec(code.replace("StudyConfig(", "StudyConfig(task=TASK, "), {"TASK": TaskConfig(**TASK), **own})
+        small = code.replace('score(load_sae("my_sae"))', 'score(load_sae("my_sae"), task=TASK)')
+        exec(small, {"TASK": TaskConfig(**TASK), **own})
         assert capsys.readouterr().out.strip()
