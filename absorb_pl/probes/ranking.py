@@ -1,7 +1,7 @@
 """The probe that ranks an SAE's latents for each class."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,25 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.probes.base import Batch, OneVsRestModule, OptimizerName
+from absorb_pl.probes.fired_rows import FiredRows
 from absorb_pl.probes.rows import training_batches
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.portions import rows_at_once
 from absorb_pl.saes.properties import require_width
 from absorb_pl.saes.rows import encode_rows
-
-
-class _EncodedRows(NamedTuple):
-    """Latents of the training rows.
-
-    Attributes:
-        place: Where each row of the training set is among them.
-        latents: `[rows, kept latents]`.
-        kept: Ids of the latents; all of them if None.
-    """
-
-    place: Tensor
-    latents: Tensor
-    kept: Tensor | None = None
 
 
 class LatentRanking(OneVsRestModule):
@@ -70,7 +57,7 @@ class LatentRanking(OneVsRestModule):
         )
         # A tuple hides the SAE from the module tree, and so its weights from checkpoints and optimisers.
         self._sae = (sae,)
-        self._encoded: _EncodedRows | None = None
+        self._encoded: tuple[Tensor, FiredRows] | None = None
 
     @property
     def sae(self) -> Any:
@@ -114,25 +101,26 @@ class LatentRanking(OneVsRestModule):
         self._encoded = None
 
     @torch.no_grad()
-    def _encode_training_rows(self) -> "_EncodedRows | None":
-        """Latents of all training rows; None if they are more than one chunk.
+    def _encode_training_rows(self) -> tuple[Tensor, FiredRows] | None:
+        """Where each row of the training set is among the latents of all training rows; None if they are too many.
 
-        Every epoch would encode the same rows again, which takes most of a fit on a few thousand words. Latents that
-        fire on none of them are left out if they are the most: their weights begin and stay at 0.
+        Every epoch would encode the same rows again, which takes most of a fit. Latents that fire on none of them may
+        be left out: their weights begin and stay at 0.
         """
-        index, latents = [], []
-        for batch in training_batches(self.trainer):
-            index.append(batch["index"].cpu())
-            latents.append(self.inputs(batch["x"].to(self.device)))
-            if sum(map(len, index)) > rows_at_once(len(self.sae.W_dec)):
-                return None
+        index = list[Tensor]()
+
+        def encoded() -> Iterator[Tensor]:
+            for batch in training_batches(self.trainer):
+                index.append(batch["index"].cpu())
+                for part in batch["x"].split(rows_at_once(len(self.sae.W_dec))):
+                    yield self.inputs(part.to(self.device))
+
+        fired = FiredRows.of(encoded())
+        if fired is None:
+            return None
         rows = torch.cat(index)
         place = torch.zeros(int(rows.max()) + 1, dtype=torch.long).index_copy_(0, rows, torch.arange(len(rows)))
-        whole = torch.cat(latents)
-        firing = (whole != 0).any(dim=0).nonzero().squeeze(1)
-        if 2 * len(firing) > whole.shape[1]:
-            return _EncodedRows(place, whole)
-        return _EncodedRows(place, whole[:, firing], firing)
+        return place, fired
 
     def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:
         """Logits of the ranking probe on a training batch, from latents encoded once if they fit.
@@ -145,9 +133,9 @@ class LatentRanking(OneVsRestModule):
         """
         if self._encoded is None:
             return self.logits(batch["x"])
-        rows, latents, firing = self._encoded
-        chosen = latents.index_select(0, rows[batch["index"].cpu()].to(latents.device))
-        return self.layer(chosen, firing)
+        place, fired = self._encoded
+        index = place[batch["index"].cpu()].to(fired.ends.device)
+        return _in_parts(lambda part: self.layer(fired.rows(part), fired.ids), index, fired.width)
 
     def inputs(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows latents"]:
         """Latent activations.
@@ -171,9 +159,14 @@ class LatentRanking(OneVsRestModule):
         Returns:
             One logit per class.
         """
-        parts, whole = x.split(rows_at_once(len(self.sae.W_dec))), super().logits
-        if len(parts) == 1:
-            return whole(x)
-        if not torch.is_grad_enabled():
-            return torch.cat([whole(part) for part in parts])
-        return torch.cat([checkpoint(whole, part, use_reentrant=False) for part in parts])
+        return _in_parts(super().logits, x, len(self.sae.W_dec))
+
+
+def _in_parts(logits: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:
+    """Logits of so many rows at a time that their latents fit, which are made again in the backward pass."""
+    parts = rows.split(rows_at_once(width))
+    if len(parts) == 1:
+        return logits(rows)
+    if not torch.is_grad_enabled():
+        return torch.cat([logits(part) for part in parts])
+    return torch.cat([checkpoint(logits, part, use_reentrant=False) for part in parts])

@@ -131,3 +131,22 @@ def test_operations_are_counted(script):
 def test_peak_memory_never_falls(script):
     first, second = script("bench_attribution").memory_growth("speller", "cpu", portion=1, multiples=(1, 3))
     assert 0 <= first <= second < 100
+
+
+def test_sizes_are_measured_each_in_a_process_of_its_own(script, tmp_path):
+    file = tmp_path / "sizes.json"
+    sizes = ["208x128x16", "130x64x8"]
+    script("bench_sizes").main(["--sizes", *sizes, "--json", str(file)])
+    found = json.loads(file.read_text())["measurements"]
+    assert [one["size"] for one in found] == sizes
+    for one in found:
+        assert 0 < one["peak before MiB"] <= one["peak MiB"]
+        assert one["processor seconds"] > 0
+        assert one["l0"] > 1
+
+
+@pytest.mark.parametrize("size", ["20000", "9x128x16", "words"])
+def test_sizes_that_cannot_be_are_refused(script, capsys, size):
+    with pytest.raises(SystemExit):
+        script("bench_sizes").main(["--sizes", size])
+    assert repr(size) in capsys.readouterr().err
