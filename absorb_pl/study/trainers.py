@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
@@ -95,7 +95,7 @@ def _made(argument: str, given: dict[str, Any]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--made", type=_KINDS[argument])
     try:
-        return parser.instantiate_classes(parser.parse_object({"made": given})).made
+        return parser.instantiate_classes(parser.parse_object({"made": given}))["made"]
     except (ArgumentError, TypeError, ValueError) as error:
         raise TrainerError(
             f"trainer.{argument}",
