@@ -120,7 +120,7 @@ def make(size: Size) -> tuple[JumpReLUSAE, Tensor, list[str]]:
     config = JumpReLUSAEConfig(d_in=size.d_model, d_sae=size.latents, apply_b_dec_to_input=False)
     sae = JumpReLUSAE(config).requires_grad_(False).eval()
     sae.W_dec.normal_(generator=generator)
-    sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+    sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
     sae.W_enc.copy_(sae.W_dec.T)
     frequency = 1 / torch.arange(1, CLASSES + 1)
     drawn = torch.multinomial(frequency, size.words, replacement=True, generator=generator)
