@@ -133,10 +133,12 @@ def _written_elsewhere(
     counts = dict.fromkeys(features, 0)
     sample = torch.arange(len(rows.x))[:: -(-len(rows.x) // _MOST_OTHERS) or 1]
     for part in sample.split(chunk):
-        _, project = encode_to_project(sae, rows.x[part])
+        latents, project = encode_to_project(sae, rows.x[part])
+        firing = (latents != 0).any(dim=0).nonzero().squeeze(1)  # the others write nothing
         for c, feature in features.items():
             others = (~rows.y[part, c]).nonzero().squeeze(1)
-            sums[c] += project(feature.direction)[others.to(sae.W_dec.device)].sum(dim=0, dtype=torch.float64)
+            written = project(feature.direction, firing)[others.to(sae.W_dec.device)]
+            sums[c].index_add_(0, firing, written.sum(dim=0, dtype=torch.float64))
             along = rows.x[part[others]].to(feature.direction) @ feature.direction
             sizes[c] = sizes[c] + along.sum(dtype=torch.float64).cpu()
             counts[c] += len(others)
