@@ -53,6 +53,7 @@ def run(tmp_path, capsys):
 
 
 # What a study that got as far as its activations may leave: its own settings.
+STAGES = ("activations", "linear_probes", "sae_probing", "projections", "absorption", "firings")
 CLAIMED = (("run", "config.yaml"), ("run", "manifest.json"))
 
 
@@ -226,7 +227,7 @@ def test_a_corrupted_shard(run, study, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     shard = shard_of(tmp_path / "cache")
     os.truncate(shard, 1000)
-    kept = {("cache", stage) for stage in ("activations", "linear_probes", "sae_probing", "projections", "absorption")}
+    kept = {("cache", stage) for stage in STAGES}
     message = run(errors.CacheCorruptedError, written=(*CLAIMED, *kept))
     assert f"`{shard}` was '1000 bytes', expected {238 * 48 * 4} bytes" in message
     assert f"Delete {shard.parent}" in message
@@ -252,7 +253,7 @@ def test_the_manifest_of_another_model(run, study, tmp_path):
     content = json.loads(manifest.read_text())
     content["identity"]["model"] = "0" * 32
     manifest.write_text(json.dumps(content))
-    kept = {("cache", stage) for stage in ("activations", "linear_probes", "sae_probing", "projections", "absorption")}
+    kept = {("cache", stage) for stage in STAGES}
     message = run(errors.CacheCorruptedError, written=(*CLAIMED, *kept))
     assert str(manifest) in message
     assert "a manifest that matches its own checksum" in message
@@ -300,7 +301,7 @@ def test_a_full_disk_while_a_stage_is_written(run, monkeypatch, tmp_path):
 def test_a_full_disk_while_figures_are_saved(run, monkeypatch, study, tmp_path):
     shutil.copytree(study[0].cache_dir, tmp_path / "cache")
     monkeypatch.setattr(figures.Figure, "savefig", no_space)
-    kept = {("cache", stage) for stage in ("activations", "linear_probes", "sae_probing", "projections", "absorption")}
+    kept = {("cache", stage) for stage in STAGES}
     message = run(errors.OutputFolderError, written=(*CLAIMED, *kept))
     assert f"'{tmp_path / 'run' / 'figures'}'" in message
     assert "No space left on device" in message

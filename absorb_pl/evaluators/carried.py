@@ -42,13 +42,15 @@ def gather_carried(
     chunk = rows_at_once(len(sae.W_dec), matrices=_MATRICES)
     decoder = unit_rows(at_least_float32(sae.W_dec))
     every = torch.arange(len(rows.x))
-    fired, several = _fired(sae, rows, every, chunk), rows.y.sum(dim=1) > 1
+    fired, several = _fired(sae, rows, every), rows.y.sum(dim=1) > 1
     features: dict[int, _Feature] = {}
     for row in letters.to_dict("records"):
         c, tracking = rows.class_names.index(row["label"]), int(row["tracking_latent"])
         own = aligned_latents(decoder, tracking, evidence.min_alignment)
-        with_own = _fired(sae, rows, every[rows.y[:, c] & several], chunk)  # words that have other classes too
-        of_others = of_other_classes(fired.by_class - with_own.by_class, fired.in_all, c)
+        by_class, with_own = fired.by_class, every[rows.y[:, c] & several]  # words that have other classes too
+        if len(with_own):
+            by_class = by_class - _fired(sae, rows, with_own).by_class
+        of_others = of_other_classes(by_class, fired.in_all, c)
         features[c] = _Feature(own, of_others.to(decoder.device), decoder[tracking])
     null = _written_elsewhere(sae, rows, features, chunk)
     found: dict[int, list[dict[str, Tensor]]] = {c: [] for c in features}
@@ -105,14 +107,15 @@ class _Fired(NamedTuple):
     in_all: Tensor
 
 
-def _fired(sae: SparseAutoencoder, rows: EvaluationRows, places: Tensor, chunk: int) -> _Fired:
-    by_class = torch.zeros(len(rows.class_names), len(sae.W_dec), dtype=torch.float64)
-    in_all = torch.zeros(len(sae.W_dec), dtype=torch.float64)
-    for part in places.split(chunk) if len(places) else ():
+def _fired(sae: SparseAutoencoder, rows: EvaluationRows, places: Tensor) -> _Fired:
+    by_class = torch.zeros(len(rows.class_names), len(sae.W_dec), dtype=torch.long)
+    in_all = torch.zeros(len(sae.W_dec), dtype=torch.long)
+    for part in places.split(rows_at_once(len(sae.W_dec))):
         fires = (encode_rows(sae, rows.x[part]) != 0).cpu()
         in_all += fires.sum(dim=0)
-        by_class += rows.y[part].T.double() @ fires.double()
-    return _Fired(by_class.long(), in_all.long())
+        for c in rows.y[part].any(dim=0).nonzero().squeeze(1).tolist():
+            by_class[c] += fires[rows.y[part, c]].sum(dim=0)
+    return _Fired(by_class, in_all)
 
 
 def _seen_by_class(rows: EvaluationRows, features: Mapping[int, _Feature]) -> Tensor:
@@ -130,10 +133,12 @@ def _written_elsewhere(
     counts = dict.fromkeys(features, 0)
     sample = torch.arange(len(rows.x))[:: -(-len(rows.x) // _MOST_OTHERS) or 1]
     for part in sample.split(chunk):
-        _, project = encode_to_project(sae, rows.x[part])
+        latents, project = encode_to_project(sae, rows.x[part])
+        firing = (latents != 0).any(dim=0).nonzero().squeeze(1)  # the others write nothing
         for c, feature in features.items():
             others = (~rows.y[part, c]).nonzero().squeeze(1)
-            sums[c] += project(feature.direction)[others.to(sae.W_dec.device)].sum(dim=0, dtype=torch.float64)
+            written = project(feature.direction, firing)[others.to(sae.W_dec.device)]
+            sums[c].index_add_(0, firing, written.sum(dim=0, dtype=torch.float64))
             along = rows.x[part[others]].to(feature.direction) @ feature.direction
             sizes[c] = sizes[c] + along.sum(dtype=torch.float64).cpu()
             counts[c] += len(others)

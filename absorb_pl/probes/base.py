@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Num
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -38,6 +38,8 @@ class OneVsRestModule(LightningModule):
             where the rows are too few.
         steps: Whether an optimiser steps through the batches.
         rows_per_step: Rows per optimiser step, where a batch is a whole epoch; None if a batch is a step.
+        unseen: Whether nobody looks at the weights before the end of the fit: no checkpoint, no validation, no other
+            process.
         fused: Whether the optimiser's step is one kernel, which rounds otherwise than the published code's.
 
     Args:
@@ -56,6 +58,7 @@ class OneVsRestModule(LightningModule):
     min_steps_per_epoch: int = 1
     steps: bool = True
     rows_per_step: int | None = None
+    unseen: bool = False
     fused: bool = False
 
     def __init__(
@@ -184,18 +187,18 @@ class OneVsRestModule(LightningModule):
         return self.layer(self.inputs(x))
 
     def layer(
-        self, features: Float[Tensor, "rows kept"], kept: Int[Tensor, " kept"] | None = None
+        self, features: Float[Tensor, "rows kept"], weight: Float[Tensor, "classes kept"] | None = None
     ) -> Float[Tensor, "rows classes"]:
         """The linear layer itself, `MISSING_LOGIT` for classes left out.
 
         Args:
-            features: What `inputs` makes of activations.
-            kept: Which features these are; the others are zero. All of them if not given.
+            features: What `inputs` makes of activations, or those of its columns that are not all zero.
+            weight: Weights of these columns; those of all if not given.
 
         Returns:
             One logit per class.
         """
-        weight = self.fc.weight if kept is None else self.fc.weight.index_select(1, kept)
+        weight = self.fc.weight if weight is None else weight
         logits = nn.functional.linear(features.to(weight.dtype), weight, self.fc.bias)
         return logits.masked_fill(~self.class_mask, MISSING_LOGIT)
 

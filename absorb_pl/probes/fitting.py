@@ -104,11 +104,11 @@ def fit_probe(
 
 @contextmanager
 def _steps_of(probe: OneVsRestModule, rows: int | None) -> Iterator[None]:
-    probe.rows_per_step = rows
+    probe.rows_per_step, probe.unseen = rows, True
     try:
         yield
     finally:
-        probe.rows_per_step = None
+        probe.rows_per_step, probe.unseen = None, False
 
 
 @contextmanager

@@ -158,6 +158,7 @@ class SaeProbe(LatentRanking):
     @torch.no_grad()
     def finish(self) -> None:
         """Rank the latents and solve the k-sparse probes on all training rows."""
+        super().finish()
         kept = self.class_mask
         ids = rank_latents(self.fc.weight, self.ks[-1])
         chosen, labels = [], []

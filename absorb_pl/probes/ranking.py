@@ -1,6 +1,7 @@
 """The probe that ranks an SAE's latents for each class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
+from absorb_pl.functional.probe_loss import l1_penalty
 from absorb_pl.probes.base import Batch, OneVsRestModule, OptimizerName
+from absorb_pl.probes.fired_rows import FiredRows
 from absorb_pl.probes.rows import training_batches
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.portions import rows_at_once
@@ -23,13 +26,15 @@ class _EncodedRows(NamedTuple):
 
     Attributes:
         place: Where each row of the training set is among them.
-        latents: `[rows, kept latents]`.
-        kept: Ids of the latents; all of them if None.
+        rows: Gives rows of them by their places, `[chosen, columns]`.
+        ids: The latent of each column; None if every latent has one.
+        columns: Number of columns.
     """
 
     place: Tensor
-    latents: Tensor
-    kept: Tensor | None = None
+    rows: Callable[[Tensor], Tensor]
+    ids: Tensor | None
+    columns: int
 
 
 class LatentRanking(OneVsRestModule):
@@ -71,6 +76,7 @@ class LatentRanking(OneVsRestModule):
         # A tuple hides the SAE from the module tree, and so its weights from checkpoints and optimisers.
         self._sae = (sae,)
         self._encoded: _EncodedRows | None = None
+        self._narrow: nn.Parameter | None = None
 
     @property
     def sae(self) -> Any:
@@ -107,32 +113,67 @@ class LatentRanking(OneVsRestModule):
                 f"at least {self.min_steps_per_epoch}."
             )
         self._encoded = self._encode_training_rows()
+        self._narrow = self._narrowed()
 
     def on_train_end(self) -> None:
         """Finish, and forget the encoded training rows."""
         super().on_train_end()
-        self._encoded = None
+        self._encoded = self._narrow = None
 
     @torch.no_grad()
-    def _encode_training_rows(self) -> "_EncodedRows | None":
-        """Latents of all training rows; None if they are more than one chunk.
+    def finish(self) -> None:
+        """Take over the weights that were trained."""
+        if self._encoded is not None and self._encoded.ids is not None and self._narrow is not None:
+            self.fc.weight.index_copy_(1, self._encoded.ids, self._narrow)
 
-        Every epoch would encode the same rows again, which takes most of a fit on a few thousand words. Latents that
-        fire on none of them are left out if they are the most: their weights begin and stay at 0.
+    @torch.no_grad()
+    def _encode_training_rows(self) -> _EncodedRows | None:
+        """Latents of all training rows; None if too many fire.
+
+        Every epoch would encode the same rows again, which takes most of a fit. Latents that fire on none of them may
+        be left out: their weights begin and stay at 0.
         """
-        index, latents = [], []
-        for batch in training_batches(self.trainer):
-            index.append(batch["index"].cpu())
-            latents.append(self.inputs(batch["x"].to(self.device)))
-            if sum(map(len, index)) > rows_at_once(len(self.sae.W_dec)):
-                return None
-        rows = torch.cat(index)
-        place = torch.zeros(int(rows.max()) + 1, dtype=torch.long).index_copy_(0, rows, torch.arange(len(rows)))
-        whole = torch.cat(latents)
-        firing = (whole != 0).any(dim=0).nonzero().squeeze(1)
-        if 2 * len(firing) > whole.shape[1]:
-            return _EncodedRows(place, whole)
-        return _EncodedRows(place, whole[:, firing], firing)
+        index = list[Tensor]()
+
+        def encoded() -> Iterator[Tensor]:
+            for batch in training_batches(self.trainer):
+                index.append(batch["index"].cpu())
+                for part in batch["x"].split(rows_at_once(len(self.sae.W_dec))):
+                    yield self.inputs(part.to(self.device))
+
+        fired = FiredRows.of(encoded())
+        if fired is None:
+            return None
+        number = torch.cat(index)
+        every = torch.arange(len(number))
+        place = torch.zeros(int(number.max()) + 1, dtype=torch.long).index_copy_(0, number, every)
+        rows = fired.rows
+        if len(every) <= rows_at_once(fired.width):  # whole rows are the faster to gather
+            rows = partial(torch.index_select, fired.rows(every.to(fired.ends.device)), 0)
+        return _EncodedRows(place.to(fired.ends.device), rows, fired.ids, fired.width)
+
+    def _narrowed(self) -> nn.Parameter | None:
+        """Weights of the latents that fire, which the optimiser steps alone; those of all if None.
+
+        The others must be 0 to begin with.
+        """
+        if not self.unseen or self._encoded is None or self._encoded.ids is None:
+            return None
+        narrow = nn.Parameter(self.fc.weight.detach().index_select(1, self._encoded.ids))
+        if narrow.count_nonzero() != self.fc.weight.count_nonzero():
+            return None
+        [optimizer] = self.trainer.optimizers
+        optimizer.param_groups[0]["params"] = [narrow, self.fc.bias]
+        return narrow
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """`l1_decay` times the mean over classes of `Σ|w|`.
+
+        Returns:
+            A scalar.
+        """
+        weight = self.fc.weight if self._narrow is None else self._narrow
+        return self.l1_decay * l1_penalty(weight, self.class_mask)
 
     def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:
         """Logits of the ranking probe on a training batch, from latents encoded once if they fit.
@@ -145,9 +186,12 @@ class LatentRanking(OneVsRestModule):
         """
         if self._encoded is None:
             return self.logits(batch["x"])
-        rows, latents, firing = self._encoded
-        chosen = latents.index_select(0, rows[batch["index"].cpu()].to(latents.device))
-        return self.layer(chosen, firing)
+        place, rows, ids, columns = self._encoded
+        weight = self._narrow
+        if weight is None and ids is not None:
+            weight = self.fc.weight.index_select(1, ids)
+        index = place[batch["index"].to(place.device)]
+        return _in_parts(lambda part: self.layer(rows(part), weight), index, columns)
 
     def inputs(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows latents"]:
         """Latent activations.
@@ -171,9 +215,14 @@ class LatentRanking(OneVsRestModule):
         Returns:
             One logit per class.
         """
-        parts, whole = x.split(rows_at_once(len(self.sae.W_dec))), super().logits
-        if len(parts) == 1:
-            return whole(x)
-        if not torch.is_grad_enabled():
-            return torch.cat([whole(part) for part in parts])
-        return torch.cat([checkpoint(whole, part, use_reentrant=False) for part in parts])
+        return _in_parts(super().logits, x, len(self.sae.W_dec))
+
+
+def _in_parts(logits: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:
+    """Logits of so many rows at a time that their latents fit, which are made again in the backward pass."""
+    parts = rows.split(rows_at_once(width))
+    if len(parts) == 1:
+        return logits(rows)
+    if not torch.is_grad_enabled():
+        return torch.cat([logits(part) for part in parts])
+    return torch.cat([checkpoint(logits, part, use_reentrant=False) for part in parts])

@@ -121,7 +121,7 @@ def encode_and_project(
 
 def encode_to_project(
     sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]
-) -> tuple[Float[Tensor, "rows latents"], Callable[[Tensor], Tensor]]:
+) -> tuple[Float[Tensor, "rows latents"], Callable[..., Tensor]]:
     """Latents of rows, and a function that projects their contributions on one direction after another.
 
     Args:
@@ -129,7 +129,8 @@ def encode_to_project(
         x: Activations, one vector per row.
 
     Returns:
-        Latents in float32 or better, and what gives their contributions along a direction (`encode_and_project`).
+        Latents in float32 or better, and what gives their contributions along a direction (`encode_and_project`), or
+        those of some latents, if their ids come second.
 
     Raises:
         SaeArchitectureError: Its latents at a token depend on the tokens before it.
@@ -141,6 +142,8 @@ def encode_to_project(
         >>> latents, project = encode_to_project(sae, torch.tensor([[1.0, 2.0]]))
         >>> project(torch.tensor([0.0, 1.0]))
         tensor([[0., 6.]])
+        >>> project(torch.tensor([0.0, 1.0]), torch.tensor([1]))
+        tensor([[6.]])
     """
     with torch.inference_mode(False), torch.enable_grad(), _flat(sae):
         encoded = encode_rows(sae, x.clone()).requires_grad_()
@@ -154,10 +157,10 @@ def encode_to_project(
         )
     latents = _wide(encoded.detach())
 
-    def project(direction: Tensor) -> Tensor:
+    def project(direction: Tensor, ids: Tensor | None = None) -> Tensor:
         along = direction.to(decoded).expand_as(decoded)
         (slopes,) = torch.autograd.grad(decoded, encoded, along, retain_graph=True)
-        return _wide(slopes) * latents
+        return _wide(slopes) * latents if ids is None else _wide(slopes[:, ids]) * latents[:, ids]
 
     return latents, project
 

@@ -44,11 +44,17 @@ StageName = Literal[
 class TrainerSettings:
     """Where a study runs; arguments of `lightning.Trainer` under their own names.
 
+    Objects are given by `class_path` and `init_args`, as in a configuration file of Lightning. Each stage's Trainer is
+    given new ones.
+
     Attributes:
         accelerator: `cpu`, `gpu`, or `auto` for a CUDA GPU if there is one.
-        devices: Number of devices, or which ones.
+        devices: Number of devices, which ones, `auto`, or -1 for all GPUs.
         strategy: `auto`, `ddp`, …
         num_nodes: Number of machines.
+        callbacks: Callbacks beside those of the stages, as `class_path` and `init_args`.
+        logger: Loggers of what callbacks log, as `class_path` and `init_args`.
+        plugins: Cluster environments, as `class_path` and `init_args`.
         enable_progress_bar: Whether stages show progress bars.
         deterministic: Whether torch may use only algorithms that give the same result each time.
         benchmark: Whether cuDNN tries its algorithms for speed first.
@@ -58,6 +64,9 @@ class TrainerSettings:
     devices: int | str | list[int] = 1
     strategy: str = "auto"
     num_nodes: Count = 1
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    logger: list[dict[str, Any]] = field(default_factory=list)
+    plugins: list[dict[str, Any]] = field(default_factory=list)
     enable_progress_bar: bool = True
     deterministic: bool | None = None
     benchmark: bool | None = None
@@ -103,6 +112,7 @@ class StudyConfig:
         crossfit: Judges every word out of sample as well, several times over, by the rules that activations are enough
             for; the tables `crossfit` and `crossfit_words` say what is found. Left out when None.
         trainer: Where the study runs.
+        profile: Whether each stage leaves traces of `torch.profiler` in `run_dir/profile`.
         columns: Columns of the printed table: `fit` for those that fit the terminal, or `all`.
     """
 
@@ -130,6 +140,7 @@ class StudyConfig:
     shuffles: Copies = 0
     crossfit: CrossfitSettings | None = None
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    profile: bool = False
     columns: ColumnChoice = "fit"
 
     def __post_init__(self) -> None:

@@ -97,7 +97,8 @@ def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, wr
 
 def _run(stage: Stage, units: Sequence[str], run: RunFolder, config: StudyConfig) -> None:
     with run.stage(stage.title) as facts:
-        facts["made"] = facts.get("made", 0) + stage.run(units, stage_trainers(config.trainer, stage.title))
+        traces = run.path / "profile" / stage.title.replace(" ", "-") if config.profile else None
+        facts["made"] = facts.get("made", 0) + stage.run(units, stage_trainers(config.trainer, stage.title, traces))
 
 
 def _kept(run: RunFolder, config: StudyConfig) -> str:

@@ -4,10 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from memory import MostBytes
 from sae_lens import StandardSAE, StandardSAEConfig
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from absorb_pl.functional import SaeStatistics, cosine_similarity_matrix, similarity
 from absorb_pl.probes import encode_latents
@@ -15,27 +13,6 @@ from absorb_pl.saes import portions
 from absorb_pl.saes.portions import CHUNK_BYTES, rows_at_once
 
 MILLION = 2**20
-
-
-class MostBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that live at once, those given aside; the process's memory has more in it."""
-
-    def __init__(self, *given: torch.Tensor) -> None:
-        super().__init__()
-        self.given = {tensor.untyped_storage()._cdata for tensor in given}
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for storage in (each.untyped_storage() for each in tree_leaves(made) if isinstance(each, torch.Tensor)):
-            if storage._cdata not in self.given:
-                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.alive = {
-            key: (reference, size) for key, (reference, size) in self.alive.items() if not reference.expired()
-        }
-        self.most = max(self.most, sum(size for _, size in self.alive.values()))
-        return made
 
 
 def test_a_million_latents_take_a_few_chunks_of_memory(monkeypatch: Any):

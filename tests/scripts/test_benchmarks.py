@@ -142,3 +142,22 @@ def test_the_page_of_a_big_study_is_measured(script, tmp_path):
     assert one["saes"] == 1
     assert three["megabytes"] > one["megabytes"] > 0.9
     assert all(row[name] > 0 for row in (one, three) for name in row if name.startswith("seconds"))
+
+
+def test_sizes_are_measured_each_in_a_process_of_its_own(script, tmp_path):
+    file = tmp_path / "sizes.json"
+    sizes = ["208x128x16", "130x64x8"]
+    script("bench_sizes").main(["--sizes", *sizes, "--json", str(file)])
+    found = json.loads(file.read_text())["measurements"]
+    assert [one["size"] for one in found] == sizes
+    for one in found:
+        assert 0 < one["peak before MiB"] <= one["peak MiB"]
+        assert one["processor seconds"] > 0
+        assert one["l0"] > 1
+
+
+@pytest.mark.parametrize("size", ["20000", "9x128x16", "words"])
+def test_sizes_that_cannot_be_are_refused(script, capsys, size):
+    with pytest.raises(SystemExit):
+        script("bench_sizes").main(["--sizes", size])
+    assert repr(size) in capsys.readouterr().err

@@ -122,7 +122,7 @@ def _tables_of(
         mains = letters.loc[letters["sae"] == name, "main_latents"]
         shown = {int(latent) for latents in mains if latents is not None for latent in latents}
         shown |= set(words["top_latent"].dropna().astype(int))
-        firings = by_sae["firings"][name]
+        firings = by_sae["firings"].get(name, tables["firings"].iloc[:0])
         found["firings"] = firings.loc[firings["latent"].isin(shown), ["row", "latent", "activation"]]
     for table in _TABLES_OF_SAE:
         if name in by_sae.get(table, {}):
