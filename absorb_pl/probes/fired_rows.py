@@ -33,7 +33,7 @@ class FiredRows:
 
     @classmethod
     def of(cls, parts: Iterable[Float[Tensor, "rows latents"]]) -> Self | None:
-        """Keep what fires; latents that fire on no row have no column, if they are at least half.
+        """Keep what fires; latents that fire on no row have no column, if they are at least half. One column is kept.
 
         Args:
             parts: Rows of all latents, some at a time.
@@ -57,6 +57,7 @@ class FiredRows:
             fires = fired.any(dim=0) if not len(fires) else fires | fired.any(dim=0)
             columns.append(fired.nonzero()[:, 1].int())
             values.append(latents[fired])
+        fires[0] |= not fires.any()
         ids, column = fires.nonzero().squeeze(1), torch.cat(columns)
         if 2 * len(ids) > len(fires):
             return cls(torch.cat(counts).cumsum(0), column, torch.cat(values), None, len(fires))

@@ -9,6 +9,7 @@ import pytest
 
 from absorb_pl.reports.page import page_of
 from absorb_pl.study import StudyConfig, TrainerSettings, compare_saes, make_page, run_study
+from absorb_pl.words import TaskConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -24,6 +25,7 @@ def study(tmp_path_factory):
     config = StudyConfig(
         saes=[STANDARD, BATCHTOPK, "speller/l2-batchtopk-w512-medium"],
         rules=["paper", "saebench-0.6.0", "absorb-pl-1"],
+        task=TaskConfig(max_words=2000, max_icl_examples=4),
         run_dir=str(folder / "run"),
         cache_dir=str(folder / "cache"),
         trainer=TrainerSettings(accelerator="cpu", devices=1),

@@ -1,6 +1,7 @@
 """SAEs and models in memory: the tables of a study of the same on disk, and what a result can do."""
 
 import json
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -68,9 +69,11 @@ def renamed(table, names):
 
 
 @pytest.fixture(scope="module")
-def settings(study):
-    """The settings of the finished study, with its cache."""
-    return {name: getattr(study[0], name) for name in KEPT}
+def settings(study, tmp_path_factory):
+    """The settings of the finished study, with a copy of its cache."""
+    cache = tmp_path_factory.mktemp("cache") / "of_study"
+    shutil.copytree(study[0].cache_dir, cache)
+    return {name: getattr(study[0], name) for name in KEPT} | {"cache_dir": str(cache)}
 
 
 @pytest.fixture(scope="module")
