@@ -87,7 +87,7 @@ def _shortened(numbers: np.ndarray) -> np.ndarray:
 
 def _planes(numbers: np.ndarray) -> bytes:
     """The first byte of all numbers, then the second, and so on, as that compresses better."""
-    return np.ascontiguousarray(numbers).view("u1").reshape(len(numbers), -1).T.tobytes()
+    return np.ascontiguousarray(numbers).view("u1").reshape(len(numbers), numbers.itemsize).T.tobytes()
 
 
 def _plain(value: Any) -> Any:
