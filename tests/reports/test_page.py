@@ -301,3 +301,15 @@ def test_a_latent_leads_to_neuronpedia_where_its_sae_says_so(opened, study, tmp_
     page = opened(state(view="latent", sae=STANDARD, latent=7), file=file)
     link = page.get_by_role("link", name="neuronpedia")
     assert link.get_attribute("href") == f"https://www.neuronpedia.org/{place}/7"
+
+
+def test_an_sae_shows_what_makes_its_rate_surer(opened, study, tmp_path):
+    of = {"sae": STANDARD, "rule": "paper"}
+    fitted = {"label": "", "repeats": 3, "absorption_rate": 0.125, "ci_low": 0.1, "ci_high": 0.15}
+    shuffled = {"amount": "absorption_rate", "shuffled_mean": 0.25, "copies": 19, "p_value": 0.9, "exceeds": False}
+    more = {"crossfit": pd.DataFrame([of | fitted]), "shuffles": pd.DataFrame([of | shuffled])}
+    file = tmp_path / "report.html"
+    file.write_text(page_of({**study.tables, **more}, {"model": "speller", "rules": {"paper": {}}}), encoding="utf-8")
+    shown = opened(state(view="sae", sae=STANDARD, rule="paper"), file=file).locator(".facts").first.inner_text()
+    assert "12.5% [10.0, 15.0], every word judged out of sample 3 times" in shown
+    assert "25.0%, mean of 19: no more than chance, p 0.9" in shown

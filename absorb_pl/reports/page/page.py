@@ -21,7 +21,7 @@ PAGE = "report.html"
 
 _MODULES = ("dom", "format", "data", "state", "charts", "tables", "saes", "sae", "letter", "latent", "compare", "about")
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js", "tabulator.min.js")
-_STUDY = ("summary", "letters", "shuffles", "crossfit", "comparison", "children")
+_STUDY = ("summary", "letters", "shuffles", "crossfit", "comparison")
 _TABLES_OF_SAE = ("k_sparse", "latents", "sensitivity")
 _OF_WORD = (
     "row", "label", "is_absorption", "unmet", "absorption_fraction", "top_latent", "top_score", "top_probe_cos",

@@ -31,8 +31,8 @@ export function aboutView(study, state) {
     section(
       "How sure",
       "Intervals hold what other words of the same classes would change, at 95 %. They do not hold what another split, other probes or other main latents would: cross-fitting does (`--crossfit.folds 5`). Controls and shuffled copies say what a rate is worth.",
-      study.crossfit ? h("p", {}, "This study was cross-fitted: see the table crossfit.") : null,
-      study.shuffles ? h("p", {}, "Rates were held against shuffled copies: see the table shuffles.") : null,
+      study.crossfit ? h("p", {}, "This study was cross-fitted; each SAE shows both rates.") : null,
+      study.shuffles ? h("p", {}, "Rates were held against shuffled copies; each SAE shows theirs.") : null,
     ),
     section(
       `What could not be judged by ${state.rule}`,

@@ -13,7 +13,7 @@ export function saeView(study, sae, state) {
   return h(
     "div",
     {},
-    section(row.short, null, facts(aboutSae(row))),
+    section(row.short, null, facts([...aboutSae(row), ...howSure(study, row)])),
     section(
       `Classes, by ${state.rule}`,
       "A click on a class shows its words.",
@@ -57,6 +57,20 @@ function aboutSae(row) {
     ["splits per class", number(row.num_splits)],
     ["probe F1", number(row.probe_f1)],
   ].filter(([, value]) => value !== "–");
+}
+
+/** What out-of-sample verdicts and shuffled copies say of the rate, if the study has them. */
+function howSure(study, row) {
+  const isOf = (one) => one.sae === row.sae && one.rule === row.rule;
+  const fitted = (study.crossfit ?? []).find((one) => isOf(one) && one.label === "");
+  const shuffled = (study.shuffles ?? []).find((one) => isOf(one) && one.amount === "absorption_rate");
+  const beyond = shuffled?.exceeds ? "more than chance" : "no more than chance";
+  return [
+    ...(fitted ? [["cross-fitted", `${rateText(fitted)}, every word judged out of sample ${count(fitted.repeats, "time")}`]] : []),
+    ...(shuffled
+      ? [["shuffled copies", `${percent(shuffled.shuffled_mean)}, mean of ${shuffled.copies}: ${beyond}, p ${number(shuffled.p_value)}`]]
+      : []),
+  ];
 }
 
 /** Rows of classes with what the k-sparse probe on the main latents reaches. */
