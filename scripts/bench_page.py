@@ -94,7 +94,9 @@ def seconds_to_open(file: Path, state: str, repeats: int) -> float:
     found = []
     with sync_playwright() as playwright:
         for _ in range(repeats):
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
+            )
             page = browser.new_page()
             page.goto(f"{file.as_uri()}{state}")
             page.wait_for_function(READY)

@@ -39,7 +39,9 @@ def browser():
 
     with sync_playwright() as playwright:
         assert CHROMIUM, "ABSORB_PL_NEEDS_BROWSER is set, and there is no Chromium on the PATH"
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         yield chromium
         chromium.close()
 
