@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -32,7 +31,7 @@ class FiredRows:
     width: int
 
     @classmethod
-    def of(cls, parts: Iterable[Float[Tensor, "rows latents"]]) -> Self | None:
+    def of(cls, parts: Iterable[Float[Tensor, "rows latents"]]) -> "FiredRows | None":
         """Keep what fires; latents that fire on no row have no column, if they are at least half. One column is kept.
 
         Args:
