@@ -31,7 +31,7 @@ class FiredRows:
     width: int
 
     @classmethod
-    def of(cls, parts: Iterable[Float[Tensor, "rows latents"]]) -> "FiredRows | None":
+    def of(cls, parts: Iterable[Float[Tensor, "_ latents"]]) -> "FiredRows | None":
         """Keep what fires; latents that fire on no row have no column, if they are at least half. One column is kept.
 
         Args:

@@ -82,10 +82,10 @@ def label_lines(axis: Axes, ends: Mapping[str, tuple[float, float]], colours: Ma
         colours: Colour of each name.
     """
     height = axis.get_position().height * cast(Figure, axis.figure).get_size_inches()[1]
-    gap = 1.25 * _LABEL_POINTS / 72 / height
+    gap = float(1.25 * _LABEL_POINTS / 72 / height)
     low, high = axis.get_ylim()
     order = sorted(ends, key=lambda name: ends[name][1])
-    places = spread_out([(ends[name][1] - low) / (high - low) for name in order], gap)
+    places = spread_out([float((ends[name][1] - low) / (high - low)) for name in order], gap)
     for name, place in zip(order, places, strict=True):
         axis.annotate(
             name,
