@@ -58,12 +58,13 @@ def firings_table(sae: SparseAutoencoder, rows: EvaluationRows, latents: Sequenc
         >>> firings_table(Identity(), words, [0]).to_dict("list")
         {'row': [8, 9], 'latent': [0, 0], 'activation': [0.5, 2.0]}
     """
-    activations = encode_latents(sae, rows.x, torch.tensor(list(latents), dtype=torch.long))
+    ids = torch.tensor(list(latents), dtype=torch.long)
+    activations = encode_latents(sae, rows.x, ids)
     fired = activations.T.nonzero()
     return pd.DataFrame(
         {
             "row": rows.index[fired[:, 1]].numpy(),
-            "latent": torch.tensor(list(latents), dtype=torch.long)[fired[:, 0]].numpy(),
+            "latent": ids[fired[:, 0]].numpy(),
             "activation": activations[fired[:, 1], fired[:, 0]].numpy(),
         }
     ).astype({"row": "int64", "latent": "int64", "activation": "float64"})

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from absorb_pl.errors import ShapeError
+from absorb_pl.functional.conditions import all_met
 from absorb_pl.functional.validation import require_finite, require_latents
 from absorb_pl.ranges import Cosine, Count, NotNegative, Positive, check_ranges
 
@@ -239,7 +240,7 @@ def paper_decisions(
         cos_threshold=cos_threshold,
         silent=silent,
     )
-    return torch.stack(list(conditions.values())).all(dim=0)
+    return all_met(conditions)
 
 
 def paper_conditions(

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from absorb_pl.functional.absorption import SILENT
+from absorb_pl.functional.conditions import all_met
 from absorb_pl.functional.similarity import unit_rows
 from absorb_pl.functional.validation import require_finite, require_latents
 from absorb_pl.ranges import Cosine, CountOrZero, Fraction, Positive, check_ranges
@@ -162,7 +163,7 @@ def carried_absorption(
         tensor([ True, False, False])
     """
     conditions = carried_conditions(share, own_max, least_share=least_share, silent=silent)
-    return torch.stack(list(conditions.values())).all(dim=0)
+    return all_met(conditions)
 
 
 def carried_conditions(

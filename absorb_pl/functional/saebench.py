@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from absorb_pl.functional.absorption import SILENT
+from absorb_pl.functional.conditions import all_met
 from absorb_pl.ranges import Cosine, Count, Fraction, Positive, check_ranges
 
 
@@ -58,7 +59,7 @@ def full_absorption(
         proportion_threshold=proportion_threshold,
         silent=silent,
     )
-    return torch.stack(list(conditions.values())).all(dim=0)
+    return all_met(conditions)
 
 
 def full_absorption_conditions(

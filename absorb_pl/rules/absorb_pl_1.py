@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.functional.absorption import SILENT
 from absorb_pl.functional.carried import carried_conditions, carried_share
+from absorb_pl.functional.conditions import all_met
 from absorb_pl.ranges import Cosine, Count, Fraction, Positive, check_ranges
 from absorb_pl.rules.evidence import Carried
 from absorb_pl.rules.registry import register_rule
@@ -61,7 +61,7 @@ class AbsorbPl1Rule(AbsorptionRule):
 
     @override
     def decide(self, stored: Mapping[str, Tensor]) -> Decisions:
-        verdicts = torch.stack(list(self.conditions(stored).values())).all(dim=0)
+        verdicts = all_met(self.conditions(stored))
         return Decisions(verdicts, carried_share(*_feature(stored), stored["usual_part"]))
 
     @override

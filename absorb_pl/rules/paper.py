@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.functional.absorption import SILENT, paper_conditions
+from absorb_pl.functional.conditions import all_met
 from absorb_pl.ranges import Cosine, Count, NotNegative, Positive, Range, check_ranges
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.registry import register_rule
@@ -70,7 +70,7 @@ class PaperRule(AbsorptionRule):
 
     @override
     def decide(self, stored: Mapping[str, Tensor]) -> Decisions:
-        return Decisions(torch.stack(list(self.conditions(stored).values())).all(dim=0))
+        return Decisions(all_met(self.conditions(stored)))
 
     @override
     def conditions(self, stored: Mapping[str, Tensor]) -> Mapping[str, Bool[Tensor, " words"]]:

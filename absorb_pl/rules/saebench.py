@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.errors import RuleError
 from absorb_pl.functional.absorption import SILENT
+from absorb_pl.functional.conditions import all_met
 from absorb_pl.functional.saebench import fraction_by_absorbers, fraction_by_all, full_absorption_conditions
 from absorb_pl.ranges import Cosine, Count, Fraction, Positive, check_ranges
 from absorb_pl.rules.evidence import Projections
@@ -80,7 +80,7 @@ class SaeBenchRule(AbsorptionRule):
 
     def full(self, stored: Mapping[str, Tensor]) -> Bool[Tensor, " words"]:
         """On which words one latent took over all of the feature."""
-        return torch.stack(list(self.conditions(stored).values())).all(dim=0)
+        return all_met(self.conditions(stored))
 
     @override
     def conditions(self, stored: Mapping[str, Tensor]) -> Mapping[str, Bool[Tensor, " words"]]:

@@ -15,6 +15,7 @@ from absorb_pl.reports.controls import without_controls
 from absorb_pl.reports.figures import about_study, absorption_figure, save_figures
 from absorb_pl.reports.page import write_page
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
+from absorb_pl.reports.style import house_style
 from absorb_pl.reports.tensorboard import log_study
 from absorb_pl.reports.terminal import ColumnChoice, print_places, print_summary
 from absorb_pl.rules.children import children_table
@@ -85,15 +86,17 @@ def rescore_run(
     name = "-".join([rule, *(f"{key}={value:g}" for key, value in sorted(changed.items()))])
     folder = run_dir / "rescored" / name
     drawn = without_controls(found)
-    figures = {
-        "absorption_vs_l0": absorption_figure(drawn["summary"], "l0"),
-        f"sensitivity_{rule}": sensitivity_figure(drawn["sensitivity"], drawn["summary"]),
-    }
+    with house_style():
+        figures = {
+            "absorption_vs_l0": absorption_figure(drawn["summary"], "l0"),
+            f"sensitivity_{rule}": sensitivity_figure(drawn["sensitivity"], drawn["summary"]),
+        }
     with publishing(folder) as part:
         for table, frame in found.items():
             write_table(frame, part / "tables" / f"{table}.parquet")
         events = log_study(part, found, save_figures(figures, part / "figures", about_study(found, config)))
-    rest = {file.stem: pd.read_parquet(file) for file in (run_dir / "tables").glob("*.parquet")}
+    others = [file for file in (run_dir / "tables").glob("*.parquet") if file.stem not in found]
+    rest = {file.stem: pd.read_parquet(file) for file in others}
     write_page(folder, {**rest, **found}, {**config, "rules": {rule: asked.own_settings()}})
     print_summary(found["summary"], notes=[f"Rescored with {_described(asked)}."], columns=columns)
     print_places(folder, events)

@@ -18,6 +18,16 @@ function plot(label, options) {
 
 const shares = (label) => ({ label, tickFormat: (share) => `${Math.round(1000 * share) / 10}%`, grid: true, zero: true });
 
+const hasLongLabels = (rows) => d3.max(rows, (row) => row.label.length) > 3;
+const classAxis = (rows) => ({ label: null, domain: rows.map((row) => row.label), tickRotate: hasLongLabels(rows) ? -40 : 0 });
+
+/** A chart of which a click picks what the pointer is at. */
+function picking(drawn, pick) {
+  drawn.classList.add("picks");
+  drawn.addEventListener("click", () => drawn.value && pick(drawn.value));
+  return drawn;
+}
+
 /** Rates with intervals against a property of the SAEs; a click picks one. */
 export function ratesChart(rows, { x, label, rule, pick }) {
   const shown = rows.filter((row) => isNumber(row.absorption_rate) && isNumber(row[x]));
@@ -39,9 +49,7 @@ export function ratesChart(rows, { x, label, rule, pick }) {
       ),
     ],
   });
-  drawn.classList.add("picks");
-  drawn.addEventListener("click", () => drawn.value && pick(drawn.value));
-  return drawn;
+  return picking(drawn, pick);
 }
 
 /** Rate of each class with its interval. */
@@ -50,9 +58,9 @@ export function lettersChart(rows, { rule, pick }) {
   if (!shown.length) return document.createTextNode("No class has a rate by this rule.");
   const drawn = plot(`Absorption rate of each class by ${rule}`, {
     height: 260,
-    x: { label: null, domain: rows.map((row) => row.label), tickRotate: d3.max(rows, (row) => row.label.length) > 3 ? -40 : 0 },
+    x: classAxis(rows),
     y: shares(`absorption rate by ${rule}, 95 % interval`),
-    marginBottom: d3.max(rows, (row) => row.label.length) > 3 ? 90 : 30,
+    marginBottom: hasLongLabels(rows) ? 90 : 30,
     marks: [
       Plot.ruleX(shown, { x: "label", y1: "ci_low", y2: "ci_high", strokeWidth: 2, strokeOpacity: 0.45 }),
       Plot.dot(shown, { x: "label", y: "absorption_rate", r: 4, fill: COLOURS[0] }),
@@ -66,9 +74,7 @@ export function lettersChart(rows, { rule, pick }) {
       ),
     ],
   });
-  drawn.classList.add("picks");
-  drawn.addEventListener("click", () => drawn.value && pick(drawn.value));
-  return drawn;
+  return picking(drawn, pick);
 }
 
 /** F1 of k-sparse probes against k: a line per class, and their mean. */
@@ -120,7 +126,7 @@ export function differenceChart(rows, { rule, names }) {
   const short = ["first", "second"];
   return plot(`Rates of both SAEs by ${rule}`, {
     height: 280,
-    x: { label: null, domain: rows.map((row) => row.label), tickRotate: d3.max(rows, (row) => row.label.length) > 3 ? -40 : 0 },
+    x: classAxis(rows),
     y: shares(`absorption rate by ${rule}`),
     color: { domain: short, range: COLOURS, legend: true, tickFormat: (one) => names[short.indexOf(one)] },
     marks: [

@@ -81,7 +81,7 @@ async function differences(study, read, pair, rule) {
   const hooks = pair.map((name) => study.letters.find((row) => row.sae === name).hook_name);
   return [...new Set(study.letters.map((row) => row.label))].flatMap((letter) => {
     const words = [first, second].map((sae, at) => {
-      const found = wordsOf(study, sae, { saeName: pair[at], letter, hook: hooks[at] });
+      const found = wordsOf(study, sae, letter, hooks[at]);
       return new Map(found.map((word) => [word.row, word]));
     });
     return [...words[0].values()]

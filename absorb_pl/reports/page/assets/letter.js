@@ -14,11 +14,11 @@ export const KINDS = {
 };
 
 /** What is known of each held-out word of a class, with the verdict of every rule. */
-export function wordsOf(study, sae, { saeName, letter, hook }) {
+export function wordsOf(study, sae, letter, hook) {
   const texts = new Map(study.texts.map((row) => [row.row, row]));
   const found = new Map();
   const entry = (row) => {
-    if (!found.has(row)) found.set(row, { row, ...texts.get(row), sae: saeName, verdicts: {} });
+    if (!found.has(row)) found.set(row, { row, ...texts.get(row), verdicts: {} });
     return found.get(row);
   };
   for (const row of study.held_out ?? []) {
@@ -41,7 +41,7 @@ export function outcome(word, rule) {
 
 export function letterView(study, sae, state) {
   const row = study.letters.find((one) => one.sae === state.sae && one.rule === state.rule && one.label === state.letter);
-  const all = wordsOf(study, sae, { saeName: state.sae, letter: state.letter, hook: row.hook_name });
+  const all = wordsOf(study, sae, state.letter, row.hook_name);
   const mains = row.main_latents ?? [];
   const active = activations(sae, mains);
   const rows = all.map((word) => {
@@ -176,10 +176,11 @@ const EVIDENCE = {
 };
 
 function evidence(verdict, state) {
-  const first = isNumber(verdict.top_latent) && verdict.top_latent >= 0 ? [["first latent", latentLinks([verdict.top_latent], state)]] : [];
-  const next = isNumber(verdict.second_latent) && verdict.second_latent >= 0 ? [["next latent", latentLinks([verdict.second_latent], state)]] : [];
+  const latents = [["first latent", verdict.top_latent], ["next latent", verdict.second_latent]]
+    .filter(([, latent]) => isNumber(latent) && latent >= 0)
+    .map(([title, latent]) => [title, latentLinks([latent], state)]);
   const rest = Object.entries(EVIDENCE).filter(([name]) => isNumber(verdict[name])).map(([name, title]) => [title, number(verdict[name])]);
-  return h("details", {}, h("summary", {}, "numbers"), facts([...first, ...next, ...rest]));
+  return h("details", {}, h("summary", {}, "numbers"), facts([...latents, ...rest]));
 }
 
 export function latentLinks(latents, state) {

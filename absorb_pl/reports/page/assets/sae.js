@@ -2,6 +2,7 @@
 import { lettersChart, sensitivityCharts, sparseChart, trainingChart } from "#charts";
 import { facts, h, section } from "#dom";
 import { count, number, percent, rateText } from "#format";
+import { latentLinks } from "#letter";
 import { summaryOf } from "#saes";
 import { address, go } from "#state";
 import { numbers, rates, table, words } from "#tables";
@@ -81,15 +82,7 @@ function lettersTable(letters, sae, state) {
     const probe = probes.get(`${row.label}\n${row.main_latents?.length}`) ?? {};
     return { ...row, main_precision: probe.precision, main_recall: probe.recall };
   });
-  const latents = (row) =>
-    h(
-      "span",
-      {},
-      (row.main_latents ?? []).flatMap((latent, at) => [
-        at ? ", " : null,
-        h("a", { href: address({ ...state, view: "latent", latent, letter: row.label }) }, latent),
-      ]),
-    );
+  const latents = (row) => h("span", {}, latentLinks(row.main_latents ?? [], { ...state, letter: row.label }));
   return table(
     data,
     [

@@ -42,8 +42,8 @@ function bar(rate, low, high, most) {
   return h("span", { class: "rate" }, h("span", {}, percent(rate) + ends), track);
 }
 
-/** A table of rows. `sort` names a field; `filters` gives every column of text a box to filter by. */
-export function table(rows, columns, { sort, descending = true, height, label, empty = "Nothing here.", onfilter } = {}) {
+/** A table of rows. `sort` names a field to sort by at first. */
+export function table(rows, columns, { sort, descending = true, height, label } = {}) {
   const place = h("div", { class: "table", role: "region", "aria-label": label });
   const isNarrow = document.documentElement.clientWidth < NARROW;
   const made = columns
@@ -68,15 +68,10 @@ export function table(rows, columns, { sort, descending = true, height, label, e
       layout: "fitDataStretch",
       ...(height && rows.length > 12 ? { height } : {}),
       initialSort: sort ? [{ column: sort, dir: descending ? "desc" : "asc" }] : [],
-      placeholder: empty,
+      placeholder: "Nothing here.",
       columnDefaults: { resizable: "header" },
     });
-    grid.on("tableBuilt", () => {
-      place.querySelectorAll(".tabulator-col.tabulator-sortable").forEach((head) => sortsByKey(head));
-      place.dispatchEvent(new CustomEvent("built"));
-    });
-    if (onfilter) grid.on("dataFiltered", (_, found) => onfilter(found.length));
-    place.grid = grid;
+    grid.on("tableBuilt", () => place.querySelectorAll(".tabulator-col.tabulator-sortable").forEach(sortsByKey));
   });
   return place;
 }
