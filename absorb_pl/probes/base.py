@@ -184,22 +184,18 @@ class OneVsRestModule(LightningModule):
         Returns:
             One logit per class.
         """
-        return self.layer(self.inputs(x))
+        weight = self.fc.weight
+        return self.without_missing(nn.functional.linear(self.inputs(x).to(weight.dtype), weight, self.fc.bias))
 
-    def layer(
-        self, features: Float[Tensor, "rows kept"], weight: Float[Tensor, "classes kept"] | None = None
-    ) -> Float[Tensor, "rows classes"]:
-        """The linear layer itself, `MISSING_LOGIT` for classes left out.
+    def without_missing(self, logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
+        """Logits with `MISSING_LOGIT` for classes left out.
 
         Args:
-            features: What `inputs` makes of activations, or those of its columns that are not all zero.
-            weight: Weights of these columns; those of all if not given.
+            logits: Logits of the linear layer.
 
         Returns:
             One logit per class.
         """
-        weight = self.fc.weight if weight is None else weight
-        logits = nn.functional.linear(features.to(weight.dtype), weight, self.fc.bias)
         return logits.masked_fill(~self.class_mask, MISSING_LOGIT)
 
     def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from scipy.sparse import csr_array
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from absorb_pl.saes import portions
 
 _BYTES_OF_ONE = 8
+_SPARSE_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,31 @@ class FiredRows:
         column = (fires.cumsum(0, dtype=torch.int32) - 1)[column]
         return cls(torch.cat(counts).cumsum(0), column, torch.cat(values), ids, len(ids))
 
+    @cached_property
+    def sparse(self) -> csr_array | None:
+        """The rows as a sparse matrix in the same memory; None where whole rows are faster: many fire, or on a GPU."""
+        rows = len(self.ends)
+        if self.values.device.type != "cpu" or len(self.values) > _SPARSE_SHARE * rows * self.width:
+            return None
+        ends = torch.cat([self.ends.new_zeros(1), self.ends])
+        return csr_array((self.values.numpy(), self.columns.numpy(), ends.numpy()), shape=(rows, self.width))
+
+    def product(
+        self, index: Int[Tensor, " chosen"], weight: Float[Tensor, "classes columns"]
+    ) -> Float[Tensor, "chosen classes"]:
+        """Rows times weights, which gradients go to; each sum is taken in the order of the columns.
+
+        Args:
+            index: Numbers of the rows.
+            weight: A row of weights per class.
+
+        Returns:
+            A sum per row and class.
+        """
+        if self.sparse is None:
+            return self.rows(index).to(weight.dtype) @ weight.T
+        return _SparseProduct.apply(weight, self.sparse[index.numpy()])
+
     def rows(self, index: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen columns"]:
         """Rows with their zeros.
 
@@ -76,3 +106,17 @@ class FiredRows:
         found = self.values.new_zeros(len(index), self.width)
         found[row, self.columns[place].long()] = self.values[place]
         return found
+
+
+class _SparseProduct(torch.autograd.Function):
+    """A sparse matrix times the transpose of weights, `[rows, classes]`."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: csr_array) -> Tensor:
+        ctx.rows = rows
+        return torch.from_numpy(rows @ weight.detach().T.contiguous().numpy())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return torch.from_numpy(ctx.rows.T @ gradient.contiguous().numpy()).T.contiguous(), None

@@ -1,7 +1,6 @@
 """The probe that ranks an SAE's latents for each class."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,15 +25,13 @@ class _EncodedRows(NamedTuple):
 
     Attributes:
         place: Where each row of the training set is among them.
-        rows: Gives rows of them by their places, `[chosen, columns]`.
-        ids: The latent of each column; None if every latent has one.
-        columns: Number of columns.
+        fired: The rows.
+        whole: All of them with their zeros, where that is the faster way and they fit.
     """
 
     place: Tensor
-    rows: Callable[[Tensor], Tensor]
-    ids: Tensor | None
-    columns: int
+    fired: FiredRows
+    whole: Tensor | None
 
 
 class LatentRanking(OneVsRestModule):
@@ -123,8 +120,8 @@ class LatentRanking(OneVsRestModule):
     @torch.no_grad()
     def finish(self) -> None:
         """Take over the weights that were trained."""
-        if self._encoded is not None and self._encoded.ids is not None and self._narrow is not None:
-            self.fc.weight.index_copy_(1, self._encoded.ids, self._narrow)
+        if self._encoded is not None and self._encoded.fired.ids is not None and self._narrow is not None:
+            self.fc.weight.index_copy_(1, self._encoded.fired.ids, self._narrow)
 
     @torch.no_grad()
     def _encode_training_rows(self) -> _EncodedRows | None:
@@ -147,19 +144,18 @@ class LatentRanking(OneVsRestModule):
         number = torch.cat(index)
         every = torch.arange(len(number))
         place = torch.zeros(int(number.max()) + 1, dtype=torch.long).index_copy_(0, number, every)
-        rows = fired.rows
-        if len(every) <= rows_at_once(fired.width):  # whole rows are the faster to gather
-            rows = partial(torch.index_select, fired.rows(every.to(fired.ends.device)), 0)
-        return _EncodedRows(place.to(fired.ends.device), rows, fired.ids, fired.width)
+        device = fired.ends.device
+        fits = fired.sparse is None and len(every) <= rows_at_once(fired.width)
+        return _EncodedRows(place.to(device), fired, fired.rows(every.to(device)) if fits else None)
 
     def _narrowed(self) -> nn.Parameter | None:
         """Weights of the latents that fire, which the optimiser steps alone; those of all if None.
 
         The others must be 0 to begin with.
         """
-        if not self.unseen or self._encoded is None or self._encoded.ids is None:
+        if not self.unseen or self._encoded is None or self._encoded.fired.ids is None:
             return None
-        narrow = nn.Parameter(self.fc.weight.detach().index_select(1, self._encoded.ids))
+        narrow = nn.Parameter(self.fc.weight.detach().index_select(1, self._encoded.fired.ids))
         if narrow.count_nonzero() != self.fc.weight.count_nonzero():
             return None
         [optimizer] = self.trainer.optimizers
@@ -186,12 +182,20 @@ class LatentRanking(OneVsRestModule):
         """
         if self._encoded is None:
             return self.logits(batch["x"])
-        place, rows, ids, columns = self._encoded
+        place, fired, whole = self._encoded
         weight = self._narrow
-        if weight is None and ids is not None:
-            weight = self.fc.weight.index_select(1, ids)
+        if weight is None:
+            weight = self.fc.weight if fired.ids is None else self.fc.weight.index_select(1, fired.ids)
+
+        def logits(index: Tensor) -> Tensor:
+            if whole is None:
+                found = fired.product(index, weight)
+            else:
+                found = whole.index_select(0, index).to(weight.dtype) @ weight.T
+            return self.without_missing(found + self.fc.bias)
+
         index = place[batch["index"].to(place.device)]
-        return _in_parts(lambda part: self.layer(rows(part), weight), index, columns)
+        return logits(index) if fired.sparse is not None else _in_parts(logits, index, fired.width)
 
     def inputs(self, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows latents"]:
         """Latent activations.

@@ -59,3 +59,24 @@ def test_a_fit_takes_a_few_chunks_of_memory(monkeypatch: pytest.MonkeyPatch):
         fit_probe(probe, x, torch.nn.functional.one_hot(labels, 2), max_epochs=2)
     assert bool(probe.solved)
     assert tensors.most < 4 * chunk + 10 * weights < 96 * width * 4
+
+
+@pytest.mark.parametrize(("width", "share", "is_sparse"), [(900, 0.002, True), (40, 0.04, True), (40, 0.3, False)])
+def test_products_and_their_gradients_are_those_of_whole_rows(width: int, share: float, is_sparse: bool):
+    latents = _latents(50, width, share)
+    found = FiredRows.of(latents.split(8))
+    assert found is not None
+    assert (found.sparse is not None) == is_sparse
+    ids = torch.arange(width) if found.ids is None else found.ids
+    weight = torch.randn(3, found.width, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    index = torch.tensor([49, 0, 0, 7, 30])
+    product = found.product(index, weight)
+    product.square().sum().backward()
+    rows, exact = latents[index][:, ids].double(), weight.detach().double()
+    # A sum of n terms in float32 is within n rounding errors of its terms' sizes.
+    bound = width * torch.finfo(torch.float32).eps * (rows.abs() @ exact.abs().T)
+    assert ((product - rows @ exact.T).abs() <= bound).all()
+    assert weight.grad is not None
+    expected = 2 * product.detach().double().T @ rows
+    bound = 4 * len(index) * torch.finfo(torch.float32).eps * (product.detach().double().abs().T @ rows.abs())
+    assert ((weight.grad - expected).abs() <= bound).all()
