@@ -12,14 +12,18 @@ from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients, words_at_once
+from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.publication import check_published
 from absorb_pl.engine.prefix import WordPrefix, compute_prefix
 from absorb_pl.errors import AbsorbError, ManifestMismatchError
 from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
+from absorb_pl.evaluators.evaluation import GatherGradients
+from absorb_pl.evaluators.sae_probing import SaeProbing
 from absorb_pl.functional.absorption import gradient_scores, most_negative_latents
 from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.rules.evidence import Gradients
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.properties import check_hooks_agree
 from absorb_pl.schema import GRADIENTS, empty_table
 from absorb_pl.words.answers import PositiveToken
@@ -236,3 +240,33 @@ class AbsorptionEvaluator(CausalEvaluator):
                 )
             )
         return pd.concat(tables, ignore_index=True)
+
+
+def gather_gradients(
+    sae: SparseAutoencoder,
+    data: ActivationDataModule,
+    probe_weight: Float[Tensor, "classes d_model"],
+    batch_size: int,
+    device: torch.device,
+) -> GatherGradients:
+    """A way to get the gradients at an SAE's candidate words, from the language model that its activations came from.
+
+    Args:
+        sae: The SAE, in the scale of unit-norm decoder rows.
+        data: The words' activations, with their prompts and the language model.
+        probe_weight: Weights of the linear probe.
+        batch_size: Most sequences in one run of the model.
+        device: Where to run it.
+    """
+    prompts = data.prompt_data
+
+    def gather(found: SaeProbing, evidence: Gradients) -> pd.DataFrame:
+        inputs = AbsorptionInputs(
+            letters=found.letters.assign(sae="sae"),
+            candidates=found.candidates.assign(sae="sae"),
+            probe_weights={data.hook_name: probe_weight},
+        )
+        evaluator = AbsorptionEvaluator(prompts.language_model, {"sae": sae}, inputs, evidence, batch_size).to(device)
+        return evaluator.tabulate_words(prompts, torch.tensor(sorted(found.candidates["row"]), dtype=torch.long))
+
+    return gather

@@ -16,16 +16,15 @@ from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.data.trainers import log_folder
 from absorb_pl.errors import AbsorbError
-from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
+from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import evaluate_rules, sae_tables, with_texts
-from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings
+from absorb_pl.evaluators.sae_probing import EvaluationRows, SplitSettings
 from absorb_pl.evaluators.training import train_sae_probe
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.metrics import first_of_each
 from absorb_pl.probes.settings import KSparseSettings
 from absorb_pl.ranges import Count, Seed, check_ranges
-from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -183,23 +182,11 @@ class Evaluate(SaeEvaluation):
                 device,
             )
 
-        prompts = data.prompt_data if isinstance(data, ActivationDataModule) else None
-
-        def gather_gradients(found: SaeProbing, evidence: Gradients) -> pd.DataFrame:
-            inputs = AbsorptionInputs(
-                letters=found.letters.assign(sae="sae"),
-                candidates=found.candidates.assign(sae="sae"),
-                probe_weights={data.hook_name: rows.probe_weight},
-            )
-            assert prompts is not None
-            evaluator = AbsorptionEvaluator(
-                prompts.language_model, {"sae": self.sae}, inputs, evidence, self.batch_size
-            ).to(device)
-            return evaluator.tabulate_words(prompts, torch.tensor(sorted(found.candidates["row"]), dtype=torch.long))
-
-        found, judgements = evaluate_rules(
-            sae, k_sparse, rows, self.rules, self.splits, self.rates, gather_gradients if prompts else None, training
-        )
+        gather = prompts = None
+        if isinstance(data, ActivationDataModule):
+            prompts = data.prompt_data
+            gather = gather_gradients(sae, data, rows.probe_weight, self.batch_size, device)
+        found, judgements = evaluate_rules(sae, k_sparse, rows, self.rules, self.splits, self.rates, gather, training)
         top = found.latents[found.latents["rank"] == 0]
         figures = {f"sae/top_latent_{name}": top[name].mean() for name in ("f1", "precision", "recall")}
         figures |= {f"sae/{name}": float(value) for name, value in found.statistics.items()}

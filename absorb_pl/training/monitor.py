@@ -8,9 +8,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.data.trainers import log_folder
 from absorb_pl.errors import AbsorbError, HookMismatchError
+from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules
 from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings
 from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
@@ -20,6 +22,7 @@ from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.reports.figures import save_figures
 from absorb_pl.reports.training_figures import draw_checks
+from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -43,18 +46,20 @@ class AbsorptionMonitor(Callback):
         words: Labelled activations of each hook: `ActivationDataModule`, or `HierarchyDataModule` for a known world.
             SAEs are judged on its test rows, and probes are trained on its training rows.
         every_n_steps: Steps between looks.
-        rules: Rules that activations are enough for; `absorb-pl-1` and `saebench-0.6.0` if not given.
+        rules: The rules; `absorb-pl-1` and `saebench-0.6.0` if not given. Rules on gradients need an
+            `ActivationDataModule`, whose language model they run at each look.
         rates: How rates are summed up.
         splits: How main latents and candidate words are found.
         linear_probe: Training of the linear probe.
         k_sparse: Training of the k-sparse probes.
+        batch_size: Most sequences in one run of the model, for rules on gradients.
         seed: Seed of probe training.
 
     Attributes:
         checks: What was found so far, a row per step, SAE and rule (see `absorb_pl.schema.CHECKS`).
 
     Raises:
-        RuleError: A rule needs gradients, or is unknown.
+        RuleError: A rule needs gradients and there is no language model, or it is unknown.
     """
 
     def __init__(
@@ -66,14 +71,18 @@ class AbsorptionMonitor(Callback):
         splits: SplitSettings | None = None,
         linear_probe: LinearProbeSettings | None = None,
         k_sparse: KSparseSettings | None = None,
+        batch_size: Count = 256,
         seed: Seed = 42,
     ) -> None:
         check_ranges(AbsorptionMonitor.__init__, locals())
         self.words = {one.hook_name or _WORLD_HOOK: one for one in ([words] if not isinstance(words, list) else words)}
-        self.every_n_steps, self.seed = every_n_steps, seed
-        self.rules = configured_rules(rules or ["absorb-pl-1", "saebench-0.6.0"])
-        check_rules_without_model(self.rules)
+        self.every_n_steps, self.batch_size, self.seed = every_n_steps, batch_size, seed
         self.rates, self.splits = rates or RateSettings(), splits or SplitSettings()
+        self.rules = configured_rules(rules or ["absorb-pl-1", "saebench-0.6.0"])
+        if not all(isinstance(one, ActivationDataModule) for one in self.words.values()):
+            check_rules_without_model(self.rules)
+        for rule in self.rules:
+            rule.check_stored(self.splits.silent)
         self.linear_probe, k_sparse = linear_probe or LinearProbeSettings(), k_sparse or KSparseSettings()
         # Further ks are looked at in tables of a study alone.
         most = max(self.splits.max_k, TRACKED_RANKS)
@@ -164,7 +173,12 @@ class AbsorptionMonitor(Callback):
         architecture, unit = sae_architecture(sae), unit_norm_sae(sae)
         with torch.inference_mode(False), torch.enable_grad():
             k_sparse, _ = train_sae_probe(unit, *training, self.k_sparse, rows.class_names, self.seed, device)
-        probing, judgements = evaluate_rules(unit, k_sparse, rows, self.rules, self.splits, self.rates, None, training)
+        data, gather = self.words[hook], None
+        if isinstance(data, ActivationDataModule) and any(rule.evidence is Gradients for rule in self.rules):
+            gather = gather_gradients(unit, data, rows.probe_weight, self.batch_size, device)
+        probing, judgements = evaluate_rules(
+            unit, k_sparse, rows, self.rules, self.splits, self.rates, gather, training
+        )
         about = {"sae": name, "hook_name": hook, "architecture": architecture, **probing.statistics}
         return pd.DataFrame([{**about, **judgement.figures} for judgement in judgements])
 

@@ -93,12 +93,13 @@ def test_the_last_look_is_a_study_of_the_saved_sae(tmp_path):
     of_words = ActivationDataModule(hook_name=HOOK, task=task, val_fraction=0.0, cache_dir=tmp_path / "cache")
     scaled = {"k": 6, "normalize_activations": "expected_average_only_in"}
     saes = {"batchtopk": SaeSettings("batchtopk", 256, settings=scaled)}
-    monitor = AbsorptionMonitor(of_words, every_n_steps=1000, rules=RULES)
+    rules = [*RULES, "paper"]
+    monitor = AbsorptionMonitor(of_words, every_n_steps=1000, rules=rules)
     fit(tmp_path, [monitor, SaeExport()], saes, data, max_steps=80)
     study = StudyConfig(
         saes=[str(tmp_path / "saes" / "batchtopk")],
         task=task,
-        rules=RULES,
+        rules=rules,
         run_dir=str(tmp_path / "run"),
         cache_dir=str(tmp_path / "cache"),
         trainer=TrainerSettings(accelerator="cpu", enable_progress_bar=False),
