@@ -153,7 +153,11 @@ class SparseAutoencoderModule(LightningModule):
                 expected=f"with `lr_decay_steps` ({chosen.lr_decay_steps}) at most the {steps:.0f} steps of training",
                 remedy="Shorten warm-up or decay, or raise `trainer.max_steps`.",
             )
-        optimizer = Adam(self.saes.parameters(), lr=chosen.lr, betas=(chosen.adam_beta1, chosen.adam_beta2))
+        by_lr: dict[float, list[nn.Parameter]] = {}
+        for sae, settings in zip(self._saes(), self.settings.values(), strict=True):
+            by_lr.setdefault(settings.lr or chosen.lr, []).extend(sae.parameters())
+        groups = [{"params": weights, "lr": lr} for lr, weights in by_lr.items()]
+        optimizer = Adam(groups, betas=(chosen.adam_beta1, chosen.adam_beta2))
         schedule = get_lr_scheduler(
             chosen.lr_scheduler,
             optimizer=optimizer,

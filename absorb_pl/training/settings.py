@@ -28,6 +28,7 @@ class SaeSettings:
         hook_name: Hook that it reads; may be left out if the data have one hook.
         settings: What else SAELens's configuration of this architecture takes, by its names: `l1_coefficient`,
             `l0_coefficient`, `k`, `l1_warm_up_steps`, `matryoshka_widths`, `normalize_activations`, …
+        lr: Its learning rate; that of the training when None.
 
     Raises:
         SaeArchitectureError: SAELens trains no such architecture, or it does not read single rows.
@@ -46,6 +47,7 @@ class SaeSettings:
     d_sae: Count
     hook_name: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    lr: Positive | None = None
 
     def __post_init__(self) -> None:
         check_ranges(SaeSettings, vars(self))
@@ -119,7 +121,7 @@ class SaeOptimisation:
     """How SAEs are optimised, as SAELens's trainer does: Adam, gradients clipped SAE by SAE, a schedule of steps.
 
     Attributes:
-        lr: Learning rate.
+        lr: Learning rate, of SAEs that have none of their own.
         lr_end: Learning rate that a schedule ends at before the last decay; a tenth of `lr` when None.
         lr_scheduler: `constant`, `cosineannealing` or `cosineannealingwarmrestarts`.
         lr_warm_up_steps: Steps in which the learning rate rises from zero.

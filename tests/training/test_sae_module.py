@@ -1,6 +1,7 @@
 """SAEs in training against SAELens's own trainer, alone and in company, with the same batches."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -148,6 +149,18 @@ def test_company_does_not_change_an_sae(tmp_path):
     expected, found = alone.saes[0].state_dict(), together.saes[together.names.index("topk")].state_dict()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert len(together.names) == len(SETTINGS)
+
+
+def test_an_sae_may_have_a_learning_rate_of_its_own(tmp_path):
+    data = data_module()
+    slow = SparseAutoencoderModule({"a": SETTINGS["topk"]}, data.hook_widths, replace(OPTIMISATION, lr=7e-4), seed=3)
+    trainer(tmp_path, max_steps=40).fit(slow, data)
+    names = {"b": SETTINGS["batchtopk"], "a": replace(SETTINGS["topk"], lr=7e-4), "c": SETTINGS["topk"]}
+    both, _ = trained(tmp_path, names, max_steps=40)
+    fast, _ = trained(tmp_path, {"c": SETTINGS["topk"]}, max_steps=40)
+    for one, number in ((slow, 1), (fast, 2)):
+        expected, found = one.saes[0].state_dict(), both.saes[number].state_dict()
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
 def test_a_training_taken_up_again_ends_with_the_same_weights(tmp_path):
