@@ -173,6 +173,7 @@ SUMMARY: Columns = {
     "architecture": Column("str", "Architecture of the SAE."),
     "control": Column("str", "Which control of an SAE it is; empty for an SAE itself."),
     "neuronpedia": Column("str", "Where Neuronpedia shows its latents; empty if its metadata do not say."),
+    "hedging": Column("float64", "Degree of hedging, if it was measured when the SAE was trained (its metadata say)."),
     "folded": Column("str", "Where norms of decoder rows went: `weights`, `latents`, or empty if they were 1."),
     "processing": Column("str", "How the model's weights and prompts were processed for the SAE."),
     "d_sae": Column("int64", "Width of the SAE.", "latents"),
@@ -480,6 +481,18 @@ CHECKS: Columns = {
 }
 """One row per step at which SAEs in training were looked at, SAE and rule."""
 
+HEDGING: Columns = {
+    **_SAE,
+    **_HOOK,
+    **{name: SUMMARY[name] for name in ("architecture", "d_sae")},
+    "new_latents": Column("int64", "Latents that were added.", "latents"),
+    "steps": Column("int64", "Steps that it was trained on for, without them and with them.", "steps"),
+    "moved": Column("float64", "Mean length of old decoder rows' movement within the space of the new ones."),
+    "by_chance": Column("float64", "What a space of random directions would hold of it, on average."),
+    "degree": Column("float64", "`(moved − by_chance) / (1 − by_chance)`, at least 0: 0 is no hedging."),
+}
+"""One row per SAE whose training measured how much it hedges."""
+
 TABLES: Mapping[str, Columns] = {
     "summary": SUMMARY,
     "letters": LETTERS,
@@ -502,6 +515,7 @@ TABLES: Mapping[str, Columns] = {
     "truth": TRUTH,
     "edges": EDGES,
     "checks": CHECKS,
+    "hedging": HEDGING,
     "calibration": CALIBRATION,
     "calibration_summary": CALIBRATION_SUMMARY,
 }

@@ -66,6 +66,7 @@ def summary_columns(summary: pd.DataFrame) -> list[TextColumn]:
         *_by_rule(saes, "fraction", with_fraction, _fraction),
         _of_sae(saes, "main recall", lambda row: f"{row['main_latent_recall']:.2f}"),
         _of_sae(saes, "dead", lambda row: f"{row['dead_fraction']:.0%}"),
+        *_hedging(saes),
         _of_sae(saes, "probe F1", lambda row: f"{row['probe_f1']:.3f}"),
         _of_sae(saes, "width", lambda row: str(row["d_sae"])),
         _of_sae(saes, "layer", lambda row: str(row["layer"])),
@@ -100,6 +101,12 @@ def fraction_text(row: _Row) -> str:
         '10.0% [ 5.0, 20.0]'
     """
     return _with_interval(row["absorption_fraction"], row["fraction_ci_low"], row["fraction_ci_high"])
+
+
+def _hedging(saes: Sequence[Mapping[str, _Row]]) -> list[TextColumn]:
+    """A column where it is known of any SAE."""
+    column = _of_sae(saes, "hedging", lambda row: f"{row['hedging']:.2f}" if pd.notna(row.get("hedging")) else "-")
+    return [column] if set(column.cells) - {"-"} else []
 
 
 def _rate(row: _Row | None) -> str:

@@ -67,6 +67,22 @@ def neuronpedia_place(sae: SparseAutoencoder) -> str:
     return str(getattr(getattr(getattr(sae, "cfg", None), "metadata", None), "neuronpedia_id", None) or "")
 
 
+def hedging_of(sae: SparseAutoencoder) -> float:
+    """Degree of hedging that an SAE's training measured, by its metadata; NaN if they do not say.
+
+    Args:
+        sae: A SAELens SAE, or one from elsewhere.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> metadata = SimpleNamespace(hedging_degree=0.25)
+        >>> hedging_of(SimpleNamespace(cfg=SimpleNamespace(metadata=metadata))), hedging_of(SimpleNamespace())
+        (0.25, nan)
+    """
+    degree = getattr(getattr(getattr(sae, "cfg", None), "metadata", None), "hedging_degree", None)
+    return float("nan") if degree is None else float(degree)
+
+
 def layer_of_hook(hook_name: str | None) -> int | None:
     """Number of the block in a hook's name.
 

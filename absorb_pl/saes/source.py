@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from absorb_pl.saes.name_parts import split_control
 from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
 from absorb_pl.saes.properties import (
     check_sae_fits,
+    hedging_of,
     layer_of_hook,
     neuronpedia_place,
     require_rows,
@@ -45,6 +47,7 @@ class SaeSource:
         positions: Positions of a text that it was trained on; None for all.
         neuronpedia: Where Neuronpedia shows its latents, such as `gemma-2-2b/12-gemmascope-res-16k`; empty if its
             metadata do not say.
+        hedging: Degree of hedging that its training measured; NaN if its metadata do not say, and for controls.
     """
 
     name: str
@@ -58,6 +61,7 @@ class SaeSource:
     folded: Folding = ""
     positions: range | None = None
     neuronpedia: str = ""
+    hedging: float = nan
 
     @classmethod
     def check(
@@ -110,6 +114,7 @@ class SaeSource:
             folding_of(norms, to_unit_norms(sae, in_place=True)),
             trained_positions(sae),
             neuronpedia_place(sae),
+            nan if control else hedging_of(sae),
         )
 
     def check_words(self, positions: Int[Tensor, " words"]) -> None:

@@ -57,6 +57,7 @@ def study_tables(
             "architecture": sae.architecture,
             "control": sae.control,
             "neuronpedia": sae.neuronpedia,
+            "hedging": sae.hedging,
             "folded": sae.folded,
             "processing": describe_processing(model_processing(words.language_model)),
             **found.statistics,

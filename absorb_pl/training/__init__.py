@@ -1,7 +1,7 @@
 """Training of SAEs whose absorption is measured on the way."""
 
 from absorb_pl.training.export import inference_sae
-from absorb_pl.training.hedging import measure_hedging
+from absorb_pl.training.hedging import MeasureHedging, measure_hedging
 from absorb_pl.training.loss_recovered import LossRecovered, next_token_loss
 from absorb_pl.training.monitor import AbsorptionMonitor
 from absorb_pl.training.sae_export import SaeExport
@@ -17,6 +17,7 @@ __all__ = [
     "ActivationSource",
     "CachedActivations",
     "LossRecovered",
+    "MeasureHedging",
     "ModelActivations",
     "SaeExport",
     "SaeOptimisation",

@@ -1,57 +1,154 @@
-"""Train an SAE on with and without new latents, side by side, to see how much it had hedged."""
+"""Train SAEs on with and without new latents, side by side, to see how much they had hedged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from sae_lens import TrainingSAE
 from torch import Tensor, nn
+from typing_extensions import override
 
+from absorb_pl.data.stopping import stoppable
+from absorb_pl.data.trainers import log_folder
+from absorb_pl.errors import AbsorbError
+from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional.hedging import Hedging, hedging_degree
+from absorb_pl.probes.fitting import quiet_lightning
 from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.schema import HEDGING, dtypes
 from absorb_pl.training.sae_module import SparseAutoencoderModule
+from absorb_pl.training.settings import SaeSettings
+
+
+class MeasureHedging(Callback):
+    """How much each SAE hedges, measured when the training ends.
+
+    Every SAE is trained on for some steps, as it is and with new latents (`measure_hedging`); what the training leaves
+    is not touched. Logs `hedging/<sae>`, writes the table `hedging`, and the SAEs that are saved carry their degree in
+    their metadata, where a study finds it. One process measures; the others wait.
+
+    Args:
+        new_latents: How many latents to add.
+        steps: Steps to train on for.
+
+    Attributes:
+        found: What was found, a row per SAE (see `absorb_pl.schema.HEDGING`).
+    """
+
+    def __init__(self, new_latents: Count = 64, steps: Count = 500) -> None:
+        check_ranges(MeasureHedging.__init__, locals())
+        self.new_latents, self.steps = new_latents, steps
+        self.found = pd.DataFrame(columns=list(HEDGING))
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that SAEs are trained.
+
+        Raises:
+            AbsorbError: The module trains something else.
+        """
+        if not isinstance(pl_module, SparseAutoencoderModule):
+            raise AbsorbError(
+                "callbacks",
+                f"{type(self).__name__} with {type(pl_module).__name__}",
+                expected="a SparseAutoencoderModule",
+                remedy="Train SAEs, or drop the callback.",
+            )
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = cast(SparseAutoencoderModule, pl_module)
+        if trainer.is_global_zero:
+            data = cast(Any, trainer).datamodule
+            with quiet_lightning():
+                measured = measure_hedging(module, data, lambda: self._trainer(module.device), self.new_latents)
+            data.trainer = trainer
+            self._keep(trainer, module, measured)
+        trainer.strategy.barrier()
+
+    def _keep(self, trainer: Trainer, module: SparseAutoencoderModule, measured: Mapping[str, Hedging]) -> None:
+        rows = [
+            {
+                "sae": name,
+                "hook_name": hook,
+                "architecture": module.settings[name].architecture,
+                "d_sae": module.settings[name].d_sae,
+                "new_latents": self.new_latents,
+                "steps": self.steps,
+                **measured[name]._asdict(),
+            }
+            for name, hook in zip(module.names, module.hooks, strict=True)
+        ]
+        self.found = pd.DataFrame(rows)[list(HEDGING)].astype(dtypes(HEDGING))
+        for name, hedging in measured.items():
+            module.findings[name]["hedging_degree"] = hedging.degree
+        for logger in trainer.loggers:
+            logger.log_metrics({f"hedging/{name}": one.degree for name, one in measured.items()}, trainer.global_step)
+        write_table(self.found, log_folder(trainer) / "tables" / "hedging.parquet")
+
+    def _trainer(self, device: torch.device) -> Trainer:
+        return stoppable(
+            Trainer(
+                accelerator="gpu" if device.type == "cuda" else device.type,
+                strategy=SingleDeviceStrategy(device),
+                max_steps=self.steps,
+                limit_val_batches=0,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+        )
 
 
 def measure_hedging(
     module: SparseAutoencoderModule,
-    name: str,
     data: LightningDataModule,
     make_trainer: Callable[[], Trainer],
     new_latents: Count = 64,
-) -> Hedging:
-    """Measure how much one SAE of a finished training hedges.
+) -> dict[str, Hedging]:
+    """Measure how much the SAEs of a training hedge.
 
-    The SAE is trained on twice from where it is, as it is and with new latents, on the same batches and with the
-    learning rate that it began with.
+    Each SAE is trained on twice from where it is, as it is and with new latents, on the same batches, with the
+    learning rate that it began with and its losses at their full strength.
 
     Args:
-        module: The finished training, which is left as it is.
-        name: Name of the SAE.
-        data: What it was trained on.
+        module: The training, which is left as it is.
+        data: What the SAEs were trained on.
         make_trainer: Makes the Trainer that trains on; its `max_steps` says how long.
         new_latents: How many latents to add.
 
     Returns:
-        How far the old latents moved towards the new ones, and the degree of hedging.
+        By SAE, how far the old latents moved towards the new ones, and the degree of hedging.
 
     Raises:
         RangeError: There are to be no new latents.
     """
     check_ranges(measure_hedging, locals())
-    settings, number = module.settings[name], module.names.index(name)
-    wider = replace(settings, d_sae=settings.d_sae + new_latents)
     constant = replace(module.optimisation, lr_scheduler="constant", lr_warm_up_steps=0, lr_decay_steps=0)
-    onward = SparseAutoencoderModule(
-        {"control": settings, "extended": wider}, module.hook_widths, constant, module.seed
-    )
-    for sae in onward.saes:
-        copy_latents(module.saes[number], sae)
-    onward.scales.fill_(module.scales[number])
+    controls = {f"control-{name}": _at_full_strength(one) for name, one in module.settings.items()}
+    extended = {
+        f"extended-{name}": replace(_at_full_strength(one), d_sae=one.d_sae + new_latents)
+        for name, one in module.settings.items()
+    }
+    onward = SparseAutoencoderModule({**controls, **extended}, module.hook_widths, constant, module.seed)
+    for source, sae in zip([*module.saes, *module.saes], onward.saes, strict=True):
+        copy_latents(source, sae)
+    onward.scales.copy_(torch.cat([module.scales, module.scales]))
     make_trainer().fit(onward, data)
-    control, extended = (cast(TrainingSAE[Any], sae).W_dec.detach() for sae in onward.saes)
-    return hedging_degree(control, extended)
+    decoders = [cast(TrainingSAE[Any], sae).W_dec.detach() for sae in onward.saes]
+    pairs = zip(module.names, decoders[: len(controls)], decoders[len(controls) :], strict=True)
+    return {name: hedging_degree(control, wider) for name, control, wider in pairs}
+
+
+def _at_full_strength(settings: SaeSettings) -> SaeSettings:
+    """The same SAE, with the coefficients of its losses at once what they rose to in training."""
+    own = {name: value for name, value in settings.settings.items() if not name.endswith("_warm_up_steps")}
+    return replace(settings, settings=own)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from absorb_pl.training.sae_module import SparseAutoencoderModule
 
 
 class SaeExport(Callback):
-    """Saves the SAEs that were trained, in SAELens's format, when the training ends and, if asked for, on the way.
+    """Saves the SAEs that were trained, in SAELens's format, at the end of a fit and, if asked for, on the way.
 
     Args:
         folder: Where to; `saes` in the Trainer's log folder if not given.
@@ -31,7 +31,7 @@ class SaeExport(Callback):
             self._save(trainer, pl_module, f"step-{trainer.global_step}")
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, pl_module)
 
     def _save(self, trainer: Trainer, module: LightningModule, *below: str) -> None:

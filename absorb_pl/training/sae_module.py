@@ -47,6 +47,7 @@ class SparseAutoencoderModule(LightningModule):
         names: Names of the SAEs.
         saes: The SAEs in training, in the order of their names.
         steps_since_fired: Steps since each latent fired last, by SAE.
+        findings: What callbacks found out about each SAE, by name; goes into the metadata of SAEs that are saved.
 
     Raises:
         HookMismatchError: An SAE names no hook where there are several, or one that is not among them.
@@ -84,6 +85,7 @@ class SparseAutoencoderModule(LightningModule):
             self.register_buffer(f"_since_fired_{number}", torch.zeros(len(sae.W_dec)))
         self.register_buffer("scales", torch.zeros(len(self.names), dtype=torch.float64))
         self.held_out = nn.ModuleList(ReconstructionMetrics(*reversed(sae.W_dec.shape)) for sae in self._saes())
+        self.findings: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         self._tried: list[SAE[Any]] = []
         self.save_hyperparameters(
             {
@@ -111,7 +113,8 @@ class SparseAutoencoderModule(LightningModule):
         for name, hook, sae, scale in zip(self.names, self.hooks, self._saes(), self.scales.tolist(), strict=True):
             found[name] = inference_sae(sae, scale or 1.0)
             metadata = found[name].cfg.metadata
-            for key, value in {**about, "hook_name": hook, "training_steps": self.global_step}.items():
+            said = {**about, "hook_name": hook, "training_steps": self.global_step, **self.findings[name]}
+            for key, value in said.items():
                 metadata[key] = value
         return found
 

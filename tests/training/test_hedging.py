@@ -1,17 +1,23 @@
 """Hedging in worlds where features go together, and where they do not."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
 from absorb_pl.errors import RangeError
+from absorb_pl.saes import load_sae
+from absorb_pl.saes.properties import hedging_of
 from absorb_pl.training import (
     ActivationSource,
+    MeasureHedging,
+    SaeExport,
     SaeOptimisation,
     SaeSettings,
     SparseAutoencoderModule,
     TokenActivationDataModule,
+    WorldActivations,
     measure_hedging,
 )
 from absorb_pl.training.sources import chunk_rng
@@ -66,7 +72,7 @@ def hedging(tmp_path, *, together):
     module = SparseAutoencoderModule({"narrow": narrow}, data.hook_widths, SaeOptimisation(lr=2e-2))
     trainer(tmp_path, 400).fit(module, data)
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    found = measure_hedging(module, "narrow", data, lambda: trainer(tmp_path, 400), new_latents=PAIRS)
+    found = measure_hedging(module, data, lambda: trainer(tmp_path, 400), new_latents=PAIRS)["narrow"]
     assert all(torch.equal(before[key], tensor) for key, tensor in module.state_dict().items())
     return found
 
@@ -77,6 +83,30 @@ def test_a_narrow_sae_hedges_where_features_come_together(tmp_path):
     assert together.degree > 0.4
     assert together.moved > 0.5
     assert apart.degree < 0.05
+
+
+def test_the_degree_goes_with_the_saved_sae_into_a_study(tmp_path):
+    data = TokenActivationDataModule(WorldActivations("superposition", rows_per_chunk=64), batch_size=64)
+    saes = {
+        "one": SaeSettings("standard", 24, settings={"l1_coefficient": 0.5, "l1_warm_up_steps": 20}),
+        "two": SaeSettings("topk", 32, settings={"k": 3}, lr=1e-3),
+    }
+    module = SparseAutoencoderModule(saes, data.hook_widths, SaeOptimisation(lr=5e-3, lr_warm_up_steps=5))
+    measuring = MeasureHedging(new_latents=8, steps=15)
+    running = trainer(tmp_path, 30)
+    running.callbacks += [SaeExport(), measuring]
+    running.fit(module, data)
+    assert data.trainer is running
+    table = pd.read_parquet(tmp_path / "tables" / "hedging.parquet")
+    pd.testing.assert_frame_equal(table, measuring.found)
+    for name, row in table.set_index("sae").iterrows():
+        alone = SparseAutoencoderModule({name: saes[name]}, data.hook_widths, module.optimisation)
+        trainer(tmp_path, 30).fit(alone, data)
+        expected = measure_hedging(alone, data, lambda: trainer(tmp_path, 15), new_latents=8)[name]
+        assert row[["moved", "by_chance", "degree"]].tolist() == list(expected)
+        saved = load_sae(str(tmp_path / "saes" / name))
+        assert hedging_of(saved) == row["degree"]
+    assert table["degree"].max() > 0
 
 
 @pytest.mark.parametrize(
@@ -91,7 +121,7 @@ def test_a_narrow_sae_hedges_where_features_come_together(tmp_path):
 def test_every_architecture_can_be_extended(tmp_path, settings):
     data = TokenActivationDataModule(Pairs(together=True), batch_size=64, chunks_per_buffer=4)
     module = SparseAutoencoderModule({"a": settings}, data.hook_widths)
-    found = measure_hedging(module, "a", data, lambda: trainer(tmp_path, 2), new_latents=3)
+    found = measure_hedging(module, data, lambda: trainer(tmp_path, 2), new_latents=3)["a"]
     assert 0 <= found.degree < 0.05
     with pytest.raises(RangeError, match="`new_latents` was 0"):
-        measure_hedging(module, "a", data, lambda: trainer(tmp_path, 2), new_latents=0)
+        measure_hedging(module, data, lambda: trainer(tmp_path, 2), new_latents=0)

@@ -55,6 +55,7 @@ function aboutSae(row) {
     ["L0", number(row.l0)],
     ["explained variance", number(row.explained_variance)],
     ["fire on no word", percent(row.dead_fraction)],
+    ["hedging", number(row.hedging)],
     ["splits per class", number(row.num_splits)],
     ["probe F1", number(row.probe_f1)],
   ].filter(([, value]) => value !== "–");

@@ -11,6 +11,7 @@ const PROPERTIES = {
   layer: "layer",
   d_sae: "width, latents",
   dead_fraction: "share of latents that fire on no word",
+  hedging: "degree of hedging",
   num_splits: "splits, further main latents per class",
 };
 
@@ -88,6 +89,7 @@ function summaryTable(study, rows, state) {
       numbers("expl. var.", "explained_variance", { hint: "share of the variance that is reconstructed" }),
       numbers("splits", "num_splits", { hint: "further main latents per class" }),
       numbers("dead", "dead_fraction", { show: percent, hint: "latents that fire on no held-out word", isWideOnly: true }),
+      numbers("hedging", "hedging", { hint: "degree, as its training measured it", isWideOnly: true, visible: rows.some((row) => isNumber(row.hedging)) }),
       numbers("main recall", "main_latent_recall", { hint: "share of words on which a main latent fires", isWideOnly: true }),
       numbers("probe F1", "probe_f1", { hint: "of the linear probe: the ceiling", isWideOnly: true }),
       numbers("n", "num_words", { hint: "words of the rate" }),
