@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from sae_lens import SAE
 from speller.card import render
 from speller.measure import probe_f1, run_words, sae_figures
@@ -17,6 +18,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
 from absorb_pl.training.spelling_mixture import SpellingMixture, vocabulary_of
+
+SUITE = Path(__file__).parents[1] / "configs" / "train_suite.yaml"
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
@@ -36,7 +39,6 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     hooks = sorted({sae.cfg.metadata.hook_name for sae in saes.values()})
     words = run_words(model, mixture, hooks, num_words=num_words)
     correct = words.is_correct.float()
-    first = next(iter(saes.values())).cfg.metadata
     config = json.loads((model_folder / "config.json").read_text())
     figures = {
         "measure_seed": options.seed,
@@ -55,8 +57,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
             "model_megabytes": (model_folder / "model.safetensors").stat().st_size / 1e6,
         },
         "training": json.loads((model_folder / "training.json").read_text()),
-        "sae_training": {f"sae_{key}": first[f"training_{key}"] for key in ("rows", "batch", "lr", "seed")}
-        | {"other_percent": 100 * first["training_other_share"]},
+        "sae_training": _sae_training(options.suite),
         "saes": {},
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "sae-lens", "wordfreq")),
     }
@@ -73,9 +74,9 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         figures["saes"][name] = {
             "hook_name": hook,
             "d_sae": sae.cfg.d_sae,
-            "steps": sae.cfg.metadata["training_steps"],
             "architecture": sae.cfg.metadata.training_architecture,
             **sae_figures(sae, words.residuals[hook]),
+            "hedging": sae.cfg.metadata["hedging_degree"],
         }
         print(name, figures["saes"][name], flush=True)
     (options.assets / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -83,9 +84,25 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     return figures
 
 
+def _sae_training(suite: Path) -> dict[str, Any]:
+    """What the card says of the SAEs' training, from its configuration."""
+    config = yaml.safe_load(suite.read_text(encoding="utf-8"))
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    rates = [sae["lr"] for sae in model["saes"].values() if "lr" in sae]
+    return {
+        "sae_steps": config["trainer"]["max_steps"],
+        "sae_batch": data["batch_size"],
+        "sae_lr": model["optimisation"]["lr"],
+        "sae_own_lr": ", ".join(map(str, sorted(set(rates)))),
+        "sae_seed": config["seed_everything"],
+        "sae_power": data["source"]["init_args"]["power"],
+    }
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True, help="folder that holds model/ and saes/")
+    parser.add_argument("--suite", type=Path, default=SUITE, help="configuration that the SAEs were trained by")
     parser.add_argument("--seed", type=int, default=1, help="draws the solved examples")
     parser.add_argument("--least-held-out", type=int, default=10, help="held-out words a letter needs for its F1")
     parser.add_argument("--threads", type=int, default=1)

@@ -17,11 +17,14 @@ class SaeExport(Callback):
     Args:
         folder: Where to; `saes` in the Trainer's log folder if not given.
         every_n_steps: Steps between saves to `step-<n>` below it; none on the way when None.
+        unit_norms: Whether to give decoder rows unit norm; latents are scaled, and reconstructions stay the same.
     """
 
-    def __init__(self, folder: str | None = None, every_n_steps: Count | None = None) -> None:
+    def __init__(
+        self, folder: str | None = None, every_n_steps: Count | None = None, unit_norms: bool = False
+    ) -> None:
         check_ranges(SaeExport.__init__, locals())
-        self.folder, self.every_n_steps = folder, every_n_steps
+        self.folder, self.every_n_steps, self.unit_norms = folder, every_n_steps, unit_norms
 
     @override
     def on_train_batch_end(
@@ -37,4 +40,4 @@ class SaeExport(Callback):
     def _save(self, trainer: Trainer, module: LightningModule, *below: str) -> None:
         folder = Path(self.folder) if self.folder else log_folder(trainer) / "saes"
         if trainer.is_global_zero:
-            cast(SparseAutoencoderModule, module).save_saes(folder.joinpath(*below))
+            cast(SparseAutoencoderModule, module).save_saes(folder.joinpath(*below), unit_norms=self.unit_norms)

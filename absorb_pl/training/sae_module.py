@@ -118,11 +118,13 @@ class SparseAutoencoderModule(LightningModule):
                 metadata[key] = value
         return found
 
-    def save_saes(self, folder: str | Path) -> list[Path]:
+    def save_saes(self, folder: str | Path, *, unit_norms: bool = False) -> list[Path]:
         """Save all SAEs in SAELens's format, each in a folder of its name; `load_sae` and SAELens take them.
 
         Args:
             folder: Folder to save below; SAEs of the same names there are replaced.
+            unit_norms: Whether to give decoder rows unit norm, by SAELens's `fold_W_dec_norm`; latents are scaled, and
+                reconstructions stay the same.
 
         Raises:
             NonFiniteError: A weight is NaN or infinite.
@@ -132,6 +134,8 @@ class SparseAutoencoderModule(LightningModule):
         saved = []
         for name, sae in self.inference_saes().items():
             path = Path(folder) / name
+            if unit_norms:
+                sae.fold_W_dec_norm()
             with whole_folder(path) as draft:
                 sae.cfg.device = "cpu"
                 sae.save_model(draft)
@@ -248,13 +252,16 @@ class SparseAutoencoderModule(LightningModule):
         Raises:
             CheckpointError: They differ.
         """
-        found, asked = checkpoint["hyper_parameters"], self.hparams
+        kept = checkpoint["hyper_parameters"]
+        found = {**kept, "saes": plain_settings(sae_settings_of(kept["saes"]))}
         for name in ("saes", "hook_widths", "optimisation"):
-            if found.get(name) != asked[name]:
+            was, asked = found[name], self.hparams[name]
+            if was != asked:
+                differs = next(key for key in [*was, *asked] if was.get(key) != asked.get(key))
                 raise CheckpointError(
                     "ckpt_path",
-                    f"a checkpoint with {name} {found.get(name)}",
-                    expected=f"{name} {asked[name]}, as asked for",
+                    f"a checkpoint in whose {name} {differs} is {was.get(differs, 'missing')}",
+                    expected=f"{asked.get(differs, 'none')}, as asked for",
                     remedy="Go on with the settings of the checkpoint, or begin anew without it.",
                 )
 

@@ -1,4 +1,4 @@
-"""Activations of the bundled speller on the spelling tasks that it was trained on."""
+"""Activations of a speller on the spelling tasks that it was trained on."""
 
 from functools import cached_property
 from typing import Annotated, Any
@@ -17,10 +17,11 @@ from absorb_pl.training.spelling_mixture import TEMPLATES, SpellingMixture, Toke
 
 
 class SpellingActivations(ModelActivations):
-    """Residuals of the speller on contexts of solved spelling examples, at the words and at other tokens.
+    """Residuals of a speller on contexts of solved spelling examples, at the words and at other tokens.
 
     Args:
         hook_names: TransformerLens hook names.
+        model: The bundled speller, or the folder of another that was made as it was (see its model card).
         examples: Solved examples per context.
         other_share: Share of rows that are not read at a word.
         power: Words are drawn by their frequency to this power.
@@ -39,6 +40,7 @@ class SpellingActivations(ModelActivations):
     def __init__(
         self,
         hook_names: list[str],
+        model: str = SPELLER,
         examples: Count = 11,
         other_share: Annotated[float | int, Range(0, 1, below=True)] = 0.2,
         power: NotNegative = 0.6,
@@ -48,7 +50,7 @@ class SpellingActivations(ModelActivations):
         check_ranges(SpellingActivations.__init__, locals())
         self.hook_names, self.examples, self.other_share = list(hook_names), examples, other_share
         self.power, self.contexts_per_chunk, self.seed = power, contexts_per_chunk, seed
-        self.model = load_language_model(SPELLER)
+        self.model_name, self.model = model, load_language_model(model)
         for hook in self.hook_names:
             check_hook(self.model, hook)
 
@@ -93,9 +95,9 @@ class SpellingActivations(ModelActivations):
     @override
     def identity(self) -> dict[str, Any]:
         names = ("hook_names", "examples", "other_share", "power", "contexts_per_chunk", "seed")
-        return {"model": SPELLER, **{name: getattr(self, name) for name in names}}
+        return {"model": self.model_name, **{name: getattr(self, name) for name in names}}
 
     @property
     @override
     def sae_metadata(self) -> dict[str, Any]:
-        return {"model_name": SPELLER, "prepend_bos": True}
+        return {"model_name": self.model_name, "prepend_bos": True}

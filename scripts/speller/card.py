@@ -45,20 +45,21 @@ one-vs-rest logistic regressions (classes balanced, L2) on the residual at the w
 
 ## The SAEs
 
-Trained by SAELens on {sae_rows:,} activations per layer from the same mixture, {other_percent:.0f} % of them
-not at words: batches of {sae_batch} rows, Adam, learning rate {sae_lr}, seed {sae_seed}. BatchTopK
-and Matryoshka SAEs are stored as JumpReLU SAEs; `metadata.training_architecture` says what they were. Decoder
-rows have unit norm. L0, explained variance and silent latents are over the words' activations behind 10
-solved examples, every word once.
+Trained side by side by `configs/train_suite.yaml`: {sae_steps:,} steps of {sae_batch} rows, Adam, learning rate
+{sae_lr} ({sae_own_lr} for JumpReLU), seed {sae_seed}, on the speller's residuals at the words of its own training tasks, words drawn by
+frequency^{sae_power}. SAELens owns the architectures and their losses. Four architectures have a *sparse*, a *medium* and a *dense* SAE each,
+with about 4, 8 and 16 latents active at a word, so that they can be compared at equal L0. BatchTopK and Matryoshka SAEs are stored as JumpReLU
+SAEs; `metadata.training_architecture` says what they were. Decoder rows have unit norm. L0, explained variance and silent latents are over the
+words' activations behind 10 solved examples, every word once; hedging is the degree that `MeasureHedging` found at the end of the training.
 
-| name | hook | latents | steps | L0 | explained variance | silent latents |
+| name | hook | latents | L0 | explained variance | silent latents | hedging |
 |---|---|---|---|---|---|---|
 {sae_table}
 
 ## Made by
 
     python scripts/train_speller.py --output {assets}/model
-    python scripts/train_speller_saes.py --model {assets}/model --output {assets}/saes
+    absorb-pl fit --config configs/train_suite.yaml   # then move lightning_logs/train_suite/saes to {assets}/saes
     python scripts/measure_speller.py --assets {assets}
 
 Versions: {versions}. The same seed and number of threads on the same kind of machine give the same weights.
@@ -78,8 +79,8 @@ def render(figures: dict[str, Any], *, assets: str) -> str:
         f"| probe F1 at `{hook}`, held-out words | {f1:.3f} |" for hook, f1 in figures["probe_f1"].items()
     )
     sae_table = "\n".join(
-        f"| `{name}` | `{sae['hook_name']}` | {sae['d_sae']} | {sae['steps']} | {sae['l0']:.1f} | "
-        f"{sae['explained_variance']:.3f} | {sae['silent_latents']:.0%} |"
+        f"| `{name}` | `{sae['hook_name']}` | {sae['d_sae']} | {sae['l0']:.1f} | "
+        f"{sae['explained_variance']:.3f} | {sae['silent_latents']:.0%} | {sae['hedging']:.2f} |"
         for name, sae in figures["saes"].items()
     )
     flat = {**figures["model"], **figures["training"], **figures["sae_training"], **figures}

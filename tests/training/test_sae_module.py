@@ -206,6 +206,20 @@ def test_saved_saes_are_those_in_training(tmp_path, name):
         torch.testing.assert_close(kept(rows), in_training.decode(in_training.encode(rows)).detach())
 
 
+@pytest.mark.parametrize("name", ["standard", "jumprelu", "gated"])
+def test_saes_may_be_saved_with_unit_norms(tmp_path, name):
+    module, _ = trained(tmp_path, {name: SETTINGS[name]}, max_steps=40)
+    [plain], [unit] = module.save_saes(tmp_path / "plain"), module.save_saes(tmp_path / "unit", unit_norms=True)
+    plain, unit = SAE.load_from_disk(plain, dtype="float64"), SAE.load_from_disk(unit, dtype="float64")
+    rows = data_module().source.chunk(3, torch.device("cpu"))["activations"].double()
+    norms = plain.W_dec.norm(dim=1)
+    assert float((norms - 1).abs().max()) > 1e-3
+    torch.testing.assert_close(unit.W_dec.norm(dim=1), torch.ones_like(norms), rtol=0, atol=1e-6)
+    # Weights were rounded to float32 once more: each of 64 products of an encoding is off by no more than that.
+    bound = 65 * torch.finfo(torch.float32).eps * float(rows.abs().max() * unit.W_enc.abs().max())
+    torch.testing.assert_close(unit.encode(rows), plain.encode(rows) * norms, rtol=0, atol=bound)
+
+
 def test_saving_replaces_what_lies_there_whole(tmp_path):
     module = SparseAutoencoderModule({"b": SETTINGS["topk"]}, {"activations": 64})
     (tmp_path / "b").mkdir()
@@ -285,11 +299,15 @@ def test_other_saes_or_data_than_a_checkpoint_has_are_refused(tmp_path):
     trained(tmp_path, names, saving, max_steps=40, enable_checkpointing=True)
     ckpt = str(tmp_path / "step=20.ckpt")
     wider = SparseAutoencoderModule({"a": SaeSettings("topk", 48, settings={"k": 3})}, {"activations": 64})
-    with pytest.raises(CheckpointError, match=r"`ckpt_path` was .*a checkpoint with saes .*expected saes"):
+    message = r"`ckpt_path` was .*a checkpoint in whose saes a is .*, expected .*'d_sae': 48.*, as asked for"
+    with pytest.raises(CheckpointError, match=message):
         trainer(tmp_path).fit(wider, data_module(), ckpt_path=ckpt)
     same = SparseAutoencoderModule(names, {"activations": 64}, OPTIMISATION, seed=3)
     with pytest.raises(CheckpointError, match=r"`ckpt_path` was .*a checkpoint of a training on"):
         trainer(tmp_path).fit(same, data_module(seed=7), ckpt_path=ckpt)
+    written_before = torch.load(ckpt, weights_only=True)
+    del written_before["hyper_parameters"]["saes"]["a"]["lr"]  # a setting that there was not yet
+    torch.save(written_before, ckpt)
     loaded = SparseAutoencoderModule.load_from_checkpoint(ckpt, weights_only=True)
     assert loaded.names == ["a"]
     assert loaded.optimisation == OPTIMISATION
