@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
 from absorb_pl.data.artifacts import artifact_path, open_artifact, write_artifact
+from absorb_pl.data.claims import claim
 from absorb_pl.data.shares import Share
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import CacheCorruptedError
@@ -111,17 +112,33 @@ class Stage(ABC):
 
 
 class _UnitLoop(LightningModule):
-    """Makes one unit per predict step, with gradients allowed."""
+    """Makes one unit per predict step, with gradients allowed.
+
+    Units that another study has begun are left to it; in the end their artifacts are waited for.
+    """
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self.stage = stage
+        self._begun_elsewhere: list[str] = []
 
     @override
     def predict_step(self, unit: str, batch_idx: int) -> None:
-        if unit:
-            with torch.enable_grad():
+        if unit and not self._make(unit, wait=False):
+            self._begun_elsewhere.append(unit)
+
+    @override
+    def on_predict_epoch_end(self) -> None:
+        for unit in self._begun_elsewhere:
+            self._make(unit, wait=True)
+        self._begun_elsewhere = []
+
+    def _make(self, unit: str, *, wait: bool) -> bool:
+        """Make a unit unless another process does; returns whether it is done."""
+        with claim(self.stage.path(unit), wait=wait) as is_ours, torch.enable_grad():
+            if is_ours and self.stage.missing([unit]):
                 self.stage.keep(unit, self.stage.make(unit, self.device))
+            return is_ours
 
 
 def _write(file: Path, content: Any) -> None:
