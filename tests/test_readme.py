@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/reading-results.md", "docs/page.md", "docs/commands.md")
 TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 # As many SAEs and words as show what the commands are for; the first SAE absorbs most, so few words have candidates.
-SAES = ["speller/l1-standard-w1024-medium", "speller/l2-batchtopk-*"]
+SAES = ["speller/l1-standard-w1024-medium", "speller/l2-batchtopk-*", "speller/l2-matryoshka-*"]
 TASK = {"max_words": 400, "max_icl_examples": 3}
 
 

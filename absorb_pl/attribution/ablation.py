@@ -97,7 +97,7 @@ def calculate_individual_feature_ablations(
         ...     model, " cat:", lambda logits: logits[:, -1, answer], sae, ablate_token_index=-2
         ... )
         >>> min(found.ablation_scores, key=found.ablation_scores.get)
-        52
+        487
     """
     check_ranges(calculate_individual_feature_ablations, locals())
     check_latents(sae, ablate_features)

@@ -178,7 +178,7 @@ def calculate_feature_attribution(
         ...     model, " cat:", lambda logits: logits[:, -1, answer], include_saes={"blocks.1.hook_resid_post": sae}
         ... )
         >>> found.sae_feature_attributions["blocks.1.hook_resid_post"][0, -2].argmax()
-        tensor(52)
+        tensor(487)
     """
     run = calculate_attribution_grads(
         model,

@@ -124,7 +124,7 @@ def calculate_integrated_gradient_attribution_patching(
         ...     include_saes={"blocks.1.hook_resid_post": sae},
         ... )
         >>> found.sae_feature_attributions["blocks.1.hook_resid_post"][0, -2].argmin()
-        tensor(52)
+        tensor(487)
     """
     check_ranges(calculate_integrated_gradient_attribution_patching, locals())
     saes = dict(include_saes or {})

@@ -109,7 +109,7 @@ def word_integrated_gradients(
         >>> def metric(last_logits, rows):
         ...     return last_logits.gather(1, answers[rows, None])[:, 0]
         >>> word_integrated_gradients(model, sae, prompts, metric).scores.argmin(dim=1)
-        tensor([ 52, 390])
+        tensor([487, 442])
     """
     check_ranges(word_integrated_gradients, locals())
     hook_name = hook_name or sae_hook_name(sae)

@@ -98,7 +98,7 @@ def word_ablations(
         >>> found = word_ablations(model, sae, prompts, metric)
         >>> worst = found.scores.argmin()
         >>> found.rows[worst], found.latents[worst]
-        (tensor(1), tensor(390))
+        (tensor(1), tensor(442))
     """
     check_ranges(word_ablations, locals())
     check_latents(sae, latents)

@@ -34,12 +34,13 @@ def claim(path: Path, *, wait: bool) -> Iterator[bool]:
     with writing_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR)
+    is_ours = False
     try:
         is_ours = _locked(descriptor, wait=wait)
         yield is_ours
+    finally:
         if is_ours:
             lock.unlink(missing_ok=True)
-    finally:
         os.close(descriptor)
 
 

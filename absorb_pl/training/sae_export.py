@@ -20,9 +20,7 @@ class SaeExport(Callback):
         unit_norms: Whether to give decoder rows unit norm; latents are scaled, and reconstructions stay the same.
     """
 
-    def __init__(
-        self, folder: str | None = None, every_n_steps: Count | None = None, unit_norms: bool = False
-    ) -> None:
+    def __init__(self, folder: str | None = None, every_n_steps: Count | None = None, unit_norms: bool = False) -> None:
         check_ranges(SaeExport.__init__, locals())
         self.folder, self.every_n_steps, self.unit_norms = folder, every_n_steps, unit_norms
 

@@ -238,6 +238,8 @@ class SparseAutoencoderModule(LightningModule):
         for name, metric in zip(self.names, self._held_out(), strict=True):
             for figure, value in metric.compute().items():
                 self.log(f"val/{figure}/{name}", value)
+                if figure == "l0":
+                    self.findings[name]["l0"] = float(value)
             metric.reset()
 
     @override

@@ -50,7 +50,8 @@ Trained side by side by `configs/train_suite.yaml`: {sae_steps:,} steps of {sae_
 frequency^{sae_power}. SAELens owns the architectures and their losses. Four architectures have a *sparse*, a *medium* and a *dense* SAE each,
 with about 4, 8 and 16 latents active at a word, so that they can be compared at equal L0. BatchTopK and Matryoshka SAEs are stored as JumpReLU
 SAEs; `metadata.training_architecture` says what they were. Decoder rows have unit norm. L0, explained variance and silent latents are over the
-words' activations behind 10 solved examples, every word once; hedging is the degree that `MeasureHedging` found at the end of the training.
+words' activations behind 10 solved examples, every word once; hedging is the degree that `MeasureHedging` found at the end of the training. `checks.parquet` holds
+what `AbsorptionMonitor` found every 600 steps.
 
 | name | hook | latents | L0 | explained variance | silent latents | hedging |
 |---|---|---|---|---|---|---|

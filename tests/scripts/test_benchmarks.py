@@ -92,8 +92,8 @@ def test_a_sweep_gives_what_separate_studies_give(script, tmp_path, monkeypatch)
 
 
 def test_variants_reconstruct_what_the_sae_does(script, tmp_path):
-    names = script("bench_sweep").sae_names(tmp_path, 14)
-    assert len(set(names)) == 14
+    names = script("bench_sweep").sae_names(tmp_path, 16)
+    assert len(set(names)) == 16
     bundled = [name for name in names if name.startswith("speller/")]
     sae, variant = load_sae(names[0]), load_sae(names[len(bundled)])
     x = torch.randn(50, sae.W_dec.shape[1], generator=torch.Generator().manual_seed(0))

@@ -102,12 +102,12 @@ def test_list_shows_what_a_pattern_selects(capsys):
     main(["list", "speller/l1-jumprelu-*", f"{GPT2}/sae_topk_B", "gemma-scope-2b-pt-res/layer_12/width_16k/*"])
     shown = capsys.readouterr().out
     lines = [line for line in shown.splitlines() if line.startswith("│")]
-    assert "8 SAEs" in shown
-    assert len(lines) == 8
-    assert sum("jumprelu" in line for line in lines) == 7
-    assert "blocks.3.hook_resid_pre" in lines[2]
-    assert "16384" in lines[3]
-    assert "176.0" in lines[3]
+    assert "9 SAEs" in shown
+    assert len(lines) == 9
+    assert sum("jumprelu" in line for line in lines) == 8
+    assert "blocks.3.hook_resid_pre" in lines[3]
+    assert "16384" in lines[4]
+    assert "176.0" in lines[4]
     with pytest.raises(SystemExit, match="1"):
         main(["list", "speller/no-such-*"])
     assert "a pattern that selects SAEs" in capsys.readouterr().err

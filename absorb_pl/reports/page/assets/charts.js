@@ -36,7 +36,7 @@ export function ratesChart(rows, { x, label, rule, pick }) {
   const kind = { stroke: "architecture", symbol: "architecture" };
   const drawn = plot(`Absorption rate by ${rule} against ${label}`, {
     height: 340,
-    x: { label, type: isLog ? "log" : "linear", nice: !isLog, inset: 12, tickFormat: isLog ? (value) => String(value) : undefined },
+    x: { label, type: isLog ? "log" : "linear", base: isLog ? 2 : undefined, nice: !isLog, inset: 12, tickFormat: isLog ? (value) => String(value) : undefined },
     y: shares(`absorption rate by ${rule}, 95 % interval`),
     color: { range: COLOURS },
     symbol: { legend: true },
