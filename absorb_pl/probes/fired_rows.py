@@ -118,5 +118,6 @@ class _SparseProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        [gradient] = grad_outputs
         return torch.from_numpy(ctx.rows.T @ gradient.contiguous().numpy()).T.contiguous(), None

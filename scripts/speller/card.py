@@ -45,13 +45,15 @@ one-vs-rest logistic regressions (classes balanced, L2) on the residual at the w
 
 ## The SAEs
 
-Trained side by side by `configs/train_suite.yaml`: {sae_steps:,} steps of {sae_batch} rows, Adam, learning rate
-{sae_lr} ({sae_own_lr} for JumpReLU), seed {sae_seed}, on the speller's residuals at the words of its own training tasks, words drawn by
-frequency^{sae_power}. SAELens owns the architectures and their losses. Four architectures have a *sparse*, a *medium* and a *dense* SAE each,
-with about 4, 8 and 16 latents active at a word, so that they can be compared at equal L0. BatchTopK and Matryoshka SAEs are stored as JumpReLU
-SAEs; `metadata.training_architecture` says what they were. Decoder rows have unit norm. L0, explained variance and silent latents are over the
-words' activations behind 10 solved examples, every word once; hedging is the degree that `MeasureHedging` found at the end of the training. `checks.parquet` holds
-what `AbsorptionMonitor` found every 600 steps.
+Trained side by side by `configs/train_suite.yaml`: {sae_steps:,} steps of {sae_batch} rows, Adam, learning
+rate {sae_lr} ({sae_own_lr} for JumpReLU), seed {sae_seed}, on the speller's residuals at the words of its own
+training tasks, words drawn by frequency^{sae_power}. SAELens owns the architectures and their losses. Four
+architectures have a *sparse*, a *medium* and a *dense* SAE each, with about 4, 8 and 16 latents active at a
+word, so that they can be compared at equal L0. BatchTopK and Matryoshka SAEs are stored as JumpReLU SAEs;
+`metadata.training_architecture` says what they were. Decoder rows have unit norm. L0, explained variance and
+silent latents are over the words' activations behind 10 solved examples, every word once; hedging is the
+degree that `MeasureHedging` found at the end of the training. `checks.parquet` holds what `AbsorptionMonitor`
+found every 600 steps.
 
 | name | hook | latents | L0 | explained variance | silent latents | hedging |
 |---|---|---|---|---|---|---|

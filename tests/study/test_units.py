@@ -21,7 +21,7 @@ class Counting(Stage):
     def identity(self, unit):
         return {"unit": unit}
 
-    def make(self, unit, device):
+    def make(self, unit, *_):
         self.begun.set()
         if unit == "slow":
             assert self.go.wait(30)
@@ -86,7 +86,7 @@ def test_what_another_study_failed_at_is_made(tmp_path):
 
 def test_gradients_are_allowed(tmp_path):
     class Differentiating(Counting):
-        def make(self, unit, device):
+        def make(self, *_):
             x = torch.ones((), requires_grad=True)
             (2 * x).backward()
             return {"said.json": float(x.grad)}
