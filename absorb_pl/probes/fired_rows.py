@@ -118,6 +118,8 @@ class _SparseProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride], as the decorator hides the names
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, None]:
         [gradient] = grad_outputs
         return torch.from_numpy(ctx.rows.T @ gradient.contiguous().numpy()).T.contiguous(), None
