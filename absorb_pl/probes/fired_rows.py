@@ -80,7 +80,7 @@ class FiredRows:
     def product(
         self, index: Int[Tensor, " chosen"], weight: Float[Tensor, "classes columns"]
     ) -> Float[Tensor, "chosen classes"]:
-        """Rows times weights, which gradients go to; each sum is taken in the order of the columns.
+        """Rows times weights, which gradients go to; sparse rows are summed in the order of the columns.
 
         Args:
             index: Numbers of the rows.
