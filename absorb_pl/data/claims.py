@@ -13,8 +13,8 @@ from absorb_pl.data.drafts import writing_to
 def claim(path: Path, *, wait: bool) -> Iterator[bool]:
     """Claim what will be at `path` for a while, on this machine; yields whether it is this process's to make.
 
-    A claim ends with its process. Where the file system has no locks everybody gets every claim. Look whether the artifact
-    is there once the claim is yours: another may have made it meanwhile.
+    A claim ends with its process. Where the file system has no locks everybody gets every claim. Once the claim is
+    yours, look whether the artifact is there: another may have made it meanwhile.
 
     Args:
         path: Where the artifact will be.
