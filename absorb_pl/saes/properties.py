@@ -40,8 +40,7 @@ def sae_hook_name(sae: SparseAutoencoder) -> str:
         >>> sae_hook_name(SimpleNamespace(cfg=SimpleNamespace(metadata=metadata)))
         'blocks.5.hook_resid_pre'
     """
-    hook_name = getattr(getattr(getattr(sae, "cfg", None), "metadata", None), "hook_name", None)
-    hook_name = hook_name or getattr(sae, "hook_name", None)
+    hook_name = _said(sae, "hook_name") or getattr(sae, "hook_name", None)
     if not hook_name:
         raise HookNotFoundError(
             "sae.cfg.metadata.hook_name",
@@ -64,7 +63,7 @@ def neuronpedia_place(sae: SparseAutoencoder) -> str:
         >>> neuronpedia_place(SimpleNamespace(cfg=SimpleNamespace(metadata=metadata)))
         'gemma-2-2b/12-gemmascope-res-16k'
     """
-    return str(getattr(getattr(getattr(sae, "cfg", None), "metadata", None), "neuronpedia_id", None) or "")
+    return str(_said(sae, "neuronpedia_id") or "")
 
 
 def hedging_of(sae: SparseAutoencoder) -> float:
@@ -79,7 +78,7 @@ def hedging_of(sae: SparseAutoencoder) -> float:
         >>> hedging_of(SimpleNamespace(cfg=SimpleNamespace(metadata=metadata))), hedging_of(SimpleNamespace())
         (0.25, nan)
     """
-    degree = getattr(getattr(getattr(sae, "cfg", None), "metadata", None), "hedging_degree", None)
+    degree = _said(sae, "hedging_degree")
     return float("nan") if degree is None else float(degree)
 
 
@@ -334,3 +333,8 @@ def _unreached(hook_name: str, remedy: str) -> HookNotFoundError:
     return HookNotFoundError(
         "hook_name", hook_name, expected="a hook that the model's forward pass reaches", remedy=remedy
     )
+
+
+def _said(sae: SparseAutoencoder, name: str) -> Any:
+    """What an SAE's metadata say; None if they do not."""
+    return getattr(getattr(getattr(sae, "cfg", None), "metadata", None), name, None)

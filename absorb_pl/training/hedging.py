@@ -14,13 +14,12 @@ from typing_extensions import override
 
 from absorb_pl.data.stopping import stoppable
 from absorb_pl.data.trainers import log_folder
-from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional.hedging import Hedging, hedging_degree
 from absorb_pl.probes.fitting import quiet_lightning
 from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.schema import HEDGING, dtypes
-from absorb_pl.training.sae_module import SparseAutoencoderModule
+from absorb_pl.training.sae_module import SparseAutoencoderModule, require_saes_in_training
 from absorb_pl.training.settings import SaeSettings
 
 
@@ -51,13 +50,7 @@ class MeasureHedging(Callback):
         Raises:
             AbsorbError: The module trains something else.
         """
-        if not isinstance(pl_module, SparseAutoencoderModule):
-            raise AbsorbError(
-                "callbacks",
-                f"{type(self).__name__} with {type(pl_module).__name__}",
-                expected="a SparseAutoencoderModule",
-                remedy="Train SAEs, or drop the callback.",
-            )
+        require_saes_in_training(self, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.data.trainers import log_folder
-from absorb_pl.errors import AbsorbError, HookMismatchError
+from absorb_pl.errors import HookMismatchError
 from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules
 from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings
@@ -29,7 +29,7 @@ from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.loading import unit_norm_sae
 from absorb_pl.saes.properties import sae_architecture
 from absorb_pl.schema import CHECKS, dtypes
-from absorb_pl.training.sae_module import SparseAutoencoderModule
+from absorb_pl.training.sae_module import SparseAutoencoderModule, require_saes_in_training
 
 _WORLD_HOOK = "activations"
 
@@ -99,14 +99,8 @@ class AbsorptionMonitor(Callback):
             HookMismatchError: There are no words for an SAE's hook.
             SaeWidthError: Words are of another width than SAEs of their hook.
         """
-        if not isinstance(pl_module, SparseAutoencoderModule):
-            raise AbsorbError(
-                "callbacks",
-                f"{type(self).__name__} with {type(pl_module).__name__}",
-                expected="a SparseAutoencoderModule",
-                remedy="Train SAEs, or drop the callback.",
-            )
-        for hook in dict.fromkeys(pl_module.hooks):
+        module = require_saes_in_training(self, pl_module)
+        for hook in dict.fromkeys(module.hooks):
             if hook not in self.words:
                 raise HookMismatchError(
                     "words",
@@ -115,9 +109,9 @@ class AbsorptionMonitor(Callback):
                     remedy="Add a data module of this hook.",
                 )
             if hook not in self._rows:
-                self._rows[hook] = self._prepared(trainer, self.words[hook], pl_module.device)
-        for name, sae in pl_module.inference_saes().items():
-            self.words[pl_module.hooks[pl_module.names.index(name)]].check_sae(sae)
+                self._rows[hook] = self._prepared(trainer, self.words[hook], module.device)
+        for name, sae in module.inference_saes().items():
+            self.words[module.hooks[module.names.index(name)]].check_sae(sae)
 
     @override
     def on_train_batch_end(

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from sae_lens import SAE, TrainingSAE
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from sae_lens.training.optim import get_lr_scheduler
@@ -367,6 +367,26 @@ class SparseAutoencoderModule(LightningModule):
                         expected="finite weights; nothing was written",
                         remedy="Lower `optimisation.lr`, or go on from the last checkpoint, which is good.",
                     )
+
+
+def require_saes_in_training(callback: Callback, module: LightningModule) -> SparseAutoencoderModule:
+    """The module that a callback goes with, if it trains SAEs.
+
+    Args:
+        callback: The callback, for the error.
+        module: What the Trainer fits.
+
+    Raises:
+        AbsorbError: It trains something else.
+    """
+    if not isinstance(module, SparseAutoencoderModule):
+        raise AbsorbError(
+            "callbacks",
+            f"{type(callback).__name__} with {type(module).__name__}",
+            expected="a SparseAutoencoderModule",
+            remedy="Train SAEs, or drop the callback.",
+        )
+    return module
 
 
 def coefficients_at(sae: TrainingSAE[Any], step: int) -> dict[str, float]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from absorb_pl.errors import RangeError
+from absorb_pl.errors import AbsorbError, RangeError
+from absorb_pl.probes import LinearProbe
 from absorb_pl.saes import load_sae
 from absorb_pl.saes.properties import hedging_of
 from absorb_pl.training import (
@@ -21,6 +22,7 @@ from absorb_pl.training import (
     measure_hedging,
 )
 from absorb_pl.training.sources import chunk_rng
+from absorb_pl.truth import HierarchyDataModule
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
@@ -125,3 +127,11 @@ def test_every_architecture_can_be_extended(tmp_path, settings):
     assert 0 <= found.degree < 0.05
     with pytest.raises(RangeError, match="`new_latents` was 0"):
         measure_hedging(module, data, lambda: trainer(tmp_path, 2), new_latents=0)
+
+
+def test_something_else_in_training_is_refused(tmp_path):
+    data = HierarchyDataModule("superposition", rows_per_parent=30)
+    running = trainer(tmp_path, 1)
+    running.callbacks.append(MeasureHedging())
+    with pytest.raises(AbsorbError, match="`callbacks` was 'MeasureHedging with LinearProbe', expected a Sparse"):
+        running.fit(LinearProbe(64, 12), data)
