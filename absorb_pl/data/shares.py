@@ -66,6 +66,10 @@ class Share(IterableDataset[Any]):
     def __len__(self) -> int:
         return max(1, len(self._numbers()))
 
-    def loader(self) -> DataLoader[Any]:
-        """A loader of this process's items."""
-        return DataLoader(self, batch_size=None)
+    def loader(self, together: int | None = None) -> DataLoader[Any]:
+        """A loader of this process's items.
+
+        Args:
+            together: How many items come at a time, as a list; each by itself when None.
+        """
+        return DataLoader(self, batch_size=together, collate_fn=None if together is None else list)

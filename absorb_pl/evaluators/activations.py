@@ -15,7 +15,7 @@ from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_
 from absorb_pl.evaluators.folds import CrossfitSettings, Folds
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SplitSettings
 from absorb_pl.evaluators.shuffles import Copies, check_shuffles, shuffled_rates, shuffles_table
-from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
+from absorb_pl.evaluators.training import train_linear_probe, train_sae_probes
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import InnerFraction, Seed, check_ranges
 from absorb_pl.rules.rates import RateSettings
@@ -117,7 +117,8 @@ def evaluate_activations(
     train, test = stratified_split(first, (1 - test_fraction, test_fraction), seed)
     x = activations.detach().float().cpu()
     probe, _ = train_linear_probe(x[train], y[train].long(), linear_probe or LinearProbeSettings(), names, seed, device)
-    sparse, _ = train_sae_probe(scored, x[train], y[train].long(), k_sparse or KSparseSettings(), names, seed, device)
+    settings = k_sparse or KSparseSettings()
+    [(sparse, _)] = train_sae_probes([scored], x[train], y[train].long(), settings, names, seed, device)
     rows = EvaluationRows.of(x[test], y[test], test, probe.weights.detach(), probe.biases.detach(), names)
     found, judgements = evaluate_rules(scored, sparse, rows, judges, splits, rates, training=(x[train], y[train]))
     name_of_sae = sae if isinstance(sae, str) else "sae"

@@ -19,7 +19,7 @@ from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import evaluate_rules, sae_tables, with_texts
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SplitSettings
-from absorb_pl.evaluators.training import train_sae_probe
+from absorb_pl.evaluators.training import train_sae_probes
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.metrics import first_of_each
@@ -173,8 +173,8 @@ class Evaluate(SaeEvaluation):
         sae, train = self.sae.to(device), data.splits["train"]
         training = data.rows(train), data.labels[train]
         with torch.inference_mode(False), torch.enable_grad():
-            k_sparse, _ = train_sae_probe(
-                sae,
+            [(k_sparse, _)] = train_sae_probes(
+                [sae],
                 *training,
                 self.k_sparse or KSparseSettings(),
                 rows.class_names,

@@ -183,14 +183,28 @@ def _chosen_mains(
         raise AbsorbError(
             "selection", settings.selection, expected="training words to choose on", remedy="Pass `training`."
         )
-    x, y = training
+    mains = walked_mains(sae, k_sparse, training, settings)
+    return {label: mains[label] for label in held_out["label"].unique() if label in mains}
+
+
+def walked_mains(
+    sae: SparseAutoencoder, k_sparse: SaeProbe, rows: Rows, settings: SplitSettings
+) -> dict[str, list[int]]:
+    """The main latents that the walk by F1 finds on some rows, of the classes that occur there.
+
+    Args:
+        sae: The SAE.
+        k_sparse: Its trained k-sparse probes.
+        rows: Activations and labels.
+        settings: How main latents are found.
+    """
+    x, y = rows
     ids = k_sparse.latent_ids.cpu()
     activations = encode_latents(sae, x, ids.flatten()).unflatten(1, ids.shape)
     logits = k_sparse_logits(activations, k_sparse.weight.cpu(), k_sparse.bias.cpu())
     names = tuple(k_sparse.class_names)
     table = k_sparse_table(logits, y.bool().cpu(), k_sparse.ks, k_sparse.latent_ids, names)
-    mains = main_latents_by_label(table, settings.f1_jump, settings.max_k)
-    return {label: mains[label] for label in held_out["label"].unique() if label in mains}
+    return main_latents_by_label(table, settings.f1_jump, settings.max_k)
 
 
 def aligned_mains(

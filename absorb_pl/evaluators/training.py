@@ -1,6 +1,7 @@
 """Training the probes of an evaluation on tensors, each from a seed of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from absorb_pl.probes.base import OneVsRestModule
-from absorb_pl.probes.fitting import fit_probe
+from absorb_pl.probes.fitting import fit_probe, fit_rankings
 from absorb_pl.probes.fold_ranking import FoldRanking
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.linear import LinearProbe
@@ -51,19 +52,19 @@ def train_linear_probe(
     return probe, _fitted(probe, x, y, settings.max_epochs or 1, settings.batch_size or len(x), seed, device)
 
 
-def train_sae_probe(
-    sae: SparseAutoencoder,
+def train_sae_probes(
+    saes: Sequence[SparseAutoencoder],
     x: Float[Tensor, "rows d_model"],
     y: Num[Tensor, "rows classes"],
     settings: KSparseSettings,
     class_names: Sequence[str],
     seed: int,
     device: torch.device | str = "cpu",
-) -> tuple[SaeProbe, pd.DataFrame]:
-    """Train the k-sparse probes of an SAE.
+) -> list[tuple[SaeProbe, pd.DataFrame]]:
+    """Train the k-sparse probes of some SAEs of a hook side by side; each ends with what it gets alone.
 
     Args:
-        sae: The SAE; ks above its width are left out.
+        saes: The SAEs; ks above an SAE's width are left out for it.
         x: Activations of the training words.
         y: One-hot labels.
         settings: How to train.
@@ -72,18 +73,23 @@ def train_sae_probe(
         device: Where to train.
 
     Returns:
-        The probes and the training curve of the ranking probe, one row per epoch.
+        For each SAE its probes and the training curve of its ranking probe, one row per epoch.
     """
-    probe = SaeProbe(
-        sae,
-        y.shape[1],
-        ks=tuple(k for k in settings.ks if k <= sae.W_dec.shape[0]),
-        l1_decay=settings.l1_decay,
-        lr=settings.lr,
-        end_lr=settings.end_lr,
-        class_names=class_names,
-    )
-    return probe, _fitted(probe, x, y, settings.max_epochs, settings.batch_size, seed, device)
+    probes = [
+        SaeProbe(
+            sae,
+            y.shape[1],
+            ks=tuple(k for k in settings.ks if k <= sae.W_dec.shape[0]),
+            l1_decay=settings.l1_decay,
+            lr=settings.lr,
+            end_lr=settings.end_lr,
+            class_names=class_names,
+        )
+        for sae in saes
+    ]
+    with _seeded(seed):
+        curves = fit_rankings(probes, x, y, settings.max_epochs, settings.batch_size, device)
+    return list(zip(probes, curves, strict=True))
 
 
 def train_fold_ranking(
@@ -118,6 +124,12 @@ def train_fold_ranking(
 def _fitted(
     probe: OneVsRestModule, x: Tensor, y: Tensor, max_epochs: int, batch_size: int, seed: int, device: Any
 ) -> pd.DataFrame:
+    with _seeded(seed):
+        return fit_probe(probe, x, y, max_epochs, batch_size, device)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
     with isolate_rng():
         torch.manual_seed(seed)
-        return fit_probe(probe, x, y, max_epochs, batch_size, device)
+        yield

@@ -61,7 +61,7 @@ def probe_loss(
     logits: Float[Tensor, "rows classes"],
     targets: Num[Tensor, "rows classes"],
     pos_weight: Float[Tensor, " classes"],
-    class_mask: Bool[Tensor, " classes"],
+    class_mask: Bool[Tensor, " classes"] | None,
 ) -> Float[Tensor, ""]:
     """Mean binary cross-entropy over rows and the classes that count.
 
@@ -73,7 +73,7 @@ def probe_loss(
         logits: Outputs of the probe.
         targets: Labels, 0 or 1.
         pos_weight: Weight of positive rows.
-        class_mask: Classes to count; at least one.
+        class_mask: Classes to count, at least one; all when None, which is faster and gives the same.
 
     Returns:
         The loss, a scalar.
@@ -83,17 +83,19 @@ def probe_loss(
         >>> probe_loss(torch.zeros(1, 2), torch.tensor([[1, 0]]), torch.tensor([3.0, 1.0]), mask)
         tensor(2.0794)
     """
-    return binary_cross_entropy_with_logits(
-        logits[:, class_mask], targets[:, class_mask].to(logits.dtype), pos_weight=pos_weight[class_mask]
-    )
+    if class_mask is not None:
+        logits, targets, pos_weight = logits[:, class_mask], targets[:, class_mask], pos_weight[class_mask]
+    return binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), pos_weight=pos_weight)
 
 
-def l1_penalty(weight: Float[Tensor, "classes features"], class_mask: Bool[Tensor, " classes"]) -> Float[Tensor, ""]:
+def l1_penalty(
+    weight: Float[Tensor, "classes features"], class_mask: Bool[Tensor, " classes"] | None
+) -> Float[Tensor, ""]:
     """Mean over the classes that count of `Σ|w|`, the published `train_sparse_multi_probe`'s extra loss.
 
     Args:
         weight: Weights of the probe.
-        class_mask: Classes to count; at least one.
+        class_mask: Classes to count, at least one; all when None.
 
     Returns:
         The penalty before its factor (0.01 in the paper), a scalar.
@@ -102,7 +104,7 @@ def l1_penalty(weight: Float[Tensor, "classes features"], class_mask: Bool[Tenso
         >>> l1_penalty(torch.tensor([[1.0, -2.0], [9.0, 9.0]]), torch.tensor([True, False]))
         tensor(3.)
     """
-    return weight[class_mask].abs().sum(dim=1).mean()
+    return (weight if class_mask is None else weight[class_mask]).abs().sum(dim=1).mean()
 
 
 def loss_of_folds(

@@ -1,6 +1,6 @@
 """What the probes share: one-vs-rest loss, class counts, optimiser, and a last step at the end of the fit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -13,7 +13,7 @@ from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.errors import AbsorbError, ShapeError
 from absorb_pl.functional.probe_loss import l1_penalty, learnable_classes, positive_weights, probe_loss
 from absorb_pl.functional.validation import require_finite
-from absorb_pl.probes.rows import training_batches
+from absorb_pl.probes.rows import training_batches, training_labels
 
 OptimizerName = Literal["Adam", "SGD", "AdamW"]
 Batch = dict[str, Tensor]
@@ -86,13 +86,18 @@ class OneVsRestModule(LightningModule):
         self.register_buffer("pos_weight", torch.ones(num_outputs))
         self.register_buffer("class_mask", torch.ones(num_outputs, dtype=torch.bool))
         self.metrics = nn.ModuleDict()
-        self._counted = self._weights_given = self._finished = False
+        self._counted = self._weights_given = self._finished = self._all_learnable = False
         self._first_epoch = 0
 
     @property
     def missing_classes(self) -> list[str]:
         """Classes without positive (or without negative) training rows, which were left out."""
         return [self.class_names[i] for i in (~self.class_mask).nonzero().flatten().tolist()]
+
+    @property
+    def loss_mask(self) -> Bool[Tensor, " classes"] | None:
+        """Classes that count in the loss; None where all do."""
+        return None if self._all_learnable else self.class_mask
 
     @property
     def is_first_epoch(self) -> bool:
@@ -118,6 +123,7 @@ class OneVsRestModule(LightningModule):
                 remedy="Set `num_outputs` to the task's number of classes.",
             )
         self.class_mask.copy_(learnable_classes(positives, rows))
+        self._all_learnable = bool(self.class_mask.all())
         if not self._weights_given:
             self.pos_weight.copy_(positive_weights(positives, rows))
         self._counted = True
@@ -134,9 +140,8 @@ class OneVsRestModule(LightningModule):
     def on_train_start(self) -> None:
         """Count the training labels row by row if no datamodule does."""
         self._first_epoch = self.current_epoch
-        if self._counted:
-            return
-        self.count_labels(torch.cat([batch["y"].cpu() for batch in training_batches(self.trainer)]))
+        if not self._counted:
+            self.count_labels(training_labels(self.trainer))
 
     def count_labels(self, y: Num[Tensor, "rows classes"]) -> None:
         """Set the classes' weights from the labels of all training rows, in the dataset's order.
@@ -196,7 +201,7 @@ class OneVsRestModule(LightningModule):
         Returns:
             One logit per class.
         """
-        return logits.masked_fill(~self.class_mask, MISSING_LOGIT)
+        return logits if self._all_learnable else logits.masked_fill(~self.class_mask, MISSING_LOGIT)
 
     def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:
         """Logits of a training batch; a subclass may know a shorter way to its features.
@@ -215,7 +220,7 @@ class OneVsRestModule(LightningModule):
         Returns:
             A scalar.
         """
-        return self.l1_decay * l1_penalty(self.fc.weight, self.class_mask)
+        return self.l1_decay * l1_penalty(self.fc.weight, self.loss_mask)
 
     def finish(self) -> None:
         """Do what is to be done once after the last epoch, before the last checkpoint is written."""
@@ -236,7 +241,7 @@ class OneVsRestModule(LightningModule):
         if stage != "train" or self.is_first_epoch:
             self._check_rows(x, y)
         logits = self.training_logits(batch) if stage == "train" else self.logits(x)
-        loss = probe_loss(logits, y, self.pos_weight, self.class_mask)
+        loss = probe_loss(logits, y, self.pos_weight, self.loss_mask)
         if self.l1_decay:
             loss = loss + self.penalty()
         if f"{stage}_metrics" in self.metrics:
@@ -274,23 +279,11 @@ class OneVsRestModule(LightningModule):
             loss = self.training_loss(batch)
             self._log_loss(loss, "train", len(batch["x"]))
         else:
-            self._log_loss(self._take_steps(batch), "train", len(batch["x"]) if self.rows_per_step is None else 1)
+            loss_of_all = take_steps(self.optimizers(), batch, self.rows_per_step, self.training_loss)
+            self._log_loss(loss_of_all, "train", len(batch["x"]) if self.rows_per_step is None else 1)
         if self.trainer.is_last_batch:
             self._log_metrics("train")
         return loss
-
-    def _take_steps(self, batch: Batch) -> Tensor:
-        """Step through a batch's rows and give the mean loss; in a batch per step the loop would cost most."""
-        optimizer: Any = self.optimizers()
-        parts = {name: rows.split(self.rows_per_step or len(rows)) for name, rows in batch.items()}
-        total = torch.zeros((), device=self.device)
-        for number, x in enumerate(parts["x"]):
-            loss = self.training_loss({name: rows[number] for name, rows in parts.items()})
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * len(x)
-        return total / len(batch["x"])
 
     def validation_step(self, batch: Batch) -> None:
         """Loss and metrics of a batch."""
@@ -314,7 +307,7 @@ class OneVsRestModule(LightningModule):
             schedule: Any = self.lr_schedulers()
             schedule.step()
         if self.trainer.current_epoch + 1 == self.trainer.max_epochs:
-            self._finish_once()
+            self.finish_once()
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
@@ -326,15 +319,16 @@ class OneVsRestModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Finish a fit that stopped before its last epoch."""
-        self._finish_once()
+        self.finish_once()
 
-    def _finish_once(self) -> None:
+    def finish_once(self) -> None:
+        """Finish, unless that has been done, and leave out the classes that could not be trained."""
         if not self._finished:
             self.finish()
             with torch.no_grad():
                 self.fc.weight[~self.class_mask] = 0.0
                 self.fc.bias[~self.class_mask] = MISSING_LOGIT
-            self._finished = True
+            self._finished, self._all_learnable = True, False
 
     def all_training_rows(self) -> tuple[Float[Tensor, "rows d_model"], Bool[Tensor, "rows classes"]]:
         """Collect the training rows, each once, in the dataset's order.
@@ -365,3 +359,28 @@ class OneVsRestModule(LightningModule):
         gamma = (self.end_lr / self.lr) ** (1 / epochs)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+def take_steps(
+    optimizer: Any, batch: Batch, rows_per_step: int | None, losses: Callable[[Batch], Float[Tensor, "..."]]
+) -> Float[Tensor, "..."]:
+    """Step through a batch's rows; in a Trainer's loop over so many batches the loop would cost most.
+
+    Args:
+        optimizer: The optimiser.
+        batch: Rows in the order of the steps.
+        rows_per_step: Rows of a step; all of them if None.
+        losses: From a step's rows to what is minimised, or to several such, whose sum is minimised.
+
+    Returns:
+        Means over the rows of what `losses` gave.
+    """
+    parts = {name: rows.split(rows_per_step or len(rows)) for name, rows in batch.items()}
+    total = torch.zeros((), device=batch["x"].device)
+    for number, x in enumerate(parts["x"]):
+        loss = losses({name: rows[number] for name, rows in parts.items()})
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+        total = total + loss.detach() * len(x)
+    return total / len(batch["x"])

@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,6 +20,8 @@ from absorb_pl.data.labelled_batches import DEFAULT_BATCH_SIZE, LabelledBatches
 from absorb_pl.data.stopping import stoppable
 from absorb_pl.interruption import interruptible
 from absorb_pl.probes.base import OneVsRestModule
+from absorb_pl.probes.ranking import LatentRanking
+from absorb_pl.probes.rankings import LatentRankings
 from absorb_pl.ranges import Count, check_ranges
 
 WHOLE_EPOCH_VALUES = 2**25
@@ -75,10 +77,81 @@ def fit_probe(
         ['epoch', 'train/loss', 'train/f1']
     """
     check_ranges(fit_probe, locals())
+    rows_per_step = _rows_per_step(probe, x, batch_size)
+    probe.automatic_optimization = probe.steps and rows_per_step is None
+    return _fit(
+        probe,
+        [probe],
+        x,
+        y,
+        max_epochs,
+        batch_size,
+        device,
+        rows_per_step,
+        show_progress=show_progress,
+        verbose=verbose,
+    )
+
+
+def fit_rankings(
+    probes: Sequence[LatentRanking],
+    x: Float[Tensor, "rows features"],
+    y: Num[Tensor, "rows classes"],
+    max_epochs: Count = 50,
+    batch_size: Count = DEFAULT_BATCH_SIZE,
+    device: torch.device | str = "cpu",
+) -> list[pd.DataFrame]:
+    """Fit the ranking probes of several SAEs side by side; each ends as `fit_probe` leaves it.
+
+    Args:
+        probes: The probes, with equal settings of their optimiser.
+        x: What their batches hold as `x`.
+        y: One-hot or multi-hot labels.
+        max_epochs: Epochs.
+        batch_size: Rows a step, at most.
+        device: Where to train.
+
+    Returns:
+        The training curve of each.
+    """
+    check_ranges(fit_rankings, locals())
+    rows_per_step = _rows_per_step(probes[0], x, batch_size)
+    together = LatentRankings(probes, rows_per_step)
+    curve = _fit(together, probes, x, y, max_epochs, batch_size, device, rows_per_step)
+    return [
+        curve[["epoch", f"{number}/train/loss"]].set_axis(["epoch", "train/loss"], axis=1)
+        for number in range(len(probes))
+    ]
+
+
+def _rows_per_step(probe: OneVsRestModule, x: Tensor, batch_size: int) -> int | None:
+    """Rows of a step where a whole epoch is one batch of the Trainer; None where a batch is a step."""
+    size = _largest_batch(probe, x, batch_size)
+    return size if probe.steps and size < len(x) and x.numel() <= WHOLE_EPOCH_VALUES else None
+
+
+def _largest_batch(probe: OneVsRestModule, x: Tensor, batch_size: int) -> int:
+    return min(batch_size, math.ceil(len(x) / probe.min_steps_per_epoch))
+
+
+def _fit(
+    module: LightningModule,
+    probes: Sequence[OneVsRestModule],
+    x: Tensor,
+    y: Tensor,
+    max_epochs: int,
+    batch_size: int,
+    device: torch.device | str,
+    rows_per_step: int | None,
+    *,
+    show_progress: bool = False,
+    verbose: bool = False,
+) -> pd.DataFrame:
+    """Fit a module that is or holds probes; returns what it logs, a row per epoch."""
     target = torch.device(device)
     rows = LabelledBatches(x.detach().to(target, torch.float32).__getitem__, y.to(target, torch.float32))
-    curve, size = _Curve(), min(batch_size, math.ceil(len(x) / probe.min_steps_per_epoch))
-    for metric in (part for part in probe.modules() if isinstance(part, Metric)):
+    curve, size = _Curve(), len(x) if rows_per_step else _largest_batch(probes[0], x, batch_size)
+    for metric in (part for part in module.modules() if isinstance(part, Metric)):
         # The fit is this process's alone; others may fit something else meanwhile.
         metric.distributed_available_fn = lambda: False
     with interruptible(), nullcontext() if verbose else quiet_lightning():
@@ -94,21 +167,23 @@ def fit_probe(
                 enable_progress_bar=show_progress,
             )
         )
-        whole = probe.steps and size < len(x) and x.numel() <= WHOLE_EPOCH_VALUES
-        probe.automatic_optimization = probe.steps and not whole
-        with _steps_of(probe, size if whole else None):
-            trainer.fit(probe, rows.loader(len(x) if whole else size, shuffle=len(x) > size))
-    probe.to(target).eval()
+        with _steps_of(probes, rows_per_step):
+            trainer.fit(module, rows.loader(size, shuffle=rows_per_step is not None or len(x) > size))
+    module.to(target)
+    for probe in probes:
+        probe.eval()
     return pd.DataFrame(curve.rows)
 
 
 @contextmanager
-def _steps_of(probe: OneVsRestModule, rows: int | None) -> Iterator[None]:
-    probe.rows_per_step, probe.unseen = rows, True
+def _steps_of(probes: Sequence[OneVsRestModule], rows: int | None) -> Iterator[None]:
+    for probe in probes:
+        probe.rows_per_step, probe.unseen = rows, True
     try:
         yield
     finally:
-        probe.rows_per_step, probe.unseen = None, False
+        for probe in probes:
+            probe.rows_per_step, probe.unseen = None, False
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The SAE probe: how well a class's k best SAE latents tell the class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -159,10 +159,29 @@ class SaeProbe(LatentRanking):
     def finish(self) -> None:
         """Rank the latents and solve the k-sparse probes on all training rows."""
         super().finish()
+        self._rank_and_solve(training_batches(self.trainer))
+
+    @torch.no_grad()
+    def with_ks(self, ks: Sequence[Count], x: Float[Tensor, "rows d_model"], y: Tensor) -> "SaeProbe":
+        """Probes with other numbers of latents on the same ranking.
+
+        Args:
+            ks: Numbers of latents.
+            x: Activations of the training rows.
+            y: Their labels, `[rows, classes]`.
+        """
+        check_ranges(SaeProbe.with_ks, locals())
+        probe = SaeProbe(**{**self.hparams, "sae": self.sae, "ks": ks}).to(self.device)
+        probe.fc.load_state_dict(self.fc.state_dict())
+        probe.class_mask.copy_(self.class_mask)
+        probe._rank_and_solve([{"x": x, "y": y}])
+        return probe.eval()
+
+    def _rank_and_solve(self, batches: Iterable[Batch]) -> None:
         kept = self.class_mask
         ids = rank_latents(self.fc.weight, self.ks[-1])
         chosen, labels = [], []
-        for batch in training_batches(self.trainer):
+        for batch in batches:
             chosen.append(encode_latents(self.sae, batch["x"], ids[kept].flatten()))
             labels.append(batch["y"].bool().to(ids.device))
         activations = torch.cat(chosen).unflatten(1, (-1, ids.shape[1])).transpose(0, 1)

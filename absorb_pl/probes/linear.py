@@ -154,7 +154,7 @@ class LinearProbe(OneVsRestModule):
             return super().training_step(batch)
         if self.trainer.is_last_batch:
             cast(Any, self.optimizers()).step()
-            self._finish_once()
+            self.finish_once()
             x, y = self.all_training_rows()
             rows = {"x": x.to(self.fc.weight), "y": y.to(self.fc.weight), "index": torch.arange(len(x))}
             self._log_loss(self.training_loss(rows), "train", len(x))

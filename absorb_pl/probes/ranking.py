@@ -1,6 +1,6 @@
 """The probe that ranks an SAE's latents for each class."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -109,8 +109,9 @@ class LatentRanking(OneVsRestModule):
                 f"{steps} batches per epoch are too few to rank latents well; choose a `batch_size` that gives "
                 f"at least {self.min_steps_per_epoch}."
             )
-        self._encoded = self._encode_training_rows()
-        self._narrow = self._narrowed()
+        self.encode_training_rows(training_batches(self.trainer))
+        [optimizer] = self.trainer.optimizers
+        optimizer.param_groups[0]["params"] = self.stepped
 
     def on_train_end(self) -> None:
         """Finish, and forget the encoded training rows."""
@@ -123,17 +124,29 @@ class LatentRanking(OneVsRestModule):
         if self._encoded is not None and self._encoded.fired.ids is not None and self._narrow is not None:
             self.fc.weight.index_copy_(1, self._encoded.fired.ids, self._narrow)
 
-    @torch.no_grad()
-    def _encode_training_rows(self) -> _EncodedRows | None:
-        """Latents of all training rows; None if too many fire.
+    @property
+    def stepped(self) -> list[nn.Parameter]:
+        """What the optimiser steps."""
+        return [self.fc.weight if self._narrow is None else self._narrow, self.fc.bias]
 
-        Every epoch would encode the same rows again, which takes most of a fit. Latents that fire on none of them may
-        be left out: their weights begin and stay at 0.
+    def encode_training_rows(self, batches: Iterable[Batch]) -> None:
+        """Encode all training rows once; every epoch would encode the same rows again, which takes most of a fit.
+
+        Latents that fire on none of them may be left out of `stepped`: their weights begin and stay at 0.
+
+        Args:
+            batches: All training rows.
         """
+        self._encoded = self._encoded_rows(batches)
+        self._narrow = self._narrowed()
+
+    @torch.no_grad()
+    def _encoded_rows(self, batches: Iterable[Batch]) -> _EncodedRows | None:
+        """Latents of all training rows; None if too many fire."""
         index = list[Tensor]()
 
         def encoded() -> Iterator[Tensor]:
-            for batch in training_batches(self.trainer):
+            for batch in batches:
                 index.append(batch["index"].cpu())
                 for part in batch["x"].split(rows_at_once(len(self.sae.W_dec))):
                     yield self.inputs(part.to(self.device))
@@ -149,18 +162,14 @@ class LatentRanking(OneVsRestModule):
         return _EncodedRows(place.to(device), fired, fired.rows(every.to(device)) if fits else None)
 
     def _narrowed(self) -> nn.Parameter | None:
-        """Weights of the latents that fire, which the optimiser steps alone; those of all if None.
+        """Weights of the latents that fire, to be stepped alone; those of all if None.
 
         The others must be 0 to begin with.
         """
         if not self.unseen or self._encoded is None or self._encoded.fired.ids is None:
             return None
         narrow = nn.Parameter(self.fc.weight.detach().index_select(1, self._encoded.fired.ids))
-        if narrow.count_nonzero() != self.fc.weight.count_nonzero():
-            return None
-        [optimizer] = self.trainer.optimizers
-        optimizer.param_groups[0]["params"] = [narrow, self.fc.bias]
-        return narrow
+        return narrow if narrow.count_nonzero() == self.fc.weight.count_nonzero() else None
 
     def penalty(self) -> Float[Tensor, ""]:
         """`l1_decay` times the mean over classes of `Σ|w|`.
@@ -169,7 +178,7 @@ class LatentRanking(OneVsRestModule):
             A scalar.
         """
         weight = self.fc.weight if self._narrow is None else self._narrow
-        return self.l1_decay * l1_penalty(weight, self.class_mask)
+        return self.l1_decay * l1_penalty(weight, self.loss_mask)
 
     def training_logits(self, batch: Batch) -> Float[Tensor, "rows classes"]:
         """Logits of the ranking probe on a training batch, from latents encoded once if they fit.

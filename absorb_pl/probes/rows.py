@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sized
 from typing import Any, cast
 
+import torch
+from jaxtyping import Shaped
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
@@ -44,3 +46,15 @@ def training_batches(trainer: Trainer) -> Iterator[dict[str, Tensor]]:
     if size is None:
         order = BatchSampler(SequentialSampler(cast(Sized, data)), DEFAULT_BATCH_SIZE, False)
     return iter(DataLoader(data, size, sampler=order, collate_fn=loader.collate_fn))
+
+
+def training_labels(trainer: Trainer) -> Shaped[Tensor, "rows classes"]:
+    """Labels of a Trainer's training rows in the dataset's order, on the CPU.
+
+    Args:
+        trainer: A Trainer that is fitting.
+
+    Returns:
+        What the batches hold as `y`.
+    """
+    return torch.cat([batch["y"].cpu() for batch in training_batches(trainer)])

@@ -1,6 +1,6 @@
 """The stages before any rule: activations, one linear probe per hook, and everything that is asked of one SAE."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
-from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
+from absorb_pl.evaluators.training import train_linear_probe, train_sae_probes
 from absorb_pl.probes.base import MISSING_LOGIT
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.probes.training import KSparseProbe
 from absorb_pl.saes.source import SaeSource
 from absorb_pl.study.stage import Files, Stage
+
+_LATENTS_SIDE_BY_SIDE = 2**17
+"""Most latents of SAEs that are loaded side by side: 1 GiB of weights at a width of 1024 in float32."""
 
 _FRAMES = ("latents", "k_sparse", "letters", "candidates")
 
@@ -166,6 +169,7 @@ class SaeProbingStage(Stage):
 
     name = "sae_probing"
     title = "k-sparse probes"
+    side_by_side = 4
 
     def __init__(
         self,
@@ -192,17 +196,39 @@ class SaeProbingStage(Stage):
         }
 
     @override
-    def make(self, unit: str, device: torch.device) -> Files:
-        hook, sae, data = self.saes[unit].hook_name, self.saes[unit].load(device), self.probes.data
-        x, y, _ = data.split(hook, "train")
-        probe, curve = train_sae_probe(sae, x, y, self.settings, data.class_names, data.seed, device)
-        found = evaluate_sae(sae, probe, self.probes.held_out(hook), self.splits, (x, y))
-        return {
-            **{f"{name}.parquet": getattr(found, name) for name in _FRAMES},
-            "statistics.json": found.statistics,
-            "probe.safetensors": {"latent_ids": probe.latent_ids, "weight": probe.weight, "bias": probe.bias},
-            "training.parquet": curve,
-        }
+    def make_some(self, units: Sequence[str], device: torch.device) -> Iterator[tuple[str, Files]]:
+        data = self.probes.data
+        for hook, names in self._of_one_hook(units):
+            saes = [self.saes[name].load(device) for name in names]
+            x, y, _ = data.split(hook, "train")
+            held_out = self.probes.held_out(hook)
+            trained = train_sae_probes(saes, x, y, self.settings, data.class_names, data.seed, device)
+            for name, sae, (probe, curve) in zip(names, saes, trained, strict=True):
+                found = evaluate_sae(sae, probe, held_out, self.splits, (x, y))
+                yield (
+                    name,
+                    {
+                        **{f"{frame}.parquet": getattr(found, frame) for frame in _FRAMES},
+                        "statistics.json": found.statistics,
+                        "probe.safetensors": {
+                            "latent_ids": probe.latent_ids,
+                            "weight": probe.weight,
+                            "bias": probe.bias,
+                        },
+                        "training.parquet": curve,
+                    },
+                )
+
+    def _of_one_hook(self, units: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+        """Units that go side by side: of one hook, and not so wide that they would not fit into memory together."""
+        for hook in dict.fromkeys(self.saes[unit].hook_name for unit in units):
+            names: list[str] = []
+            for name in (unit for unit in units if self.saes[unit].hook_name == hook):
+                if names and sum(self.saes[one].d_sae for one in (*names, name)) > _LATENTS_SIDE_BY_SIDE:
+                    yield hook, names
+                    names = []
+                names.append(name)
+            yield hook, names
 
     def result(self, unit: str) -> SaeProbing:
         """What was found of an SAE."""

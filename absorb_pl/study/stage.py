@@ -2,7 +2,8 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,8 @@ class Stage(ABC):
     """A kind of work, done once per unit (a hook, or an SAE) and kept under the cache.
 
     A subclass says what determines a unit's artifact and makes it: unit by unit (`make`), each in one process alone, so
-    that the result is the same however many processes there are, or all together (`make_all`).
+    that the result is the same however many processes there are; or some side by side, where that is faster
+    (`make_some`); or all together (`make_all`).
 
     Args:
         cache_dir: Root of the cache.
@@ -35,10 +37,12 @@ class Stage(ABC):
     Attributes:
         name: Folder of the stage under the cache.
         title: What manifests and progress bars call it.
+        side_by_side: How many units are made side by side.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    side_by_side: ClassVar[int] = 1
 
     def __init__(self, cache_dir: Path) -> None:
         self.cache_dir = cache_dir
@@ -48,8 +52,13 @@ class Stage(ABC):
         """Everything that determines the artifact of a unit, plain types only."""
 
     def make(self, unit: str, device: torch.device) -> Files:
-        """Do the unit's work on `device`; returns what to keep. A stage that overrides `make_all` has none."""
+        """Do the unit's work on `device`; returns what to keep. A stage that overrides one of the others has none."""
         raise NotImplementedError
+
+    def make_some(self, units: Sequence[str], device: torch.device) -> Iterator[tuple[str, Files]]:
+        """Do the work of some units; yields each with what to keep, and no unit depends on the company of others."""
+        for unit in units:
+            yield unit, self.make(unit, device)
 
     def make_all(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
         """Make units and keep them; by default one by one, spread over the devices of a Trainer.
@@ -59,7 +68,8 @@ class Stage(ABC):
             make_trainer: Makes a Trainer with `inference_mode=False` from its callbacks.
         """
         trainer = make_trainer([])
-        trainer.predict(_UnitLoop(self), Share(units, "", trainer).loader(), return_predictions=False)
+        loader = Share(units, "", trainer).loader(self.side_by_side)
+        trainer.predict(_UnitLoop(self), loader, return_predictions=False)
         trainer.strategy.barrier()
 
     def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
@@ -112,7 +122,7 @@ class Stage(ABC):
 
 
 class _UnitLoop(LightningModule):
-    """Makes one unit per predict step, with gradients allowed.
+    """Makes some units per predict step, with gradients allowed.
 
     Units that another study has begun are left to it; in the end their artifacts are waited for.
     """
@@ -123,22 +133,22 @@ class _UnitLoop(LightningModule):
         self._begun_elsewhere: list[str] = []
 
     @override
-    def predict_step(self, unit: str, batch_idx: int) -> None:
-        if unit and not self._make(unit, wait=False):
-            self._begun_elsewhere.append(unit)
+    def predict_step(self, units: list[str], batch_idx: int) -> None:
+        self._begun_elsewhere += self._make([unit for unit in units if unit], wait=False)
 
     @override
     def on_predict_epoch_end(self) -> None:
         for unit in self._begun_elsewhere:
-            self._make(unit, wait=True)
+            self._make([unit], wait=True)
         self._begun_elsewhere = []
 
-    def _make(self, unit: str, *, wait: bool) -> bool:
-        """Make a unit unless another process does; returns whether it is done."""
-        with claim(self.stage.path(unit), wait=wait) as is_ours, torch.enable_grad():
-            if is_ours and self.stage.missing([unit]):
-                self.stage.keep(unit, self.stage.make(unit, self.device))
-            return is_ours
+    def _make(self, units: list[str], *, wait: bool) -> list[str]:
+        """Make units, but for those that another process makes, which are returned."""
+        with ExitStack() as claims, torch.enable_grad():
+            ours = [unit for unit in units if claims.enter_context(claim(self.stage.path(unit), wait=wait))]
+            for unit, files in self.stage.make_some(self.stage.missing(ours), self.device):
+                self.stage.keep(unit, files)
+            return [unit for unit in units if unit not in ours]
 
 
 def _write(file: Path, content: Any) -> None:

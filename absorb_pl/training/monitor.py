@@ -1,5 +1,6 @@
 """Absorption while SAEs train: a callback that judges them on words every so many steps."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,10 +15,10 @@ from absorb_pl.data.trainers import log_folder
 from absorb_pl.errors import HookMismatchError
 from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules
-from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings
-from absorb_pl.evaluators.training import train_linear_probe, train_sae_probe
+from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings, walked_mains
+from absorb_pl.evaluators.training import train_linear_probe, train_sae_probes
 from absorb_pl.evaluators.writers import write_table
-from absorb_pl.probes.k_sparse import TRACKED_RANKS
+from absorb_pl.probes.k_sparse import TRACKED_RANKS, SaeProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.reports.figures import save_figures
@@ -32,6 +33,8 @@ from absorb_pl.schema import CHECKS, dtypes
 from absorb_pl.training.sae_module import SparseAutoencoderModule, require_saes_in_training
 
 _WORLD_HOOK = "activations"
+_FIRST_KS = 4
+"""How far the walk to the main latents is prepared at first; most end before."""
 
 
 class AbsorptionMonitor(Callback):
@@ -86,7 +89,8 @@ class AbsorptionMonitor(Callback):
         self.linear_probe, k_sparse = linear_probe or LinearProbeSettings(), k_sparse or KSparseSettings()
         # Further ks are looked at in tables of a study alone.
         most = max(self.splits.max_k, TRACKED_RANKS)
-        self.k_sparse = replace(k_sparse, ks=tuple(k for k in k_sparse.ks if k <= most))
+        self.ks = tuple(k for k in k_sparse.ks if k <= most)
+        self.k_sparse = replace(k_sparse, ks=tuple(k for k in self.ks if k <= _FIRST_KS or k == self.ks[-1]))
         self.checks = pd.DataFrame(columns=list(CHECKS))
         self._rows: dict[str, tuple[Rows, EvaluationRows]] = {}
 
@@ -152,29 +156,40 @@ class AbsorptionMonitor(Callback):
     def _look(self, trainer: Trainer, module: SparseAutoencoderModule, step: int, batch: dict[str, Any]) -> None:
         saes, processes = module.inference_saes(), trainer.world_size
         # Every process looks at all SAEs: metrics of nested trainings wait for one another across processes.
-        found = [
-            self._judged(name, saes[name], hook, module.device)
-            for name, hook in zip(module.names, module.hooks, strict=True)
-        ]
-        table = pd.concat(found, ignore_index=True)
+        found: dict[str, pd.DataFrame] = {}
+        for hook in dict.fromkeys(module.hooks):
+            names = [name for name, own in zip(module.names, module.hooks, strict=True) if own == hook]
+            units = [unit_norm_sae(saes[name]) for name in names]
+            for name, unit, probe in zip(names, units, self._probes(units, hook, module.device), strict=True):
+                about = {"sae": name, "hook_name": hook, "architecture": sae_architecture(saes[name])}
+                found[name] = self._judged(unit, probe, hook, module.device).assign(**about)
+        table = pd.concat([found[name] for name in module.names], ignore_index=True)
         table = table.assign(step=step, activations_seen=step * len(next(iter(batch.values()))) * processes)
         earlier = self.checks[self.checks["step"] < step]
         self.checks = _typed(pd.concat([earlier, table]) if len(earlier) else table)
         self._log(trainer, module, table)
 
-    def _judged(self, name: str, sae: SparseAutoencoder, hook: str, device: torch.device) -> pd.DataFrame:
+    def _probes(self, saes: Sequence[SparseAutoencoder], hook: str, device: torch.device) -> Iterator[SaeProbe]:
+        """k-sparse probes for as many ks as the walk to the main latents needs."""
         training, rows = self._rows[hook]
-        architecture, unit = sae_architecture(sae), unit_norm_sae(sae)
+        walked_on = training if self.splits.selection == "train" else (rows.x, rows.y)
         with torch.inference_mode(False), torch.enable_grad():
-            k_sparse, _ = train_sae_probe(unit, *training, self.k_sparse, rows.class_names, self.seed, device)
+            trained = train_sae_probes(saes, *training, self.k_sparse, rows.class_names, self.seed, device)
+        for sae, (probe, _) in zip(saes, trained, strict=True):
+            walked = walked_mains(sae, probe, walked_on, self.splits)
+            goes_on = any(len(latents) == _FIRST_KS for latents in walked.values())
+            yield probe.with_ks([k for k in self.ks if k <= len(sae.W_dec)], *training) if goes_on else probe
+
+    def _judged(self, unit: SparseAutoencoder, k_sparse: SaeProbe, hook: str, device: torch.device) -> pd.DataFrame:
+        """What the rules say of an SAE with decoder rows of unit norm."""
+        training, rows = self._rows[hook]
         data, gather = self.words[hook], None
         if isinstance(data, ActivationDataModule) and any(rule.evidence is Gradients for rule in self.rules):
             gather = gather_gradients(unit, data, rows.probe_weight, self.batch_size, device)
         probing, judgements = evaluate_rules(
             unit, k_sparse, rows, self.rules, self.splits, self.rates, gather, training
         )
-        about = {"sae": name, "hook_name": hook, "architecture": architecture, **probing.statistics}
-        return pd.DataFrame([{**about, **judgement.figures} for judgement in judgements])
+        return pd.DataFrame([{**probing.statistics, **judgement.figures} for judgement in judgements])
 
     def _log(self, trainer: Trainer, module: SparseAutoencoderModule, table: pd.DataFrame) -> None:
         figures = {}

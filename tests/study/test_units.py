@@ -37,8 +37,8 @@ def begun_by_another(stage):
 
     def work():
         try:
-            loop.predict_step("slow", 0)
-            loop.predict_step("quick", 1)
+            loop.predict_step(["slow"], 0)
+            loop.predict_step(["quick"], 1)
             loop.on_predict_epoch_end()
         except RuntimeError as error:
             errors.append(error)
@@ -54,8 +54,8 @@ def test_each_unit_is_made_once(tmp_path):
     first, second = Counting(tmp_path, made), Counting(tmp_path, made)
     thread, errors = begun_by_another(first)
     loop = _UnitLoop(second)
-    loop.predict_step("slow", 0)
-    loop.predict_step("quick", 1)
+    loop.predict_step(["slow"], 0)
+    loop.predict_step(["quick"], 1)
     assert made == {"quick": 1}
     assert second.missing(["slow", "quick"]) == ["slow"]
     first.go.set()
@@ -73,7 +73,7 @@ def test_what_another_study_failed_at_is_made(tmp_path):
     first.fails = True
     thread, errors = begun_by_another(first)
     loop = _UnitLoop(second)
-    loop.predict_step("slow", 0)
+    loop.predict_step(["slow"], 0)
     assert not made
     first.go.set()
     second.go.set()
@@ -93,5 +93,5 @@ def test_gradients_are_allowed(tmp_path):
 
     stage = Differentiating(tmp_path, Counter())
     with torch.no_grad():
-        _UnitLoop(stage).predict_step("one", 0)
+        _UnitLoop(stage).predict_step(["one"], 0)
     assert stage.read("one", "said.json") == pytest.approx(2.0)
