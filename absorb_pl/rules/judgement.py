@@ -18,17 +18,26 @@ class Judgement:
 
     Attributes:
         words: Verdicts, one row per word, with the evidence they rest on.
-        letters: Rates, one row per class.
         figures: The SAE's row of the summary.
         rule: The rule.
         evidence: What it judged.
+        classes: The classes with their words, as the rule counts them.
+        class_names: All classes of the task.
+        rates: How rates are summed up.
     """
 
     words: pd.DataFrame
-    letters: pd.DataFrame
     figures: Mapping[str, Any]
     rule: AbsorptionRule
     evidence: pd.DataFrame
+    classes: pd.DataFrame
+    class_names: Sequence[str]
+    rates: RateSettings
+
+    @cached_property
+    def letters(self) -> pd.DataFrame:
+        """Rates, one row per class."""
+        return letters_table(self.classes, self.words, self.rule.name, self.rates, self.class_names)
 
     @cached_property
     def sensitivity(self) -> pd.DataFrame:
@@ -89,8 +98,7 @@ def judge(
         **summary_row(letters, words, latents, rates),
         "rate_one_main": _rate_one_main(rule, letters, one_main, rates),
     }
-    by_class = letters_table(letters, words, rule.name, rates, class_names)
-    return Judgement(words, by_class, figures, rule, evidence)
+    return Judgement(words, figures, rule, evidence, letters, class_names, rates)
 
 
 def _rate_one_main(

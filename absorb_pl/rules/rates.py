@@ -1,6 +1,6 @@
 """From verdicts on words to rates per letter and per SAE, each with its interval."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,11 @@ def letters_table(
         num_judged=judged["size"].to_numpy(int),
         num_absorbed=judged["sum"].to_numpy(int),
         sum_fraction=_sum_fraction(letters, words),
-        **_rates_by(letters, words, settings, lambda outcomes, **how: [letter_rate(one, **how) for one in outcomes]),
+        **_rates_by(
+            _outcomes_by_amount(letters, words, settings),
+            settings,
+            lambda outcomes, **how: [letter_rate(one, **how) for one in outcomes],
+        ),
     )
     counts = [name for name in map(str, table) if name.startswith("num_") and name != "num_splits"]
     absent = [
@@ -109,9 +113,10 @@ def sae_rates(letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings
         sizes.append(rate.num_words)
         return [rate]
 
-    found = {name: values[0] for name, values in _rates_by(letters, words, settings, of_sae).items()}
-    outcomes = outcomes_of(letters, words, "is_absorption", settings)
-    pooled = sae_rate(outcomes, mode=settings.letters, confidence=settings.confidence, pooled=True)
+    outcomes = _outcomes_by_amount(letters, words, settings)
+    found = {name: values[0] for name, values in _rates_by(outcomes, settings, of_sae).items()}
+    full = outcomes["is_absorption"]
+    pooled = sae_rate(full, mode=settings.letters, confidence=settings.confidence, pooled=True)
     return {
         **found,
         "pooled_rate": pooled.value,
@@ -121,14 +126,18 @@ def sae_rates(letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings
     }
 
 
+def _outcomes_by_amount(
+    letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings
+) -> dict[str, list[LetterOutcome]]:
+    amounts = [name for name in ("is_absorption", "absorption_fraction") if name in words]
+    return {name: outcomes_of(letters, words, name, settings) for name in amounts}
+
+
 def _rates_by(
-    letters: pd.DataFrame,
-    words: pd.DataFrame,
-    settings: RateSettings,
-    sum_up: Callable[..., list[Rate]],
+    outcomes: Mapping[str, list[LetterOutcome]], settings: RateSettings, sum_up: Callable[..., list[Rate]]
 ) -> dict[str, list[Any]]:
     how = {"confidence": settings.confidence}
-    full = sum_up(outcomes_of(letters, words, "is_absorption", settings), **how)
+    full = sum_up(outcomes["is_absorption"], **how)
     columns: dict[str, list[Any]] = {
         "absorption_rate": [rate.value for rate in full],
         "ci_low": [rate.ci_low for rate in full],
@@ -138,8 +147,8 @@ def _rates_by(
         "reason": [rate.reason for rate in full],
     }
     parts: list[Rate | None] = [None] * len(full)
-    if "absorption_fraction" in words:
-        parts = list(sum_up(outcomes_of(letters, words, "absorption_fraction", settings), **how))
+    if "absorption_fraction" in outcomes:
+        parts = list(sum_up(outcomes["absorption_fraction"], **how))
     for name, field in FRACTION_COLUMNS.items():
         values = [None if rate is None else getattr(rate, field) for rate in parts]
         columns[name] = [float("nan") if value is None else value for value in values]
@@ -166,18 +175,22 @@ def outcomes_of(letters: pd.DataFrame, words: pd.DataFrame, amount: str, setting
         amount: Column of the absorbed amount: `is_absorption` or `absorption_fraction`.
         settings: How rates are summed up.
     """
-    amounts = dict(iter(words.groupby("label")[amount]))
+    amounts = {label: found.to_numpy(float) for label, found in words.groupby("label")[amount]}
     absorbed = words[words["is_absorption"]]
-    absorbers = dict(iter(absorbed.groupby("label")["top_latent"])) if "top_latent" in words else {}
+    absorbers = {}
+    if "top_latent" in words:
+        absorbers = {label: found.to_numpy(int) for label, found in absorbed.groupby("label")["top_latent"]}
+    sae_fires = _sae_fires(letters)
+    counted = letters[["label", "num_probe_true_positives", "sample_portion", "probe_f1"]]
     return [
         LetterOutcome(
-            torch.tensor(amounts[row["label"]].to_numpy(float) if row["label"] in amounts else []),
-            num_true_positives=int(row["num_probe_true_positives"]),
-            sample_portion=float(row["sample_portion"]),
-            probe_f1=float(row["probe_f1"]),
+            torch.tensor(amounts.get(label, [])),
+            num_true_positives=int(true_positives),
+            sample_portion=float(portion),
+            probe_f1=float(f1),
             min_probe_f1=settings.min_probe_f1,
-            sae_fires=_sae_fires(letters),
-            absorbers=torch.tensor(absorbers[row["label"]].to_numpy(int)) if row["label"] in absorbers else None,
+            sae_fires=sae_fires,
+            absorbers=torch.tensor(absorbers[label]) if label in absorbers else None,
         )
-        for row in letters.to_dict("records")
+        for label, true_positives, portion, f1 in counted.itertuples(index=False, name=None)
     ]

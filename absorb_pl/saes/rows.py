@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from absorb_pl.errors import SaeInterfaceError
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.properties import require_rows, require_width
 from absorb_pl.saes.scale import unwrapped_sae
+
+_ROUNDING = 1e-6
+"""How far derivatives of `decode` at two rows may differ, as a share of the largest, to be taken for the same."""
 
 
 def encode(sae: SparseAutoencoder, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -116,7 +120,7 @@ def encode_and_project(
         tensor([[3., 0.]])
     """
     latents, project = encode_to_project(sae, x)
-    return latents, project(direction)
+    return latents, project(direction.expand(len(x), -1))
 
 
 def encode_to_project(
@@ -157,12 +161,42 @@ def encode_to_project(
         )
     latents = _wide(encoded.detach())
 
+    @cache
+    def decoding() -> tuple[Tensor, Tensor]:
+        """What is decoded and from what: one row where `decode` has the same derivative at all, else all rows."""
+        return _one_row(sae, encoded, decoded) or (encoded, decoded)
+
     def project(direction: Tensor, ids: Tensor | None = None) -> Tensor:
-        along = direction.to(decoded).expand_as(decoded)
-        (slopes,) = torch.autograd.grad(decoded, encoded, along, retain_graph=True)
+        source, found = decoding() if direction.ndim == 1 else (encoded, decoded)
+        slopes = _slopes(source, found, direction)
         return _wide(slopes) * latents if ids is None else _wide(slopes[:, ids]) * latents[:, ids]
 
     return latents, project
+
+
+def _slopes(encoded: Tensor, decoded: Tensor, direction: Tensor) -> Tensor:
+    """How much each latent writes along a direction, `[rows, latents]`."""
+    along = direction.to(decoded).expand_as(decoded)
+    return torch.autograd.grad(decoded, encoded, along, retain_graph=True)[0]
+
+
+def _one_row(sae: SparseAutoencoder, encoded: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The first row by itself, if `decode` has its derivative at all rows, as far as rounding lets one see.
+
+    Some SAEs scale what they decode by a number of each row.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _flat(sae):
+        first = encoded.detach()[:1].clone().requires_grad_()
+        try:
+            alone = sae.decode(first)
+        except (AttributeError, RuntimeError):  # it keeps numbers of all rows that were encoded, for one decoding
+            return None
+    if len(encoded) == 1 or alone.shape != decoded[:1].shape:
+        return None
+    direction = torch.linspace(-1, 1, decoded.shape[1], device=decoded.device)
+    slopes, of_first = _wide(_slopes(encoded, decoded, direction)), _wide(_slopes(first, alone, direction))
+    near = (slopes - of_first).abs().max() <= _ROUNDING * of_first.abs().max()
+    return (first, alone) if bool(near) else None
 
 
 def encoder_parts(
