@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from absorb_pl.rules.rates import RateSettings, letters_table, sae_rates, summary_row
+from absorb_pl.rules.rates import RateSettings, full_rate, letters_table, summary_row
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.rules.sensitivity import sensitivity_table
 
@@ -106,4 +106,5 @@ def _rate_one_main(
 ) -> float:
     if one_main is None:
         return float("nan")
-    return sae_rates(letters, rule.judge(one_main), rates)["absorption_rate"]
+    rate = full_rate(letters, rule.judge(one_main), rates)
+    return float("nan") if rate.value is None else rate.value

@@ -126,6 +126,18 @@ def sae_rates(letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings
     }
 
 
+def full_rate(letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings) -> Rate:
+    """The absorption rate of one SAE by one rule.
+
+    Args:
+        letters: From `evaluate_sae` or `letters_table`.
+        words: Verdicts on its candidate words: `label, is_absorption`.
+        settings: How rates are summed up.
+    """
+    outcomes = outcomes_of(letters, words, "is_absorption", settings)
+    return sae_rate(outcomes, mode=settings.letters, confidence=settings.confidence)
+
+
 def _outcomes_by_amount(
     letters: pd.DataFrame, words: pd.DataFrame, settings: RateSettings
 ) -> dict[str, list[LetterOutcome]]:
