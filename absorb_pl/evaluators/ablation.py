@@ -16,6 +16,7 @@ from absorb_pl.attribution.word_ablation import WordAblations, word_ablations
 from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.engine.prefix import compute_prefix
+from absorb_pl.engine.run_size import RunSize
 from absorb_pl.evaluators.callbacks import Findings, SaeEvaluation
 from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
 from absorb_pl.evaluators.sae_probing import EvaluationRows
@@ -82,7 +83,7 @@ class AblationEvaluator(CausalEvaluator):
         probes: Weights of the linear probe of each hook, `[classes, d_model]`, or the run folder of a study that
             holds them.
         settings: Settings of the evaluator.
-        batch_size: Most sequences in one run of the model.
+        batch_size: Most sequences in one run of the model; `auto` takes what the device's memory allows.
         sae_dtype: Dtype of SAEs loaded by name.
         model_dtype: Dtype of a model loaded by name.
 
@@ -103,7 +104,7 @@ class AblationEvaluator(CausalEvaluator):
         saes: Sequence[str] | Mapping[str, Any] = (),
         probes: str | Path | Mapping[str, Any] | None = None,
         settings: AblationSettings | None = None,
-        batch_size: Count = 256,
+        batch_size: RunSize = "auto",
         sae_dtype: str = "float32",
         model_dtype: str = "float32",
     ) -> None:
@@ -225,7 +226,7 @@ class AblationEvaluation(SaeEvaluation):
         num_words: Most words; more are sampled.
         seed: Seed of that sample.
         settings: Settings of the evaluator.
-        batch_size: Most sequences in one run of the model.
+        batch_size: Most sequences in one run of the model; `auto` takes what the device's memory allows.
         sae_dtype: Dtype of an SAE loaded by name.
     """
 
@@ -237,13 +238,14 @@ class AblationEvaluation(SaeEvaluation):
         num_words: Count = 100,
         seed: Seed = 42,
         settings: AblationSettings | None = None,
-        batch_size: Count = 256,
+        batch_size: RunSize = "auto",
         sae_dtype: str = "float32",
     ) -> None:
         check_ranges(AblationEvaluation.__init__, locals())
         super().__init__(sae, sae_dtype)
         self.num_words, self.seed = num_words, seed
-        self.settings, self.batch_size = settings, batch_size
+        self.settings = settings
+        self.batch_size: RunSize = batch_size
 
     @override
     def evaluate(self, rows: EvaluationRows, data: LabelledDataModule, device: torch.device) -> Findings:

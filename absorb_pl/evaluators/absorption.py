@@ -16,12 +16,13 @@ from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.publication import check_published
 from absorb_pl.engine.prefix import WordPrefix, compute_prefix
+from absorb_pl.engine.run_size import RunSize
 from absorb_pl.errors import AbsorbError, ManifestMismatchError
 from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
 from absorb_pl.evaluators.evaluation import GatherGradients
 from absorb_pl.evaluators.sae_probing import SaeProbing
 from absorb_pl.functional.absorption import gradient_scores, most_negative_latents
-from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.ranges import check_ranges
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.properties import check_hooks_agree
@@ -104,7 +105,7 @@ class AbsorptionEvaluator(CausalEvaluator):
         saes: SAEs by name, or a list of names for `load_sae`.
         inputs: What the stages before found, or the run folder of a study that holds it.
         evidence: How to score; several ways share the prefixes.
-        batch_size: Most sequences in one run of the model.
+        batch_size: Most sequences in one run of the model; `auto` takes what the device's memory allows.
         sae_dtype: Dtype of SAEs loaded by name.
         model_dtype: Dtype of a model loaded by name.
 
@@ -121,7 +122,7 @@ class AbsorptionEvaluator(CausalEvaluator):
         saes: Sequence[str] | Mapping[str, Any] = (),
         inputs: str | Path | AbsorptionInputs = "lightning_logs/demo",
         evidence: Gradients | Sequence[Gradients] | None = None,
-        batch_size: Count = 256,
+        batch_size: RunSize = "auto",
         sae_dtype: str = "float32",
         model_dtype: str = "float32",
     ) -> None:
@@ -246,7 +247,7 @@ def gather_gradients(
     sae: SparseAutoencoder,
     data: ActivationDataModule,
     probe_weight: Float[Tensor, "classes d_model"],
-    batch_size: int,
+    batch_size: RunSize,
     device: torch.device,
 ) -> GatherGradients:
     """A way to get the gradients at an SAE's candidate words, from the language model that its activations came from.
@@ -255,7 +256,7 @@ def gather_gradients(
         sae: The SAE, in the scale of unit-norm decoder rows.
         data: The words' activations, with their prompts and the language model.
         probe_weight: Weights of the linear probe.
-        batch_size: Most sequences in one run of the model.
+        batch_size: Most sequences in one run of the model; `auto` takes what the device's memory allows.
         device: Where to run it.
     """
     prompts = data.prompt_data

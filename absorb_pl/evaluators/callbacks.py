@@ -15,6 +15,7 @@ from typing_extensions import override
 from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.data.trainers import log_folder
+from absorb_pl.engine.run_size import RunSize
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import evaluate_rules, sae_tables, with_texts
@@ -24,7 +25,7 @@ from absorb_pl.evaluators.writers import write_table
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.metrics import first_of_each
 from absorb_pl.probes.settings import KSparseSettings
-from absorb_pl.ranges import Count, Seed, check_ranges
+from absorb_pl.ranges import Seed, check_ranges
 from absorb_pl.rules.rates import RateSettings
 from absorb_pl.rules.registry import RuleChoice, configured_rules
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -141,7 +142,7 @@ class Evaluate(SaeEvaluation):
         rates: How rates are summed up.
         splits: How main latents and candidate words are found.
         k_sparse: Training of the k-sparse probes.
-        batch_size: Most sequences in one run of the model.
+        batch_size: Most sequences in one run of the model; `auto` takes what the device's memory allows.
         seed: Seed of the order of the ranking probe's batches.
         sae_dtype: Dtype of an SAE loaded by name.
 
@@ -156,7 +157,7 @@ class Evaluate(SaeEvaluation):
         rates: RateSettings | None = None,
         splits: SplitSettings | None = None,
         k_sparse: KSparseSettings | None = None,
-        batch_size: Count = 256,
+        batch_size: RunSize = "auto",
         seed: Seed = 42,
         sae_dtype: str = "float32",
     ) -> None:
@@ -164,7 +165,8 @@ class Evaluate(SaeEvaluation):
         super().__init__(sae, sae_dtype)
         self.rules = configured_rules(rules) if rules else []
         self.rates, self.splits, self.k_sparse = rates or RateSettings(), splits or SplitSettings(), k_sparse
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size: RunSize = batch_size
+        self.seed = seed
         for rule in self.rules:
             rule.check_stored(self.splits.silent)
 

@@ -1,11 +1,13 @@
 """What evaluators that run the model on words have in common: model, SAEs, prompts and the letter metric."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from lightning.pytorch import LightningModule
 from safetensors.torch import load_file
@@ -15,13 +17,14 @@ from typing_extensions import override
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.prompt_datamodule import PromptBatches, PromptDataModule, prompt_data_of
 from absorb_pl.data.publication import check_published
+from absorb_pl.engine.run_size import RunSize, fitting_size
 from absorb_pl.errors import AbsorbError
 from absorb_pl.functional.answer_metric import letter_metric
 from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import load_language_model
 from absorb_pl.models.next_token import require_next_token_logits
-from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.ranges import check_ranges
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
 from absorb_pl.saes.properties import sae_hook_name
@@ -31,6 +34,8 @@ from absorb_pl.words.answers import AnswerTokens, PositiveToken, answer_token_id
 from absorb_pl.words.positions import TokenizedPrompts
 from absorb_pl.words.prompting import SpellingPrompt
 from absorb_pl.words.tasks import Task
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class CausalEvaluator(LightningModule):
@@ -43,7 +48,8 @@ class CausalEvaluator(LightningModule):
         model: A `TransformerBridge`, or a name for `load_language_model`.
         saes: SAEs by name, or a list of names for `load_sae`.
         positive_tokens: Tokens of the right answer that metrics can be asked for.
-        batch_size: Most sequences in one run of the model.
+        batch_size: Most sequences in one run of the model; `auto` takes what the device's memory allows, and fewer if
+            that turns out to be too many.
         sae_dtype: Dtype of SAEs loaded by name.
         model_dtype: Dtype of a model loaded by name.
 
@@ -55,6 +61,7 @@ class CausalEvaluator(LightningModule):
         columns: Columns of the tables.
         hooks: Hook that each SAE reads, by the SAE's name.
         positive_tokens: Tokens of the right answer that metrics can be asked for.
+        batch_size: Most sequences in one run of the model; 0 until the first batch if `auto` was asked for.
         texts: The prompt of each word of the task, once prepared.
         class_names: The task's classes, once prepared.
     """
@@ -69,7 +76,7 @@ class CausalEvaluator(LightningModule):
         model: str | HookedModel,
         saes: Sequence[str] | Mapping[str, Any],
         positive_tokens: Sequence[PositiveToken],
-        batch_size: Count,
+        batch_size: RunSize,
         sae_dtype: str = "float32",
         model_dtype: str = "float32",
     ) -> None:
@@ -85,7 +92,8 @@ class CausalEvaluator(LightningModule):
             check_processing(self.language_model, sae)
         self.hooks = {name: sae_hook_name(sae) for name, sae in self.saes.items()}
         self.positive_tokens = tuple(positive_tokens)
-        self.batch_size = batch_size
+        self.run_size = batch_size
+        self.batch_size = 0 if batch_size == "auto" else batch_size
 
     @abstractmethod
     def tabulate(self, batch: dict[str, Tensor]) -> pd.DataFrame:
@@ -113,7 +121,27 @@ class CausalEvaluator(LightningModule):
 
     @override
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> pd.DataFrame:
-        return self.tabulate(batch)
+        return self._tabulated(batch)
+
+    def _tabulated(self, batch: dict[str, Tensor]) -> pd.DataFrame:
+        """`tabulate`, with smaller runs from there on if the device's memory is too short for them."""
+        if self.batch_size == 0:
+            self.batch_size = fitting_size(self.language_model, batch["input_ids"].shape[1], self.device)
+        while True:
+            try:
+                return self.tabulate(batch)
+            except torch.OutOfMemoryError as error:
+                if self.run_size != "auto" or self.batch_size == 1:
+                    raise AbsorbError(
+                        "batch_size",
+                        self.batch_size,
+                        expected="runs that fit into the device's memory",
+                        remedy="Take a smaller number, or `auto` (`run_batch_size` in a study); else a model in a "
+                        "smaller dtype, or fewer prompts at a time.",
+                    ) from error
+            self.batch_size //= 2
+            torch.cuda.empty_cache()
+            _LOGGER.warning("The device's memory is short: %d sequences run together from here on.", self.batch_size)
 
     def tabulate_words(self, data: PromptDataModule, rows: Int[Tensor, " rows"]) -> pd.DataFrame:
         """What is found on some words of a datamodule, without a Trainer.
@@ -126,7 +154,7 @@ class CausalEvaluator(LightningModule):
         self.prepare(data.task, data.texts)
         batches = PromptBatches(data, rows, data.batch_size)
         tables = [
-            self.tabulate({key: value.to(self.device) for key, value in batches[number].items()})
+            self._tabulated({key: value.to(self.device) for key, value in batches[number].items()})
             for number in range(len(batches) if len(rows) else 0)
         ]
         return pd.concat(tables, ignore_index=True) if tables else empty_table(self.columns)

@@ -1,7 +1,7 @@
 """The probe that ranks an SAE's latents for each class."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -127,7 +127,8 @@ class LatentRanking(OneVsRestModule):
     @property
     def stepped(self) -> list[nn.Parameter]:
         """What the optimiser steps."""
-        return [self.fc.weight if self._narrow is None else self._narrow, self.fc.bias]
+        weight = self.fc.weight if self._narrow is None else self._narrow
+        return [cast(nn.Parameter, weight), cast(nn.Parameter, self.fc.bias)]
 
     def encode_training_rows(self, batches: Iterable[Batch]) -> None:
         """Encode all training rows once; every epoch would encode the same rows again, which takes most of a fit.

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from absorb_pl.data.activation_cache import StorageDtype
 from absorb_pl.data.drafts import user_path
+from absorb_pl.engine.run_size import RunSize
 from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.evaluation import check_any_without_model
 from absorb_pl.evaluators.folds import CrossfitSettings
@@ -93,7 +94,9 @@ class StudyConfig:
         sae_dtype: Dtype of the SAEs.
         activation_dtype: Storage dtype of cached activations.
         prompt_batch_size: Prompts per forward pass.
-        run_batch_size: Most sequences in one run of the suffix engine.
+        run_batch_size: Most sequences in one run of the model while words are scored. `auto` is 256 on a CPU; on a GPU
+            it follows the free memory, and is halved if that turns out to be too many. It changes no result but by
+            rounding.
         saes_per_pass: SAEs that go through the stages together and are held in memory at once while words are
             scored; their results are shown when they are through.
         test_fraction: Share of each class's words held out for evaluation.
@@ -128,7 +131,7 @@ class StudyConfig:
     sae_dtype: str = "float32"
     activation_dtype: StorageDtype = "float32"
     prompt_batch_size: Count = 64
-    run_batch_size: Count = 256
+    run_batch_size: RunSize = "auto"
     saes_per_pass: Count = 16
     test_fraction: InnerFraction = 0.2
     seed: Seed = 42

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.trainers import TrainerFactory
+from absorb_pl.engine.run_size import RunSize
 from absorb_pl.errors import CacheCorruptedError
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
 from absorb_pl.evaluators.evaluation import gather_from_rows, with_one_main, with_texts
@@ -111,7 +112,7 @@ class GradientStage(Stage):
         words: The prompts.
         probing: The finished stage that found main latents and candidates.
         evidence: How to score, for several rules.
-        batch_size: Most sequences in one run of the model.
+        batch_size: Most sequences in one run of the model; `auto` takes what the device's memory allows.
         saes_per_pass: SAEs held in memory at once.
     """
 
@@ -125,12 +126,13 @@ class GradientStage(Stage):
         words: PromptDataModule,
         probing: SaeProbingStage,
         evidence: Iterable[Gradients],
-        batch_size: int,
+        batch_size: RunSize,
         saes_per_pass: int,
     ) -> None:
         super().__init__(cache_dir)
         self.run_dir, self.words, self.probing = run_dir, words, probing
-        self.batch_size, self.saes_per_pass = batch_size, saes_per_pass
+        self.batch_size: RunSize = batch_size
+        self.saes_per_pass = saes_per_pass
         self._units = {
             _unit(sae, each): (sae, each)
             for sae in probing.saes

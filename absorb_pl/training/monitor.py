@@ -12,6 +12,7 @@ from typing_extensions import override
 from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.data.trainers import log_folder
+from absorb_pl.engine.run_size import RunSize
 from absorb_pl.errors import HookMismatchError
 from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules
@@ -55,7 +56,8 @@ class AbsorptionMonitor(Callback):
         splits: How main latents and candidate words are found.
         linear_probe: Training of the linear probe.
         k_sparse: Training of the k-sparse probes.
-        batch_size: Most sequences in one run of the model, for rules on gradients.
+        batch_size: Most sequences in one run of the model, for rules on gradients; `auto` takes what the device's
+            memory allows.
         seed: Seed of probe training.
 
     Attributes:
@@ -74,12 +76,13 @@ class AbsorptionMonitor(Callback):
         splits: SplitSettings | None = None,
         linear_probe: LinearProbeSettings | None = None,
         k_sparse: KSparseSettings | None = None,
-        batch_size: Count = 256,
+        batch_size: RunSize = "auto",
         seed: Seed = 42,
     ) -> None:
         check_ranges(AbsorptionMonitor.__init__, locals())
         self.words = {one.hook_name or _WORLD_HOOK: one for one in ([words] if not isinstance(words, list) else words)}
-        self.every_n_steps, self.batch_size, self.seed = every_n_steps, batch_size, seed
+        self.every_n_steps, self.seed = every_n_steps, seed
+        self.batch_size: RunSize = batch_size
         self.rates, self.splits = rates or RateSettings(), splits or SplitSettings()
         self.rules = configured_rules(rules or ["absorb-pl-1", "saebench-0.6.0"])
         if not all(isinstance(one, ActivationDataModule) for one in self.words.values()):

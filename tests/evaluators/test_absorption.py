@@ -91,6 +91,40 @@ def table(gpt2, saes, inputs, words, tmp_path_factory):
     return predict(evaluator, words.only(rows), tmp_path_factory.mktemp("words") / "words.parquet")
 
 
+def short_of_memory(evaluator, monkeypatch, most):
+    """Lets an evaluator's runs fail when they have more sequences than `most`; returns the sizes tried."""
+    tabulate, tried = evaluator.tabulate, []
+
+    def limited(batch):
+        tried.append(evaluator.batch_size)
+        if evaluator.batch_size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return tabulate(batch)
+
+    monkeypatch.setattr(evaluator, "tabulate", limited)
+    return tried
+
+
+def test_runs_become_smaller_where_memory_is_short(gpt2, saes, inputs, words, table, tmp_path, monkeypatch, caplog):
+    evaluator = AbsorptionEvaluator(gpt2, saes, inputs)
+    tried = short_of_memory(evaluator, monkeypatch, most=70)
+    rows = sorted(set(inputs.candidates["row"]))
+    found = predict(evaluator, words.only(rows), tmp_path / "words.parquet")
+    assert tried[:4] == [256, 128, 64, 64]
+    assert "64 sequences run together from here on" in caplog.text
+    numbers = list(table.select_dtypes("number"))
+    pd.testing.assert_frame_equal(found[numbers], table[numbers], rtol=1e-4, atol=1e-5)
+    pd.testing.assert_frame_equal(found[["sae", "row", "latents"]], table[["sae", "row", "latents"]])
+
+
+def test_a_number_of_sequences_that_does_not_fit_is_named(gpt2, saes, inputs, words, tmp_path, monkeypatch):
+    evaluator = AbsorptionEvaluator(gpt2, saes, inputs, batch_size=100)
+    tried = short_of_memory(evaluator, monkeypatch, most=70)
+    with pytest.raises(AbsorbError, match=r"`batch_size` was 100, expected runs that fit .* `auto`"):
+        predict(evaluator, words.only(inputs.candidates["row"].tolist()[:3]), tmp_path / "words.parquet")
+    assert tried == [100]
+
+
 @pytest.mark.parametrize(("sae", "count"), [("standard_A", 9), ("topk_B", 6)])
 def test_verdicts_are_those_of_the_calculator(gpt2, saes, words, probe, table, sae, count):
     task = words.task

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from absorb_pl.study.stage import Stage, _UnitLoop
 
@@ -82,6 +83,37 @@ def test_what_another_study_failed_at_is_made(tmp_path):
     assert [str(error) for error in errors] == ["out of luck"]
     assert made["slow"] == 1
     assert second.missing(["slow"]) == []
+
+
+def test_units_are_made_side_by_side_but_for_those_of_another_study(tmp_path):
+    class SideBySide(Counting):
+        side_by_side = 3
+
+        def __init__(self, cache_dir, made):
+            super().__init__(cache_dir, made)
+            self.groups = []
+
+        def make_some(self, units, device):
+            self.groups.append(list(units))
+            return super().make_some(units, device)
+
+    made = Counter()
+    first, second = Counting(tmp_path, made), SideBySide(tmp_path, made)
+    thread, _ = begun_by_another(first)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    first.go.set()
+    thread.join(30)
+    second.go.set()
+    assert second.run(["slow", "one", "two", "three", "four"], lambda _: trainer) == 4
+    assert second.groups == [["one", "two", "three"], ["four"]]
+    thread, _ = begun_by_another(third := Counting(tmp_path / "other", made))
+    loop = _UnitLoop(fourth := SideBySide(tmp_path / "other", made))
+    loop.predict_step(["one", "slow", "two"], 0)
+    assert fourth.groups == [["one", "two"]]
+    third.go.set()
+    thread.join(30)
+    loop.on_predict_epoch_end()
+    assert fourth.missing(["one", "slow", "two"]) == []
 
 
 def test_gradients_are_allowed(tmp_path):

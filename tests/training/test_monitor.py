@@ -13,10 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import absorb_pl.training.monitor as monitor_module
 from absorb_pl import evaluate_activations
 from absorb_pl.cli import main
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.errors import AbsorbError, HookMismatchError, RuleError, SaeWidthError
+from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.probes import LinearProbe
 from absorb_pl.saes import load_sae
 from absorb_pl.schema import CHECKS
@@ -82,6 +84,25 @@ def test_looks_are_those_of_the_saved_saes(tmp_path):
         "absorption_while_training.png",
         "absorption_while_training.svg",
     ]
+
+
+@pytest.mark.parametrize("selection", ["test", "train"])
+def test_walks_that_go_far_are_those_of_the_saved_sae(tmp_path, selection, monkeypatch):
+    monkeypatch.setattr(monitor_module, "_FIRST_KS", 2)
+    splits = SplitSettings(f1_jump=0.0, selection=selection)
+    monitor = AbsorptionMonitor(words(), every_n_steps=60, rules=RULES, splits=splits)
+    fit(tmp_path, [monitor, SaeExport()])
+    data = words()
+    x, labels = data.rows(torch.arange(len(data.labels))), [data.class_names[c] for c in data.label_numbers.tolist()]
+    longest = []
+    for name in SAES:
+        sae = load_sae(str(tmp_path / "saes" / name))
+        expected = evaluate_activations(sae, x, labels, RULES, splits=splits)
+        found = monitor.checks[monitor.checks["sae"] == name].set_index("rule")
+        shared = ["absorption_rate", "ci_high", "num_splits", "rate_one_main", "top_latent_f1"]
+        pd.testing.assert_frame_equal(found[shared], expected["summary"].set_index("rule")[shared], check_dtype=False)
+        longest.append(expected["letters"]["num_splits"].max())
+    assert max(longest) >= 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,79 @@
+"""How many sequences run together: a number, or as many as the device's memory allows."""
+
+from typing import Any, Literal
+
+import torch
+
+from absorb_pl.models.hooked_model import HookedModel
+from absorb_pl.models.placement import dtype_of
+from absorb_pl.ranges import Count
+
+RunSize = Count | Literal["auto"]
+"""Most sequences in one run of the model; `auto` takes as many as the device's free memory allows."""
+
+CPU_SIZE = 256
+"""Sequences in one run on a CPU, where more are no faster."""
+_MOST = 4096
+_SHARE = 0.5
+"""Share of the free memory that a run may take by the estimate, which knows nothing of what libraries add."""
+
+
+def fitting_size(model: HookedModel, tokens: int, device: torch.device) -> int:
+    """Estimate how many sequences may run together with gradients.
+
+    Args:
+        model: A TransformerLens model, on the device.
+        tokens: Tokens of the longest sequence.
+        device: Where it runs.
+
+    Returns:
+        `CPU_SIZE` on a CPU; on a GPU a power of two from its free memory, at most 4096.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> fitting_size(SimpleNamespace(), tokens=90, device=torch.device("cpu"))
+        256
+    """
+    if device.type != "cuda":
+        return CPU_SIZE
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return size_within(_SHARE * (free + unused), sequence_bytes(getattr(model, "cfg", None), tokens, dtype_of(model)))
+
+
+def size_within(budget: float, bytes_each: float) -> int:
+    """The largest power of two of sequences that a budget of memory allows, from 1 to 4096.
+
+    Args:
+        budget: Bytes.
+        bytes_each: Bytes of a sequence.
+
+    Example:
+        >>> size_within(1000, 10), size_within(5, 10), size_within(1e12, 10)
+        (64, 1, 4096)
+    """
+    return 2 ** max(0, min(_MOST, int(budget / bytes_each)).bit_length() - 1) if budget >= bytes_each else 1
+
+
+def sequence_bytes(config: Any, tokens: int, dtype: str) -> float:
+    """Estimate what a run with gradients keeps of each sequence until the backward pass.
+
+    Of each token and block: about sixteen vectors of the residual stream's width, four of the MLP's, and two rows of
+    attention weights of each head; of each sequence the last token's logits, three times in float32.
+
+    Args:
+        config: The model's TransformerLens configuration.
+        tokens: Tokens of the sequence.
+        dtype: Dtype of the weights.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> gpt2 = SimpleNamespace(n_layers=12, d_model=768, d_mlp=3072, n_heads=12, d_vocab=50257)
+        >>> round(sequence_bytes(gpt2, tokens=20, dtype="float32") / 2**20)
+        24
+    """
+    width, heads = int(config.d_model), int(config.n_heads)
+    mlp = int(getattr(config, "d_mlp", None) or 4 * width)
+    of_token = 16 * width + 4 * mlp + 2 * heads * tokens
+    size = torch.finfo(getattr(torch, dtype)).bits // 8
+    return float(tokens * int(config.n_layers) * of_token * size + 3 * 4 * int(config.d_vocab))
