@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from absorb_pl.engine.prefix_attention import (
     PREFIX_ATTENTION,
@@ -339,8 +340,20 @@ def unwrapped(hf_model: PreTrainedModel) -> PreTrainedModel:
         _owner(module, name).register_parameter(name.rpartition(".")[2], parameters[name])
     for name, _ in list(module.named_buffers(remove_duplicate=False)):
         _owner(module, name).register_buffer(name.rpartition(".")[2], buffers[name], persistent=False)
+    for name, layer in _replaced_layers(hf_model, module).items():
+        setattr(_owner(module, name), name.rpartition(".")[2], layer)
     module.set_attn_implementation(PREFIX_ATTENTION)
     return module.eval()
+
+
+def _replaced_layers(hf_model: nn.Module, module: nn.Module) -> dict[str, nn.Module]:
+    """Layers that are of another kind in a model than its architecture has, such as quantised ones, by plain name."""
+    made = {name: type(layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+    return {
+        name: layer
+        for name, layer in _by_plain_name(hf_model.named_modules()).items()
+        if name in made and type(layer) is not made[name] and not isinstance(layer, GeneralizedComponent)
+    }
 
 
 def _by_plain_name(named: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import load_language_model
 from absorb_pl.models.next_token import require_next_token_logits
+from absorb_pl.models.quantized import keep_gradients
 from absorb_pl.ranges import check_ranges
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
@@ -84,6 +85,7 @@ class CausalEvaluator(LightningModule):
         super().__init__()
         self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
         require_next_token_logits(self.language_model, type(self).__name__)
+        keep_gradients(self.language_model)
         if isinstance(saes, Mapping):
             self.saes = {name: to_unit_norms(sae) for name, sae in saes.items()}
         else:

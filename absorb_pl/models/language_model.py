@@ -17,8 +17,16 @@ from absorb_pl.errors import HookNotFoundError, ModelNotFoundError, ModelWeights
 from absorb_pl.models.bundled import SPELLER, speller_path
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.next_token import has_next_token_logits
-from absorb_pl.models.placement import LOAD_ERRORS, check_device, check_dtype, local_folder, own_memory, require_finite
+from absorb_pl.models.placement import (
+    LOAD_ERRORS,
+    check_device,
+    check_model_dtype,
+    local_folder,
+    own_memory,
+    require_finite,
+)
 from absorb_pl.models.processing import process_model
+from absorb_pl.models.quantized import QUANTIZED_DTYPES, load_quantized
 
 _NUMBER = re.compile(r"\.\d+\.")
 
@@ -36,7 +44,8 @@ def load_language_model(
         name: `"speller"` for the bundled model, a folder in Hugging Face format, or a name on the Hugging
             Face hub. A folder comes before a hub name that reads the same.
         device: A torch device.
-        dtype: Dtype of the weights: `float32`, `float64`, `bfloat16` or `float16`.
+        dtype: Dtype of the weights: `float32`, `float64`, `bfloat16` or `float16`; or `int8` or `nf4` for linear layers
+            of 8 or 4 bits a weight (see `absorb_pl.models.quantized`).
         processing: What SAEs ask for, from `sae_processing`.
 
     Returns:
@@ -58,7 +67,7 @@ def load_language_model(
             ...
         absorb_pl.errors.ModelNotFoundError: `name` was 'no-such-folder/', expected 'speller', ...
     """
-    weights_dtype = check_dtype(dtype)
+    weights_dtype = check_model_dtype(dtype)
     device = check_device(device)
     folder = _folder_of(name)
     if folder is None and (name.startswith((".", "/", "~")) or name.endswith("/")):
@@ -68,8 +77,10 @@ def load_language_model(
     try:
         with _without_progress_bars(), _told_of_weights() as told, torch.random.fork_rng(_devices(device)):
             torch.manual_seed(0)
+            source = name if folder is None else str(folder)
+            quantized = load_quantized(source, device, dtype) if dtype in QUANTIZED_DTYPES else None
             model = TransformerBridge.boot_transformers(
-                name if folder is None else str(folder), device=device, dtype=weights_dtype
+                source, device=device, dtype=weights_dtype, hf_model=quantized
             )
     except LOAD_ERRORS as error:
         raise _not_found(name, _why(error, is_folder=folder is not None)) from error

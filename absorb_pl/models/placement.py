@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from absorb_pl.errors import AbsorbError, NonFiniteError
 from absorb_pl.models.hooked_model import HookedModel
+from absorb_pl.models.quantized import COMPUTED_IN, QUANTIZED_DTYPES
 
 DTYPES = {
     "float32": torch.float32,
@@ -221,6 +222,34 @@ def check_dtype(dtype: str) -> torch.dtype:
     """
     if dtype not in DTYPES:
         raise AbsorbError("dtype", dtype, expected=" or ".join(DTYPES), remedy="Use float32 unless memory is short.")
+    return DTYPES[dtype]
+
+
+def check_model_dtype(dtype: str) -> torch.dtype:
+    """Turn the name of a language model's dtype into the dtype of its activations.
+
+    Args:
+        dtype: As for `check_dtype`, or one of `QUANTIZED_DTYPES`.
+
+    Returns:
+        The torch dtype.
+
+    Raises:
+        AbsorbError: If the name is another.
+
+    Example:
+        >>> check_model_dtype("float32"), check_model_dtype("nf4")
+        (torch.float32, torch.bfloat16)
+    """
+    if dtype in QUANTIZED_DTYPES:
+        return COMPUTED_IN
+    if dtype not in DTYPES:
+        raise AbsorbError(
+            "dtype",
+            dtype,
+            expected=" or ".join((*DTYPES, *QUANTIZED_DTYPES)),
+            remedy="Use float32 unless memory is short.",
+        )
     return DTYPES[dtype]
 
 

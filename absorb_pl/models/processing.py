@@ -8,6 +8,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from absorb_pl.errors import ModelProcessingError
 from absorb_pl.models.hooked_model import HookedModel
+from absorb_pl.models.quantized import refuse_processing
 
 WEIGHT_STEPS = ("center_writing_weights", "center_unembed", "fold_ln", "fold_value_biases")
 """What is done to weights, by TransformerLens's names."""
@@ -45,6 +46,7 @@ def process_model(model: TransformerBridge, steps: Sequence[str]) -> None:
         if name not in PROCESSING_STEPS or not supported:
             raise _not_given(model, name, f"{type(model.adapter).__name__} does not support it")
     if any(weights.values()):
+        refuse_processing(model, ", ".join(steps))
         try:
             model.enable_compatibility_mode(disable_warnings=True, **weights)
         except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:

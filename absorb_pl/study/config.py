@@ -13,7 +13,7 @@ from absorb_pl.evaluators.folds import CrossfitSettings
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.evaluators.shuffles import Copies, check_shuffles
 from absorb_pl.models.hooked_model import check_model
-from absorb_pl.models.placement import check_dtype, dtype_of
+from absorb_pl.models.placement import check_dtype, check_model_dtype, dtype_of
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports.terminal import ColumnChoice
@@ -90,7 +90,8 @@ class StudyConfig:
         cache_dir: Where finished stages are kept, shared by all studies.
         until: Last stage to run. What was made stays, and a later run goes on from there.
         task: What to ask about which words.
-        model_dtype: Dtype of a language model that is loaded.
+        model_dtype: Dtype of a language model that is loaded: `float32`, `float64`, `bfloat16` or `float16`; or, where
+            memory is short, `int8` or `nf4`, for linear layers of 8 or 4 bits a weight.
         sae_dtype: Dtype of the SAEs.
         activation_dtype: Storage dtype of cached activations.
         prompt_batch_size: Prompts per forward pass.
@@ -156,8 +157,8 @@ class StudyConfig:
         if not isinstance(model, str):
             check_model(model)
             object.__setattr__(self, "model_dtype", dtype_of(model))
-        for dtype in (self.model_dtype, self.sae_dtype):
-            check_dtype(dtype)
+        check_model_dtype(self.model_dtype)
+        check_dtype(self.sae_dtype)
         if bool(self.saes) == bool(self.models):
             raise AbsorbError(
                 "saes",
