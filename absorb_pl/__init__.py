@@ -9,6 +9,7 @@ Example:
     'paper'
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from absorb_pl.saes import SparseAutoencoder, control_sae, list_saes, load_sae
     from absorb_pl.study import StudyConfig, StudyResult, rescore_run, run_study, score
     from absorb_pl.words import TaskConfig
+
+# Where it is installed TransformerLens loads it, and it tells of kernels that it lacks and of each layer's dtype.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __version__ = "0.2.0"
 

@@ -1,20 +1,22 @@
 """What integrated gradients and ablations of words cost at the shape of Gemma-2-2B, as shares of the chip's own rate.
 
 Weights are random, so nothing is downloaded. Each figure is a median over turns, for several sizes of a run of the
-model; launches and waits are counted by PyTorch's profiler in one more turn. The plain way, whole sequences step after
-step, stands beside it.
+model; launches and waits are counted by PyTorch's profiler in one more turn, on a CPU operators and what they take. The
+plain way, whole sequences step after step, stands beside it.
 
-    python scripts/bench_gpu.py --json gpu.json
+    python scripts/bench_gpu.py --shapes gemma2-2b --json gpu.json
     python scripts/bench_gpu.py --quick   # small, on any machine
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from bench_attribution import STEPS, parameter_gradients, plain_integrated_gradients
+from benchmark_shapes import SHAPES as MODEL_SHAPES
 from benchmark_shapes import Setting, Shape, open_shape
 from benchmarking import Report, is_cuda, new_report, parse_arguments, peak_memory, timed
 from torch.profiler import ProfilerActivity, profile
@@ -45,6 +47,7 @@ SHAPES = {
             eos_token_id=2,
         ),
     ),
+    "gpt2-small": MODEL_SHAPES["gpt2-small"],
     "gemma2-2b": Shape(
         "blocks.12.hook_resid_post",
         latents=16_384,
@@ -56,6 +59,7 @@ SHAPES = {
 RUN_SIZES = (64, 1024)
 PROFILED_WORDS = 16
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
@@ -118,19 +122,34 @@ def _measured(run: Callable[[int], None], device: str, words: int, repeats: int,
         "of matmul rate": f"{flops / median / rate:.1%}",
         "peak MiB so far": round(peak_memory(device)),
     }
-    return figures | (_launches(run, min(words, PROFILED_WORDS)) if is_cuda(device) else {})
+    return figures | _profiled(run, min(words, PROFILED_WORDS), is_cuda(device))
 
 
-def _launches(run: Callable[[int], None], words: int) -> dict[str, Any]:
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+def _profiled(run: Callable[[int], None], words: int, on_gpu: bool) -> dict[str, Any]:
+    """Launches and waits on a GPU; on a CPU operators, each of which would be a launch or more, and their shares."""
+    kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    with profile(activities=kinds) as profiler:
         run(words)
-        torch.cuda.synchronize()
-    counts: dict[str, int] = {}
+        if on_gpu:
+            torch.cuda.synchronize()
+    counts, times = Counter[str](), Counter[str]()
     for event in profiler.key_averages():
-        counts[event.key] = counts.get(event.key, 0) + event.count
+        counts[event.key] += event.count
+        if event.key.startswith("aten::") and event.self_cpu_time_total > 0:
+            times[event.key.removeprefix("aten::")] += event.self_cpu_time_total
+    if on_gpu:
+        return {
+            "launches a word": round(sum(counts[key] for key in LAUNCHES) / words, 1),
+            "waits a word": round(sum(counts[key] for key in WAITS) / words, 2),
+        }
+    spent = sum(times.values())
+    products = sum(times.pop(name, 0) for name in PRODUCTS)
+    others = ", ".join(f"{name} {time / spent:.1%}" for name, time in times.most_common(3))
+    operators = sum(counts[f"aten::{name}"] for name in (*times, *PRODUCTS))
     return {
-        "launches a word": round(sum(counts.get(key, 0) for key in LAUNCHES) / words, 1),
-        "waits a word": round(sum(counts.get(key, 0) for key in WAITS) / words, 2),
+        "operators a word": round(operators / words),
+        "in matrix products": f"{products / spent:.1%}",
+        "largest others": others,
     }
 
 

@@ -1,6 +1,5 @@
 """Language models whose linear layers have 8 or 4 bits a weight, by bitsandbytes, so that larger ones fit."""
 
-import logging
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,7 +40,6 @@ def load_quantized(name: str, device: str, dtype: str) -> PreTrainedModel:
             expected="bitsandbytes to be installed, which quantises weights",
             remedy='Install it: `pip install "absorb-pl[quantized]"`.',
         )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every layer that computes in float16
     how: dict[str, Any] = {"load_in_8bit": True}
     if dtype == "nf4":
         how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": COMPUTED_IN}

@@ -53,6 +53,8 @@ def test_the_engine_is_held_against_the_machines_own_rate(script, tmp_path):
     for one in engine:
         share = one["gflop a word"] / (1e-3 * one["ms a word"]) / rate
         assert float(one["of matmul rate"].rstrip("%")) == pytest.approx(100 * share, abs=0.06, rel=1e-3)
+        assert one["operators a word"] > 100
+        assert 0 < float(one["in matrix products"].rstrip("%")) < 100
 
 
 @pytest.mark.slow
