@@ -79,9 +79,7 @@ def load_language_model(
             torch.manual_seed(0)
             source = name if folder is None else str(folder)
             quantized = load_quantized(source, device, dtype) if dtype in QUANTIZED_DTYPES else None
-            model = TransformerBridge.boot_transformers(
-                source, device=device, dtype=weights_dtype, hf_model=quantized
-            )
+            model = TransformerBridge.boot_transformers(source, device=device, dtype=weights_dtype, hf_model=quantized)
     except LOAD_ERRORS as error:
         raise _not_found(name, _why(error, is_folder=folder is not None)) from error
     if getattr(model.original_model.config, "is_encoder_decoder", False):
