@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from absorb_pl.study import StudyConfig, StudyResult, rescore_run, run_study, score
     from absorb_pl.words import TaskConfig
 
-# Where it is installed TransformerLens loads it, and it tells of kernels that it lacks and of each layer's dtype.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+# TransformerLens loads bitsandbytes where that is installed, which then tells of kernels that it lacks.
+logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 __version__ = "0.2.0"
 

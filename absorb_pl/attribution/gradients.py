@@ -13,6 +13,7 @@ from absorb_pl.engine.splice import FwdHook, SaeReconstructionCache, apply_saes_
 from absorb_pl.errors import AbsorbError, NonFiniteError, ShapeError
 from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.models.hooked_model import HookedModel
+from absorb_pl.models.quantized import keep_gradients
 from absorb_pl.saes.interface import SparseAutoencoder
 
 Metric = Callable[[Tensor], Tensor]
@@ -271,7 +272,7 @@ def activation_gradients(model: object) -> Iterator[None]:
         Nothing.
 
     Raises:
-        AbsorbError: Inference mode is on.
+        AbsorbError: Inference mode is on, or the model's weights are packed so that gradients are lost.
 
     Example:
         >>> layer = torch.nn.Linear(2, 2)
@@ -279,6 +280,7 @@ def activation_gradients(model: object) -> Iterator[None]:
         ...     layer(torch.ones(2)).requires_grad, layer(torch.ones(2, requires_grad=True)).requires_grad
         (False, True)
     """
+    keep_gradients(model)
     if torch.is_inference_mode_enabled():
         raise AbsorbError(
             "torch.inference_mode",

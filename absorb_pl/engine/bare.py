@@ -21,7 +21,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from absorb_pl.engine.prefix_attention import (
     PREFIX_ATTENTION,
@@ -348,7 +347,7 @@ def unwrapped(hf_model: PreTrainedModel) -> PreTrainedModel:
 
 def _replaced_layers(hf_model: nn.Module, module: nn.Module) -> dict[str, nn.Module]:
     """Layers that are of another kind in a model than its architecture has, such as quantised ones, by plain name."""
-    made = {name: type(layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+    made = {name: type(layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     return {
         name: layer
         for name, layer in _by_plain_name(hf_model.named_modules()).items()

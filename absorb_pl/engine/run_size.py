@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 
 from absorb_pl.models.hooked_model import HookedModel
-from absorb_pl.models.placement import dtype_of
+from absorb_pl.models.placement import check_model_dtype, dtype_of
 from absorb_pl.ranges import Count
 
 RunSize = Count | Literal["auto"]
@@ -18,12 +18,13 @@ _SHARE = 0.5
 """Share of the free memory that a run may take by the estimate, which knows nothing of what libraries add."""
 
 
-def fitting_size(model: HookedModel, tokens: int, device: torch.device) -> int:
+def fitting_size(model: HookedModel, tokens: int, seen: int, device: torch.device) -> int:
     """Estimate how many sequences may run together with gradients.
 
     Args:
         model: A TransformerLens model, on the device.
-        tokens: Tokens of the longest sequence.
+        tokens: Tokens of the longest sequence that run, those from the word on.
+        seen: Tokens that they attend to, the prefix among them.
         device: Where it runs.
 
     Returns:
@@ -31,14 +32,15 @@ def fitting_size(model: HookedModel, tokens: int, device: torch.device) -> int:
 
     Example:
         >>> from types import SimpleNamespace
-        >>> fitting_size(SimpleNamespace(), tokens=90, device=torch.device("cpu"))
+        >>> fitting_size(SimpleNamespace(), tokens=5, seen=90, device=torch.device("cpu"))
         256
     """
     if device.type != "cuda":
         return CPU_SIZE
     free, _ = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return size_within(_SHARE * (free + unused), sequence_bytes(getattr(model, "cfg", None), tokens, dtype_of(model)))
+    bytes_each = sequence_bytes(getattr(model, "cfg", None), tokens, seen, dtype_of(model))
+    return size_within(_SHARE * (free + unused), bytes_each)
 
 
 def size_within(budget: float, bytes_each: float) -> int:
@@ -52,10 +54,11 @@ def size_within(budget: float, bytes_each: float) -> int:
         >>> size_within(1000, 10), size_within(5, 10), size_within(1e12, 10)
         (64, 1, 4096)
     """
-    return 2 ** max(0, min(_MOST, int(budget / bytes_each)).bit_length() - 1) if budget >= bytes_each else 1
+    allowed = min(_MOST, max(1, int(budget / bytes_each)))
+    return 2 ** (allowed.bit_length() - 1)
 
 
-def sequence_bytes(config: Any, tokens: int, dtype: str) -> float:
+def sequence_bytes(config: Any, tokens: int, seen: int, dtype: str) -> float:
     """Estimate what a run with gradients keeps of each sequence until the backward pass.
 
     Of each token and block: about sixteen vectors of the residual stream's width, four of the MLP's, and two rows of
@@ -63,17 +66,19 @@ def sequence_bytes(config: Any, tokens: int, dtype: str) -> float:
 
     Args:
         config: The model's TransformerLens configuration.
-        tokens: Tokens of the sequence.
+        tokens: Tokens of the sequence that run.
+        seen: Tokens that they attend to.
         dtype: Dtype of the weights.
 
     Example:
         >>> from types import SimpleNamespace
         >>> gpt2 = SimpleNamespace(n_layers=12, d_model=768, d_mlp=3072, n_heads=12, d_vocab=50257)
-        >>> round(sequence_bytes(gpt2, tokens=20, dtype="float32") / 2**20)
-        24
+        >>> round(sequence_bytes(gpt2, tokens=5, seen=90, dtype="float32") / 2**20)
+        7
     """
     width, heads = int(config.d_model), int(config.n_heads)
     mlp = int(getattr(config, "d_mlp", None) or 4 * width)
-    of_token = 16 * width + 4 * mlp + 2 * heads * tokens
-    size = torch.finfo(getattr(torch, dtype)).bits // 8
-    return float(tokens * int(config.n_layers) * of_token * size + 3 * 4 * int(config.d_vocab))
+    of_token = 16 * width + 4 * mlp + 2 * heads * seen
+    return float(
+        tokens * int(config.n_layers) * of_token * check_model_dtype(dtype).itemsize + 12 * int(config.d_vocab)
+    )

@@ -134,7 +134,7 @@ class AblationEvaluator(CausalEvaluator):
         tables = []
         with torch.enable_grad():
             prefix = compute_prefix(
-                self.language_model, prompts, sorted(set(self.hooks.values())), batch_size=self.batch_size
+                self.language_model, prompts, sorted(set(self.hooks.values())), batch_size=self.sequences(batch)
             )
             for name, sae in self.saes.items():
                 for places in torch.arange(len(prompts)).split(words_at_once(sae)):
@@ -142,7 +142,7 @@ class AblationEvaluator(CausalEvaluator):
                         "hook_name": self.hooks[name],
                         "prefix": prefix,
                         "rows": places.tolist(),
-                        "batch_size": self.batch_size,
+                        "batch_size": self.sequences(batch),
                     }
                     found = word_integrated_gradients(
                         self.language_model, sae, prompts, metric, steps=self.settings.steps, **shared

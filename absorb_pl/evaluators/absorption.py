@@ -182,7 +182,7 @@ class AbsorptionEvaluator(CausalEvaluator):
                 batch_prompts(batch),
                 sorted({self.hooks[name] for name in wanted}),
                 rows=sorted({place[row] for rows in wanted.values() for row in rows}),
-                batch_size=self.batch_size,
+                batch_size=self.sequences(batch),
             )
             tables = []
             for name, rows in wanted.items():
@@ -208,7 +208,7 @@ class AbsorptionEvaluator(CausalEvaluator):
             steps=evidence.steps,
             prefix=prefix,
             rows=places,
-            batch_size=self.batch_size,
+            batch_size=self.sequences(batch),
         )
 
     def _table(self, name: str, rows: Sequence[int], words: WordScores, top_latents: int) -> pd.DataFrame:

@@ -62,7 +62,7 @@ class CausalEvaluator(LightningModule):
         columns: Columns of the tables.
         hooks: Hook that each SAE reads, by the SAE's name.
         positive_tokens: Tokens of the right answer that metrics can be asked for.
-        batch_size: Most sequences in one run of the model; 0 until the first batch if `auto` was asked for.
+        run_size: Most sequences in one run of the model, as asked for.
         texts: The prompt of each word of the task, once prepared.
         class_names: The task's classes, once prepared.
     """
@@ -94,8 +94,8 @@ class CausalEvaluator(LightningModule):
             check_processing(self.language_model, sae)
         self.hooks = {name: sae_hook_name(sae) for name, sae in self.saes.items()}
         self.positive_tokens = tuple(positive_tokens)
-        self.run_size = batch_size
-        self.batch_size = 0 if batch_size == "auto" else batch_size
+        self.run_size: RunSize = batch_size
+        self._found_size: int | None = None
 
     @abstractmethod
     def tabulate(self, batch: dict[str, Tensor]) -> pd.DataFrame:
@@ -127,23 +127,38 @@ class CausalEvaluator(LightningModule):
 
     def _tabulated(self, batch: dict[str, Tensor]) -> pd.DataFrame:
         """`tabulate`, with smaller runs from there on if the device's memory is too short for them."""
-        if self.batch_size == 0:
-            self.batch_size = fitting_size(self.language_model, batch["input_ids"].shape[1], self.device)
         while True:
             try:
                 return self.tabulate(batch)
             except torch.OutOfMemoryError as error:
-                if self.run_size != "auto" or self.batch_size == 1:
+                size = self.sequences(batch)
+                if self.run_size != "auto" or size == 1:
                     raise AbsorbError(
                         "batch_size",
-                        self.batch_size,
-                        expected="runs that fit into the device's memory",
-                        remedy="Take a smaller number, or `auto` (`run_batch_size` in a study); else a model in a "
-                        "smaller dtype, or fewer prompts at a time.",
+                        self.run_size,
+                        expected="runs that fit into the device's memory"
+                        + (", but even a single sequence does not" if self.run_size == "auto" else ""),
+                        remedy="Take fewer prompts at a time or a model in a smaller dtype."
+                        if self.run_size == "auto"
+                        else "Take a smaller number, or `auto` (`run_batch_size` in a study).",
                     ) from error
-            self.batch_size //= 2
+            self._found_size = size // 2
             torch.cuda.empty_cache()
-            _LOGGER.warning("The device's memory is short: %d sequences run together from here on.", self.batch_size)
+            _LOGGER.warning("The device's memory is short: %d sequences run together from here on.", size // 2)
+
+    def sequences(self, batch: Mapping[str, Tensor]) -> int:
+        """Most sequences in one run of the model.
+
+        Args:
+            batch: A batch of a `PromptDataModule`, by whose lengths `auto` finds a number the first time.
+        """
+        if self.run_size != "auto":
+            return self.run_size
+        if self._found_size is None:
+            lengths = batch["lengths"]
+            own = int((lengths - batch["word_positions"]).max()) if len(lengths) else 1
+            self._found_size = fitting_size(self.language_model, own, batch["input_ids"].shape[1], self.device)
+        return self._found_size
 
     def tabulate_words(self, data: PromptDataModule, rows: Int[Tensor, " rows"]) -> pd.DataFrame:
         """What is found on some words of a datamodule, without a Trainer.

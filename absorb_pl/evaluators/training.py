@@ -18,6 +18,11 @@ from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.saes.interface import SparseAutoencoder
 
+SIDE_BY_SIDE = 4
+"""Most SAEs whose probes are trained side by side; more gain little."""
+_LATENTS_SIDE_BY_SIDE = 2**17
+"""Most latents of SAEs that are loaded side by side: 1 GiB of weights at a width of 1024 in float32."""
+
 
 def train_linear_probe(
     x: Float[Tensor, "rows d_model"],
@@ -52,6 +57,31 @@ def train_linear_probe(
     return probe, _fitted(probe, x, y, settings.max_epochs or 1, settings.batch_size or len(x), seed, device)
 
 
+def side_by_side(latents: Sequence[int]) -> Iterator[list[int]]:
+    """Portions of SAEs whose probes may be trained side by side: few, and not so wide that memory runs short.
+
+    Args:
+        latents: Number of latents of each SAE.
+
+    Yields:
+        Numbers of the SAEs of a portion.
+
+    Example:
+        >>> list(side_by_side([512, 1024, 2**17, 512, 512]))
+        [[0, 1], [2], [3, 4]]
+    """
+    portion: list[int] = []
+    for number, width in enumerate(latents):
+        if portion and (
+            len(portion) == SIDE_BY_SIDE or sum(latents[one] for one in portion) + width > _LATENTS_SIDE_BY_SIDE
+        ):
+            yield portion
+            portion = []
+        portion.append(number)
+    if portion:
+        yield portion
+
+
 def train_sae_probes(
     saes: Sequence[SparseAutoencoder],
     x: Float[Tensor, "rows d_model"],
@@ -75,18 +105,19 @@ def train_sae_probes(
     Returns:
         For each SAE its probes and the training curve of its ranking probe, one row per epoch.
     """
-    probes = [
-        SaeProbe(
-            sae,
-            y.shape[1],
-            ks=tuple(k for k in settings.ks if k <= sae.W_dec.shape[0]),
-            l1_decay=settings.l1_decay,
-            lr=settings.lr,
-            end_lr=settings.end_lr,
-            class_names=class_names,
-        )
-        for sae in saes
-    ]
+    with isolate_rng():
+        probes = [
+            SaeProbe(
+                sae,
+                y.shape[1],
+                ks=tuple(k for k in settings.ks if k <= sae.W_dec.shape[0]),
+                l1_decay=settings.l1_decay,
+                lr=settings.lr,
+                end_lr=settings.end_lr,
+                class_names=class_names,
+            )
+            for sae in saes
+        ]
     with _seeded(seed):
         curves = fit_rankings(probes, x, y, settings.max_epochs, settings.batch_size, device)
     return list(zip(probes, curves, strict=True))

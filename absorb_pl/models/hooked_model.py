@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from absorb_pl.errors import AbsorbError
+from absorb_pl.models.quantized import keep_gradients
 
 
 @runtime_checkable
@@ -37,7 +38,7 @@ def check_model(model: object) -> None:
         model: What was given as a model.
 
     Raises:
-        AbsorbError: It lacks a member of `HookedModel`.
+        AbsorbError: It lacks a member of `HookedModel`, or gradients do not pass its weights.
 
     Example:
         >>> check_model(3)
@@ -53,3 +54,4 @@ def check_model(model: object) -> None:
             remedy="Wrap a Hugging Face model: `TransformerBridge.boot_transformers(name, hf_model=model, "
             "tokenizer=tokenizer, dtype=model.dtype, device=model.device)`.",
         )
+    keep_gradients(model)

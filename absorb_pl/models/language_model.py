@@ -26,7 +26,7 @@ from absorb_pl.models.placement import (
     require_finite,
 )
 from absorb_pl.models.processing import process_model
-from absorb_pl.models.quantized import QUANTIZED_DTYPES, load_quantized
+from absorb_pl.models.quantized import QUANTIZED_DTYPES, load_quantized, quantization_scales, require_bitsandbytes
 
 _NUMBER = re.compile(r"\.\d+\.")
 
@@ -68,6 +68,8 @@ def load_language_model(
         absorb_pl.errors.ModelNotFoundError: `name` was 'no-such-folder/', expected 'speller', ...
     """
     weights_dtype = check_model_dtype(dtype)
+    if dtype in QUANTIZED_DTYPES:
+        require_bitsandbytes(dtype)
     device = check_device(device)
     folder = _folder_of(name)
     if folder is None and (name.startswith((".", "/", "~")) or name.endswith("/")):
@@ -88,7 +90,7 @@ def load_language_model(
     _require_sizes(name, model)
     _require_weights(name, model, told)
     _require_embeddings(name, model)
-    require_finite(name, dict(model.original_model.named_parameters()))
+    require_finite(name, dict(model.original_model.named_parameters()) | quantization_scales(model.original_model))
     model.eval()
     model.original_model.requires_grad_(False)
     if processing:

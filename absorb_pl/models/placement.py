@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from absorb_pl.errors import AbsorbError, NonFiniteError
 from absorb_pl.models.hooked_model import HookedModel
-from absorb_pl.models.quantized import COMPUTED_IN, QUANTIZED_DTYPES
+from absorb_pl.models.quantized import COMPUTED_IN, QUANTIZED_DTYPES, quantized_dtype
 
 DTYPES = {
     "float32": torch.float32,
@@ -220,9 +220,7 @@ def check_dtype(dtype: str) -> torch.dtype:
         >>> check_dtype("bfloat16")
         torch.bfloat16
     """
-    if dtype not in DTYPES:
-        raise AbsorbError("dtype", dtype, expected=" or ".join(DTYPES), remedy="Use float32 unless memory is short.")
-    return DTYPES[dtype]
+    return _dtype_among(DTYPES, dtype)
 
 
 def check_model_dtype(dtype: str) -> torch.dtype:
@@ -241,16 +239,13 @@ def check_model_dtype(dtype: str) -> torch.dtype:
         >>> check_model_dtype("float32"), check_model_dtype("nf4")
         (torch.float32, torch.bfloat16)
     """
-    if dtype in QUANTIZED_DTYPES:
-        return COMPUTED_IN
-    if dtype not in DTYPES:
-        raise AbsorbError(
-            "dtype",
-            dtype,
-            expected=" or ".join((*DTYPES, *QUANTIZED_DTYPES)),
-            remedy="Use float32 unless memory is short.",
-        )
-    return DTYPES[dtype]
+    return _dtype_among(DTYPES | dict.fromkeys(QUANTIZED_DTYPES, COMPUTED_IN), dtype)
+
+
+def _dtype_among(dtypes: Mapping[str, torch.dtype], name: str) -> torch.dtype:
+    if name not in dtypes:
+        raise AbsorbError("dtype", name, expected=" or ".join(dtypes), remedy="Use float32 unless memory is short.")
+    return dtypes[name]
 
 
 def dtype_of(model: HookedModel) -> str:
@@ -260,12 +255,15 @@ def dtype_of(model: HookedModel) -> str:
         model: A `TransformerBridge`, or any callable.
 
     Returns:
-        Dtype of its first parameter, as `check_dtype` takes it; float32 for what is no module.
+        Dtype of its first parameter, or of its quantised weights, as `check_model_dtype` takes it; float32 for what is
+        no module.
 
     Example:
         >>> dtype_of(torch.nn.Linear(1, 1).half())
         'float16'
     """
+    if (quantized := quantized_dtype(model)) is not None:
+        return quantized
     module = getattr(model, "original_model", model)
     dtype = next(module.parameters()).dtype if isinstance(module, nn.Module) else torch.float32
     return str(dtype).removeprefix("torch.")

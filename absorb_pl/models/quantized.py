@@ -1,19 +1,40 @@
 """Language models whose linear layers have 8 or 4 bits a weight, by bitsandbytes, so that larger ones fit."""
 
+import logging
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from absorb_pl.errors import AbsorbError, ModelProcessingError
 
 QUANTIZED_DTYPES = ("int8", "nf4")
 """Dtypes of quantised weights: 8-bit integers (LLM.int8, arXiv 2208.07339), and 4-bit normal floats (QLoRA's,
-arXiv 2305.14314). All that is not a linear layer's weight is bfloat16 then, activations among it."""
+arXiv 2305.14314). All that is not a linear layer's weight is bfloat16 then; `int8` also quantises what the weights are
+multiplied with."""
 
 COMPUTED_IN = torch.bfloat16
 _PACKS = "support_avx512bf16_for_cpu"
+
+
+def require_bitsandbytes(dtype: str) -> None:
+    """Check that what quantises weights is installed.
+
+    Args:
+        dtype: One of `QUANTIZED_DTYPES`.
+
+    Raises:
+        AbsorbError: It is not.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise AbsorbError(
+            "dtype",
+            dtype,
+            expected="bitsandbytes to be installed, which quantises weights",
+            remedy='Install it: `pip install "absorb-pl[quantized]"`.',
+        )
 
 
 def load_quantized(name: str, device: str, dtype: str) -> PreTrainedModel:
@@ -24,22 +45,15 @@ def load_quantized(name: str, device: str, dtype: str) -> PreTrainedModel:
         device: Where it goes.
         dtype: One of `QUANTIZED_DTYPES`.
 
-    Raises:
-        AbsorbError: bitsandbytes is not installed.
-
     Example:
         >>> from absorb_pl import load_language_model
         >>> model = load_language_model("speller", dtype="nf4")
         >>> type(model.original_model.lm_head).__name__, is_quantized(model)
         ('UnembeddingBridge', True)
     """
-    if find_spec("bitsandbytes") is None:
-        raise AbsorbError(
-            "dtype",
-            dtype,
-            expected="bitsandbytes to be installed, which quantises weights",
-            remedy='Install it: `pip install "absorb-pl[quantized]"`.',
-        )
+    logging.getLogger("bitsandbytes.autograd").setLevel(
+        logging.ERROR
+    )  # it tells of each layer that computes in float16
     how: dict[str, Any] = {"load_in_8bit": True}
     if dtype == "nf4":
         how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": COMPUTED_IN}
@@ -77,6 +91,20 @@ def keep_gradients(model: Any) -> None:
                 )
 
 
+def quantization_scales(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The scales that quantised weights are multiplied by, by the name of their layer; NaN weights make NaN scales.
+
+    Args:
+        model: A Hugging Face model.
+    """
+    found = {}
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "weight", None)
+        scales = getattr(weight, "SCB", None), getattr(getattr(weight, "quant_state", None), "absmax", None)
+        found |= {f"{name}.weight": scale for scale in scales if scale is not None}
+    return found
+
+
 def is_quantized(model: Any) -> bool:
     """Tell whether a language model's weights are quantised.
 
@@ -84,6 +112,18 @@ def is_quantized(model: Any) -> bool:
         model: A TransformerLens model.
     """
     return getattr(getattr(model, "original_model", model), "quantization_method", None) is not None
+
+
+def quantized_dtype(model: Any) -> str | None:
+    """Which of `QUANTIZED_DTYPES` a language model has; None if none of them.
+
+    Args:
+        model: A TransformerLens model.
+    """
+    config = getattr(getattr(getattr(model, "original_model", model), "config", None), "quantization_config", None)
+    if getattr(config, "load_in_8bit", False):
+        return "int8"
+    return "nf4" if getattr(config, "load_in_4bit", False) and config.bnb_4bit_quant_type == "nf4" else None
 
 
 def refuse_processing(model: Any, steps: str) -> None:

@@ -167,6 +167,7 @@ def _fit(
                 enable_progress_bar=show_progress,
             )
         )
+        module.to(target)  # probes put their SAE where they are, before the Trainer moves them
         with _steps_of(probes, rows_per_step):
             trainer.fit(module, rows.loader(size, shuffle=rows_per_step is not None or len(x) > size))
     module.to(target)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -169,9 +170,13 @@ class SaeProbe(LatentRanking):
             ks: Numbers of latents.
             x: Activations of the training rows.
             y: Their labels, `[rows, classes]`.
+
+        Returns:
+            The solved probes, in evaluation mode.
         """
         check_ranges(SaeProbe.with_ks, locals())
-        probe = SaeProbe(**{**self.hparams, "sae": self.sae, "ks": ks}).to(self.device)
+        with isolate_rng():
+            probe = SaeProbe(**{**self.hparams, "sae": self.sae, "ks": ks}).to(self.device)
         probe.fc.load_state_dict(self.fc.state_dict())
         probe.class_mask.copy_(self.class_mask)
         probe._rank_and_solve([{"x": x, "y": y}])

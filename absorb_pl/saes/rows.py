@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -14,6 +13,7 @@ from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.properties import require_rows, require_width
 from absorb_pl.saes.scale import unwrapped_sae
 
+_AT_ONE_DECODING = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _ROUNDING = 1e-6
 """How far derivatives of `decode` at two rows may differ, as a share of the largest, to be taken for the same."""
 
@@ -119,8 +119,9 @@ def encode_and_project(
         >>> encode_and_project(sae, torch.tensor([[1.0, -2.0]]), torch.tensor([1.0, 0.0]))[1]
         tensor([[3., 0.]])
     """
-    latents, project = encode_to_project(sae, x)
-    return latents, project(direction.expand(len(x), -1))
+    encoded, decoded = _encoded_and_decoded(sae, x)
+    latents = _wide(encoded.detach())
+    return latents, _wide(_slopes(encoded, decoded, direction)) * latents
 
 
 def encode_to_project(
@@ -134,7 +135,8 @@ def encode_to_project(
 
     Returns:
         Latents in float32 or better, and what gives their contributions along a direction (`encode_and_project`), or
-        those of some latents, if their ids come second.
+        those of some latents, if their ids come second. Where `decode` has the same derivative at all rows, it is taken
+        at one.
 
     Raises:
         SaeArchitectureError: Its latents at a token depend on the tokens before it.
@@ -149,6 +151,19 @@ def encode_to_project(
         >>> project(torch.tensor([0.0, 1.0]), torch.tensor([1]))
         tensor([[6.]])
     """
+    encoded, decoded = _encoded_and_decoded(sae, x)
+    latents = _wide(encoded.detach())
+    source, found = _one_row(sae, encoded, decoded) or (encoded, decoded)
+
+    def project(direction: Tensor, ids: Tensor | None = None) -> Tensor:
+        slopes = _slopes(source, found, direction)
+        return _wide(slopes) * latents if ids is None else _wide(slopes[:, ids]) * latents[:, ids]
+
+    return latents, project
+
+
+def _encoded_and_decoded(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents that gradients reach, and what is decoded from them."""
     with torch.inference_mode(False), torch.enable_grad(), _flat(sae):
         encoded = encode_rows(sae, x.clone()).requires_grad_()
         decoded = sae.decode(encoded)
@@ -159,19 +174,7 @@ def encode_to_project(
             expected="a differentiable method, as its derivative says what each latent contributes",
             remedy="Compute it with torch operations, without `no_grad` or `detach`.",
         )
-    latents = _wide(encoded.detach())
-
-    @cache
-    def decoding() -> tuple[Tensor, Tensor]:
-        """What is decoded and from what: one row where `decode` has the same derivative at all, else all rows."""
-        return _one_row(sae, encoded, decoded) or (encoded, decoded)
-
-    def project(direction: Tensor, ids: Tensor | None = None) -> Tensor:
-        source, found = decoding() if direction.ndim == 1 else (encoded, decoded)
-        slopes = _slopes(source, found, direction)
-        return _wide(slopes) * latents if ids is None else _wide(slopes[:, ids]) * latents[:, ids]
-
-    return latents, project
+    return encoded, decoded
 
 
 def _slopes(encoded: Tensor, decoded: Tensor, direction: Tensor) -> Tensor:
@@ -185,15 +188,17 @@ def _one_row(sae: SparseAutoencoder, encoded: Tensor, decoded: Tensor) -> tuple[
 
     Some SAEs scale what they decode by a number of each row.
     """
+    if len(encoded) < 2:
+        return None
     with torch.inference_mode(False), torch.enable_grad(), _flat(sae):
         first = encoded.detach()[:1].clone().requires_grad_()
         try:
             alone = sae.decode(first)
-        except (AttributeError, RuntimeError):  # it keeps numbers of all rows that were encoded, for one decoding
+        except _AT_ONE_DECODING:  # it keeps numbers of the rows that were encoded, for one decoding
             return None
-    if len(encoded) == 1 or alone.shape != decoded[:1].shape:
+    if alone.shape != decoded[:1].shape:
         return None
-    direction = torch.linspace(-1, 1, decoded.shape[1], device=decoded.device)
+    direction = torch.linspace(1, 2, decoded.shape[1], device=decoded.device)
     slopes, of_first = _wide(_slopes(encoded, decoded, direction)), _wide(_slopes(first, alone, direction))
     near = (slopes - of_first).abs().max() <= _ROUNDING * of_first.abs().max()
     return (first, alone) if bool(near) else None

@@ -17,16 +17,13 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
-from absorb_pl.evaluators.training import train_linear_probe, train_sae_probes
+from absorb_pl.evaluators.training import SIDE_BY_SIDE, side_by_side, train_linear_probe, train_sae_probes
 from absorb_pl.probes.base import MISSING_LOGIT
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.probes.training import KSparseProbe
 from absorb_pl.saes.source import SaeSource
 from absorb_pl.study.stage import Files, Stage
-
-_LATENTS_SIDE_BY_SIDE = 2**17
-"""Most latents of SAEs that are loaded side by side: 1 GiB of weights at a width of 1024 in float32."""
 
 _FRAMES = ("latents", "k_sparse", "letters", "candidates")
 
@@ -169,7 +166,7 @@ class SaeProbingStage(Stage):
 
     name = "sae_probing"
     title = "k-sparse probes"
-    side_by_side = 4
+    side_by_side = SIDE_BY_SIDE
 
     def __init__(
         self,
@@ -197,38 +194,26 @@ class SaeProbingStage(Stage):
 
     @override
     def make_some(self, units: Sequence[str], device: torch.device) -> Iterator[tuple[str, Files]]:
-        data = self.probes.data
-        for hook, names in self._of_one_hook(units):
-            saes = [self.saes[name].load(device) for name in names]
-            x, y, _ = data.split(hook, "train")
-            held_out = self.probes.held_out(hook)
-            trained = train_sae_probes(saes, x, y, self.settings, data.class_names, data.seed, device)
-            for name, sae, (probe, curve) in zip(names, saes, trained, strict=True):
-                found = evaluate_sae(sae, probe, held_out, self.splits, (x, y))
-                yield (
-                    name,
-                    {
-                        **{f"{frame}.parquet": getattr(found, frame) for frame in _FRAMES},
-                        "statistics.json": found.statistics,
-                        "probe.safetensors": {
-                            "latent_ids": probe.latent_ids,
-                            "weight": probe.weight,
-                            "bias": probe.bias,
-                        },
-                        "training.parquet": curve,
-                    },
-                )
-
-    def _of_one_hook(self, units: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-        """Units that go side by side: of one hook, and not so wide that they would not fit into memory together."""
         for hook in dict.fromkeys(self.saes[unit].hook_name for unit in units):
-            names: list[str] = []
-            for name in (unit for unit in units if self.saes[unit].hook_name == hook):
-                if names and sum(self.saes[one].d_sae for one in (*names, name)) > _LATENTS_SIDE_BY_SIDE:
-                    yield hook, names
-                    names = []
-                names.append(name)
-            yield hook, names
+            names = [unit for unit in units if self.saes[unit].hook_name == hook]
+            for portion in side_by_side([self.saes[name].d_sae for name in names]):
+                yield from self._made(hook, [names[number] for number in portion], device)
+
+    def _made(self, hook: str, names: Sequence[str], device: torch.device) -> Iterator[tuple[str, Files]]:
+        """What is found of SAEs that are held in memory together."""
+        data, held_out = self.probes.data, self.probes.held_out(hook)
+        saes = [self.saes[name].load(device) for name in names]
+        x, y, _ = data.split(hook, "train")
+        trained = train_sae_probes(saes, x, y, self.settings, data.class_names, data.seed, device)
+        for name, sae, (probe, curve) in zip(names, saes, trained, strict=True):
+            found = evaluate_sae(sae, probe, held_out, self.splits, (x, y))
+            files = {
+                **{f"{frame}.parquet": getattr(found, frame) for frame in _FRAMES},
+                "statistics.json": found.statistics,
+                "probe.safetensors": {"latent_ids": probe.latent_ids, "weight": probe.weight, "bias": probe.bias},
+                "training.parquet": curve,
+            }
+            yield name, files
 
     def result(self, unit: str) -> SaeProbing:
         """What was found of an SAE."""

@@ -52,7 +52,7 @@ class Stage(ABC):
         """Everything that determines the artifact of a unit, plain types only."""
 
     def make(self, unit: str, device: torch.device) -> Files:
-        """Do the unit's work on `device`; returns what to keep. A stage that overrides one of the others has none."""
+        """Do the unit's work on `device`; returns what to keep. Others may do without: see `make_some`."""
         raise NotImplementedError
 
     def make_some(self, units: Sequence[str], device: torch.device) -> Iterator[tuple[str, Files]]:

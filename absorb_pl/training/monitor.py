@@ -17,7 +17,7 @@ from absorb_pl.errors import HookMismatchError
 from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules
 from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings, walked_mains
-from absorb_pl.evaluators.training import train_linear_probe, train_sae_probes
+from absorb_pl.evaluators.training import side_by_side, train_linear_probe, train_sae_probes
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.probes.k_sparse import TRACKED_RANKS, SaeProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
@@ -93,7 +93,7 @@ class AbsorptionMonitor(Callback):
         # Further ks are looked at in tables of a study alone.
         most = max(self.splits.max_k, TRACKED_RANKS)
         self.ks = tuple(k for k in k_sparse.ks if k <= most)
-        self.k_sparse = replace(k_sparse, ks=tuple(k for k in self.ks if k <= _FIRST_KS or k == self.ks[-1]))
+        self.k_sparse = replace(k_sparse, ks=tuple(k for k in self.ks if k <= _FIRST_KS or k == max(self.ks)))
         self.checks = pd.DataFrame(columns=list(CHECKS))
         self._rows: dict[str, tuple[Rows, EvaluationRows]] = {}
 
@@ -176,12 +176,15 @@ class AbsorptionMonitor(Callback):
         """k-sparse probes for as many ks as the walk to the main latents needs."""
         training, rows = self._rows[hook]
         walked_on = training if self.splits.selection == "train" else (rows.x, rows.y)
-        with torch.inference_mode(False), torch.enable_grad():
-            trained = train_sae_probes(saes, *training, self.k_sparse, rows.class_names, self.seed, device)
-        for sae, (probe, _) in zip(saes, trained, strict=True):
-            walked = walked_mains(sae, probe, walked_on, self.splits)
-            goes_on = any(len(latents) == _FIRST_KS for latents in walked.values())
-            yield probe.with_ks([k for k in self.ks if k <= len(sae.W_dec)], *training) if goes_on else probe
+        for some in side_by_side([len(sae.W_dec) for sae in saes]):
+            portion = [saes[number] for number in some]
+            with torch.inference_mode(False), torch.enable_grad():
+                trained = train_sae_probes(portion, *training, self.k_sparse, rows.class_names, self.seed, device)
+            for sae, (probe, _) in zip(portion, trained, strict=True):
+                walked = walked_mains(sae, probe, walked_on, self.splits)
+                # Of an SAE with fewer latents than the largest k too few are ranked for the tracking latent.
+                goes_on = any(len(latents) == _FIRST_KS for latents in walked.values()) or max(self.ks) > len(sae.W_dec)
+                yield probe.with_ks([k for k in self.ks if k <= len(sae.W_dec)], *training) if goes_on else probe
 
     def _judged(self, unit: SparseAutoencoder, k_sparse: SaeProbe, hook: str, device: torch.device) -> pd.DataFrame:
         """What the rules say of an SAE with decoder rows of unit norm."""

@@ -96,8 +96,8 @@ def short_of_memory(evaluator, monkeypatch, most):
     tabulate, tried = evaluator.tabulate, []
 
     def limited(batch):
-        tried.append(evaluator.batch_size)
-        if evaluator.batch_size > most:
+        tried.append(evaluator.sequences(batch))
+        if tried[-1] > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return tabulate(batch)
 
@@ -120,9 +120,17 @@ def test_runs_become_smaller_where_memory_is_short(gpt2, saes, inputs, words, ta
 def test_a_number_of_sequences_that_does_not_fit_is_named(gpt2, saes, inputs, words, tmp_path, monkeypatch):
     evaluator = AbsorptionEvaluator(gpt2, saes, inputs, batch_size=100)
     tried = short_of_memory(evaluator, monkeypatch, most=70)
-    with pytest.raises(AbsorbError, match=r"`batch_size` was 100, expected runs that fit .* `auto`"):
-        predict(evaluator, words.only(inputs.candidates["row"].tolist()[:3]), tmp_path / "words.parquet")
+    few = words.only(inputs.candidates["row"].tolist()[:3])
+    with pytest.raises(AbsorbError, match=r"`batch_size` was 100, expected runs that fit .* or `auto`"):
+        predict(evaluator, few, tmp_path / "words.parquet")
     assert tried == [100]
+    evaluator = AbsorptionEvaluator(gpt2, saes, inputs)
+    tried = short_of_memory(evaluator, monkeypatch, most=0)
+    with pytest.raises(
+        AbsorbError, match=r"`batch_size` was 'auto', .* even a single sequence does not.* smaller dtype"
+    ):
+        predict(evaluator, few, tmp_path / "words.parquet")
+    assert tried == [256, 128, 64, 32, 16, 8, 4, 2, 1]
 
 
 @pytest.mark.parametrize(("sae", "count"), [("standard_A", 9), ("topk_B", 6)])
