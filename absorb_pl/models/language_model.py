@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from absorb_pl.errors import HookNotFoundError, ModelNotFoundError, ModelWeightsError
@@ -23,10 +24,17 @@ from absorb_pl.models.placement import (
     check_model_dtype,
     local_folder,
     own_memory,
+    read_tensors,
     require_finite,
 )
 from absorb_pl.models.processing import process_model
-from absorb_pl.models.quantized import QUANTIZED_DTYPES, load_quantized, quantization_scales, require_bitsandbytes
+from absorb_pl.models.quantized import (
+    QUANTIZED_DTYPES,
+    load_quantized,
+    not_quantized,
+    require_bitsandbytes,
+    require_quantized,
+)
 
 _NUMBER = re.compile(r"\.\d+\.")
 
@@ -76,6 +84,7 @@ def load_language_model(
         raise _not_found(name, "There is no such folder.")
     if folder is not None and not (folder / "config.json").is_file():
         raise _not_found(name, "There is no config.json in this folder.")
+    quantized = None
     try:
         with _without_progress_bars(), _told_of_weights() as told, torch.random.fork_rng(_devices(device)):
             torch.manual_seed(0)
@@ -83,14 +92,19 @@ def load_language_model(
             quantized = load_quantized(source, device, dtype) if dtype in QUANTIZED_DTYPES else None
             model = TransformerBridge.boot_transformers(source, device=device, dtype=weights_dtype, hf_model=quantized)
     except LOAD_ERRORS as error:
+        if quantized is not None:
+            raise not_quantized(name, dtype, error) from error
         raise _not_found(name, _why(error, is_folder=folder is not None)) from error
     if getattr(model.original_model.config, "is_encoder_decoder", False):
         raise _not_found(name, "It is an encoder-decoder; causal models and encoders have one residual stream.")
+    if quantized is not None:
+        require_quantized(name, dtype, model)
+        _require_finite_files(name, folder)
     own_memory(model)
     _require_sizes(name, model)
     _require_weights(name, model, told)
     _require_embeddings(name, model)
-    require_finite(name, dict(model.original_model.named_parameters()) | quantization_scales(model.original_model))
+    require_finite(name, dict(model.original_model.named_parameters()))
     model.eval()
     model.original_model.requires_grad_(False)
     if processing:
@@ -196,6 +210,13 @@ def _told_of_weights() -> Iterator[dict[str, list[str]]]:
         yield told
     finally:
         PreTrainedModel.from_pretrained = load
+
+
+def _require_finite_files(name: str, folder: Path | None) -> None:
+    """Refuse files with weights that are NaN or infinite, which quantised weights do not show."""
+    folder = folder or Path(str(cached_file(name, "config.json"))).parent
+    for file in (*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")):
+        require_finite(name, read_tensors(file, "cpu"))
 
 
 def _require_sizes(name: str, model: Any) -> None:

@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from absorb_pl.errors import AbsorbError, ModelProcessingError
@@ -68,6 +67,44 @@ def load_quantized(name: str, device: str, dtype: str) -> PreTrainedModel:
     return model
 
 
+def require_quantized(name: str, dtype: str, model: Any) -> None:
+    """Check that a model has quantised layers and runs.
+
+    Args:
+        name: Name that it was asked for by.
+        dtype: One of `QUANTIZED_DTYPES`.
+        model: A TransformerLens model around what `load_quantized` gave.
+
+    Raises:
+        AbsorbError: No layer could be quantised, or it does not run.
+    """
+    weights = [getattr(layer, "weight", None) for layer in model.original_model.modules()]
+    if not any(hasattr(weight, "SCB") or hasattr(weight, "quant_state") for weight in weights):
+        raise not_quantized(name, dtype, "none of its layers is one that bitsandbytes quantises")
+    try:
+        with torch.no_grad():
+            model.original_model(torch.zeros(1, 1, dtype=torch.long, device=model.original_model.device))
+    except RuntimeError as error:
+        raise not_quantized(name, dtype, error) from error
+
+
+def not_quantized(name: str, dtype: str, reason: object) -> AbsorbError:
+    """The error for a model that loads and cannot be quantised.
+
+    Args:
+        name: Name that it was asked for by.
+        dtype: One of `QUANTIZED_DTYPES`.
+        reason: What failed.
+    """
+    return AbsorbError(
+        "dtype",
+        dtype,
+        expected=f"a model that runs with quantised weights, but {name} does not",
+        remedy="Load it in bfloat16. Models that hold queries, keys and values in one matrix are taken apart by "
+        f"TransformerLens, which quantised weights do not allow. Here: {str(reason).strip().splitlines()[0]}",
+    )
+
+
 def keep_gradients(model: Any) -> None:
     """Keep bitsandbytes from packing 4-bit weights for inference, which gradients do not pass.
 
@@ -89,20 +126,6 @@ def keep_gradients(model: Any) -> None:
                     expected="4-bit weights that gradients pass; these were packed for inference when the model ran",
                     remedy="Load the model by its name with `dtype` nf4, or hand it in before it has run.",
                 )
-
-
-def quantization_scales(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The scales that quantised weights are multiplied by, by the name of their layer; NaN weights make NaN scales.
-
-    Args:
-        model: A Hugging Face model.
-    """
-    found = {}
-    for name, layer in model.named_modules():
-        weight = getattr(layer, "weight", None)
-        scales = getattr(weight, "SCB", None), getattr(getattr(weight, "quant_state", None), "absmax", None)
-        found |= {f"{name}.weight": scale for scale in scales if scale is not None}
-    return found
 
 
 def is_quantized(model: Any) -> bool:

@@ -97,7 +97,7 @@ class StudyConfig:
         prompt_batch_size: Prompts per forward pass.
         run_batch_size: Most sequences in one run of the model while words are scored. `auto` is 256 on a CPU; on a GPU
             it follows the free memory, and is halved if that turns out to be too many. It changes no result but by
-            rounding.
+            rounding (`int8` models: see docs/models.md).
         saes_per_pass: SAEs that go through the stages together and are held in memory at once while words are
             scored; their results are shown when they are through.
         test_fraction: Share of each class's words held out for evaluation.
