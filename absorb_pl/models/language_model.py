@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from absorb_pl.errors import HookNotFoundError, ModelNotFoundError, ModelWeightsError
@@ -214,7 +214,7 @@ def _told_of_weights() -> Iterator[dict[str, list[str]]]:
 
 def _require_finite_files(name: str, folder: Path | None) -> None:
     """Refuse files with weights that are NaN or infinite, which quantised weights do not show."""
-    folder = folder or Path(str(cached_file(name, "config.json"))).parent
+    folder = folder or Path(str(try_to_load_from_cache(name, "config.json"))).parent
     for file in (*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")):
         require_finite(name, read_tensors(file, "cpu"))
 

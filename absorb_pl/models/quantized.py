@@ -143,7 +143,8 @@ def quantized_dtype(model: Any) -> str | None:
     Args:
         model: A TransformerLens model.
     """
-    config = getattr(getattr(getattr(model, "original_model", model), "config", None), "quantization_config", None)
+    hf_config = getattr(getattr(model, "original_model", model), "config", None)
+    config: Any = getattr(hf_config, "quantization_config", None)
     if getattr(config, "load_in_8bit", False):
         return "int8"
     return "nf4" if getattr(config, "load_in_4bit", False) and config.bnb_4bit_quant_type == "nf4" else None
