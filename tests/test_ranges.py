@@ -35,7 +35,15 @@ ROOMS = [
     "words",
 ]
 # Bases of others, and what takes objects alone.
-BASES = {"OneVsRestModule", "LatentRanking", "FoldRanking", "CausalEvaluator", "SaeEvaluation", "LabelledDataModule"}
+BASES = {
+    "OneVsRestModule",
+    "LatentRanking",
+    "LatentRankings",
+    "FoldRanking",
+    "CausalEvaluator",
+    "SaeEvaluation",
+    "LabelledDataModule",
+}
 
 # Numbers on the command line that no range is declared for, and who refuses them.
 WITHOUT_RANGE = {

@@ -30,7 +30,7 @@ STAGES = ["activations", "linear_probes", "sae_probing", "projections", "absorpt
 SENT_AT = {
     "activations": (collector, "write_rows", 3, 0),
     "linear_probes": (fitting._Curve, "on_train_epoch_end", 2, 2 + 1),
-    "sae_probing": (fitting._Curve, "on_train_epoch_end", 5, 2 + 2 + 1),
+    "sae_probing": (fitting._Curve, "on_train_epoch_end", 5, 2 + 2 + 2),  # two of a hook are trained side by side
     "projections": (evidence_stages, "gather_from_rows", 3, 2 + 2 + 3 + 1),  # twice per SAE
     "absorption": (writers.PredictionTableWriter, "write_on_batch_end", 1, 2 + 2 + 3 + 3),
     "firings": (firing_stage, "firings_table", 2, 2 + 2 + 3 + 3 + 3 + 1),
