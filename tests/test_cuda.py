@@ -20,9 +20,11 @@ from absorb_pl.attribution import (
 from absorb_pl.data import PromptDataModule
 from absorb_pl.data.activation_datamodule import ensure_activations
 from absorb_pl.engine import compute_prefix
+from absorb_pl.evaluators.training import train_sae_probes
 from absorb_pl.models import load_language_model
-from absorb_pl.probes import train_multi_probe
+from absorb_pl.probes import KSparseSettings, train_multi_probe
 from absorb_pl.rules.evidence import stored_scores
+from absorb_pl.saes import load_sae
 from absorb_pl.study import run_study
 from absorb_pl.words import TaskConfig, TokenizedPrompts
 
@@ -112,6 +114,30 @@ def test_solved_probes_reach_the_same_optimum() -> None:
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, y.double()).item()
 
     assert loss(DEVICE) == pytest.approx(loss("cpu"), rel=1e-6)
+
+
+def test_ranking_probes_side_by_side(golden: Path) -> None:
+    saes = [load_sae(str(golden / "gpt2-micro" / f"sae_{name}")) for name in ("standard_A", "topk_B")]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, saes[0].W_dec.shape[1], generator=generator)
+    y = torch.nn.functional.one_hot(torch.randint(0, 3, (300,), generator=generator), 3)
+    settings = KSparseSettings(ks=(1, 2), max_epochs=5)
+    expected = train_sae_probes(saes, x, y, settings, "abc", seed=0)
+    found = train_sae_probes([sae.to(DEVICE) for sae in saes], x, y, settings, "abc", seed=0, device=DEVICE)
+    for (on_gpu, _), (on_cpu, _) in zip(found, expected, strict=True):
+        assert on_gpu.fc.weight.device.type == DEVICE
+        torch.testing.assert_close(on_gpu.fc.weight.cpu(), on_cpu.fc.weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_quantised_models_that_are_moved(dtype: str) -> None:
+    ids = torch.randint(2, 290, (3, 8), generator=torch.Generator().manual_seed(0))
+    model: Any = load_language_model("speller", dtype=dtype)
+    with torch.no_grad():
+        expected = model.original_model(ids).logits.float()
+        moved = torch.nn.ModuleList([model]).to(DEVICE)[0]  # as a Trainer moves what its module holds
+        found = moved.original_model(ids.to(DEVICE)).logits.float().cpu()
+    assert (found - expected).norm() < 2**-4 * expected.norm()
 
 
 def test_cached_activations(golden: Path, tmp_path: Path) -> None:
