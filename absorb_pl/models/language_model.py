@@ -53,7 +53,7 @@ def load_language_model(
             Face hub. A folder comes before a hub name that reads the same.
         device: A torch device.
         dtype: Dtype of the weights: `float32`, `float64`, `bfloat16` or `float16`; or `int8` or `nf4` for linear layers
-            of 8 or 4 bits a weight (see `absorb_pl.models.quantized`).
+            of 8 or 4 bits a weight (causal models alone, see `absorb_pl.models.quantized`).
         processing: What SAEs ask for, from `sae_processing`.
 
     Returns:
@@ -98,6 +98,8 @@ def load_language_model(
     if getattr(model.original_model.config, "is_encoder_decoder", False):
         raise _not_found(name, "It is an encoder-decoder; causal models and encoders have one residual stream.")
     if quantized is not None:
+        if not has_next_token_logits(model):
+            raise not_quantized(name, dtype, "it is no causal model")
         require_quantized(name, dtype, model)
         _require_finite_files(name, folder)
     own_memory(model)

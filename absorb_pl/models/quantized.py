@@ -50,9 +50,8 @@ def load_quantized(name: str, device: str, dtype: str) -> PreTrainedModel:
         >>> type(model.original_model.lm_head).__name__, is_quantized(model)
         ('UnembeddingBridge', True)
     """
-    logging.getLogger("bitsandbytes.autograd").setLevel(
-        logging.ERROR
-    )  # it tells of each layer that computes in float16
+    # It tells of each layer that computes in float16.
+    logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
     how: dict[str, Any] = {"load_in_8bit": True}
     if dtype == "nf4":
         how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": COMPUTED_IN}

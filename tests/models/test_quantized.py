@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import cohen_kappa_score
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from absorb_pl.attribution import word_integrated_gradients
 from absorb_pl.attribution.gradients import activation_gradients
@@ -119,13 +120,20 @@ def test_weights_packed_for_inference_are_refused():
         AblationEvaluator(model)
 
 
-def test_what_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
     with pytest.raises(ModelProcessingError, match="they are quantised"):
         load_language_model("speller", dtype="int8", processing=["fold_ln"])
     with pytest.raises(AbsorbError, match=r"float16 or int8 or nf4"):
         load_language_model("speller", dtype="int4")
     with pytest.raises(AbsorbError, match=r"expected float32 or float64 or bfloat16 or float16\. "):
         StudyConfig(saes=["speller/*"], model_dtype="nf4", sae_dtype="nf4")
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=4750
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(speller_path()).save_pretrained(tmp_path)
+    with pytest.raises(AbsorbError, match=r"`dtype` was 'nf4', .* it is no causal model"):
+        load_language_model(str(tmp_path), dtype="nf4")
     monkeypatch.setattr(quantized, "find_spec", lambda _: None)
     with pytest.raises(AbsorbError, match=r"`dtype` was 'int8', .*pip install \"absorb-pl\[quantized\]\""):
         load_language_model("speller", dtype="int8")
