@@ -90,7 +90,7 @@ def test_other_ks_on_the_same_ranking_are_those_of_a_fit_with_them(saes: Any, ro
 def test_all_classes_without_a_mask_are_all_classes_with_one():
     generator = torch.Generator().manual_seed(0)
     logits, weight = torch.randn(9, 4, generator=generator), torch.randn(4, 7, generator=generator)
-    y, pos_weight = torch.rand(9, 4, generator=generator) < 0.4, torch.rand(4, generator=generator)
+    y, pos_weight = (torch.rand(9, 4, generator=generator) < 0.4).int(), torch.rand(4, generator=generator)
     mask = torch.ones(4, dtype=torch.bool)
     assert torch.equal(probe_loss(logits, y, pos_weight, None), probe_loss(logits, y, pos_weight, mask))
     assert torch.equal(l1_penalty(weight, None), l1_penalty(weight, mask))
