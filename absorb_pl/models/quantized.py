@@ -115,7 +115,7 @@ def keep_gradients(model: Any) -> None:
     Raises:
         AbsorbError: It has packed them already.
     """
-    for layer in model.modules() if isinstance(model, torch.nn.Module) else ():
+    for layer in model.modules() if is_quantized(model) else ():
         if hasattr(layer, _PACKS):
             setattr(layer, _PACKS, False)
             if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
