@@ -57,7 +57,7 @@ def train_linear_probe(
     return probe, _fitted(probe, x, y, settings.max_epochs or 1, settings.batch_size or len(x), seed, device)
 
 
-def side_by_side(latents: Sequence[int]) -> Iterator[list[int]]:
+def portions_side_by_side(latents: Sequence[int]) -> Iterator[list[int]]:
     """Portions of SAEs whose probes may be trained side by side: few, and not so wide that memory runs short.
 
     Args:
@@ -67,7 +67,7 @@ def side_by_side(latents: Sequence[int]) -> Iterator[list[int]]:
         Numbers of the SAEs of a portion.
 
     Example:
-        >>> list(side_by_side([512, 1024, 2**17, 512, 512]))
+        >>> list(portions_side_by_side([512, 1024, 2**17, 512, 512]))
         [[0, 1], [2], [3, 4]]
     """
     portion: list[int] = []

@@ -77,20 +77,7 @@ def fit_probe(
         ['epoch', 'train/loss', 'train/f1']
     """
     check_ranges(fit_probe, locals())
-    rows_per_step = _rows_per_step(probe, x, batch_size)
-    probe.automatic_optimization = probe.steps and rows_per_step is None
-    return _fit(
-        probe,
-        [probe],
-        x,
-        y,
-        max_epochs,
-        batch_size,
-        device,
-        rows_per_step,
-        show_progress=show_progress,
-        verbose=verbose,
-    )
+    return _fit(probe, [probe], x, y, max_epochs, batch_size, device, show_progress=show_progress, verbose=verbose)
 
 
 def fit_rankings(
@@ -115,23 +102,11 @@ def fit_rankings(
         The training curve of each.
     """
     check_ranges(fit_rankings, locals())
-    rows_per_step = _rows_per_step(probes[0], x, batch_size)
-    together = LatentRankings(probes, rows_per_step)
-    curve = _fit(together, probes, x, y, max_epochs, batch_size, device, rows_per_step)
+    curve = _fit(LatentRankings(probes), probes, x, y, max_epochs, batch_size, device)
     return [
         curve[["epoch", f"{number}/train/loss"]].set_axis(["epoch", "train/loss"], axis=1)
         for number in range(len(probes))
     ]
-
-
-def _rows_per_step(probe: OneVsRestModule, x: Tensor, batch_size: int) -> int | None:
-    """Rows of a step where a whole epoch is one batch of the Trainer; None where a batch is a step."""
-    size = _largest_batch(probe, x, batch_size)
-    return size if probe.steps and size < len(x) and x.numel() <= WHOLE_EPOCH_VALUES else None
-
-
-def _largest_batch(probe: OneVsRestModule, x: Tensor, batch_size: int) -> int:
-    return min(batch_size, math.ceil(len(x) / probe.min_steps_per_epoch))
 
 
 def _fit(
@@ -142,15 +117,14 @@ def _fit(
     max_epochs: int,
     batch_size: int,
     device: torch.device | str,
-    rows_per_step: int | None,
     *,
     show_progress: bool = False,
     verbose: bool = False,
 ) -> pd.DataFrame:
-    """Fit a module that is or holds probes; returns what it logs, a row per epoch."""
+    """Fit a module that is or holds probes, which take equal steps; returns what it logs, a row per epoch."""
     target = torch.device(device)
     rows = LabelledBatches(x.detach().to(target, torch.float32).__getitem__, y.to(target, torch.float32))
-    curve, size = _Curve(), len(x) if rows_per_step else _largest_batch(probes[0], x, batch_size)
+    curve, size = _Curve(), min(batch_size, math.ceil(len(x) / probes[0].min_steps_per_epoch))
     for metric in (part for part in module.modules() if isinstance(part, Metric)):
         # The fit is this process's alone; others may fit something else meanwhile.
         metric.distributed_available_fn = lambda: False
@@ -168,8 +142,9 @@ def _fit(
             )
         )
         module.to(target)  # probes put their SAE where they are, before the Trainer moves them
-        with _steps_of(probes, rows_per_step):
-            trainer.fit(module, rows.loader(size, shuffle=rows_per_step is not None or len(x) > size))
+        whole = probes[0].steps and size < len(x) and x.numel() <= WHOLE_EPOCH_VALUES
+        with _steps_of(probes, size if whole else None):
+            trainer.fit(module, rows.loader(len(x) if whole else size, shuffle=len(x) > size))
     module.to(target)
     for probe in probes:
         probe.eval()
@@ -180,6 +155,7 @@ def _fit(
 def _steps_of(probes: Sequence[OneVsRestModule], rows: int | None) -> Iterator[None]:
     for probe in probes:
         probe.rows_per_step, probe.unseen = rows, True
+        probe.automatic_optimization = probe.steps and rows is None
     try:
         yield
     finally:

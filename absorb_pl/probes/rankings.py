@@ -19,14 +19,12 @@ class LatentRankings(LightningModule):
     probes share them. The sum of the losses is minimised, in which no weight of one probe touches another's.
 
     Args:
-        probes: The probes, with equal settings of their optimiser.
-        rows_per_step: Rows per optimiser step, where a batch is a whole epoch; None if a batch is a step.
+        probes: The probes, with equal settings of their optimiser and their steps.
     """
 
-    def __init__(self, probes: Sequence[LatentRanking], rows_per_step: int | None = None) -> None:
+    def __init__(self, probes: Sequence[LatentRanking]) -> None:
         super().__init__()
         self.probes = nn.ModuleList(probes)
-        self.rows_per_step = rows_per_step
         self.automatic_optimization = False
 
     @property
@@ -55,8 +53,9 @@ class LatentRankings(LightningModule):
         def losses(rows: Batch) -> torch.Tensor:
             return torch.stack([probe.training_loss(rows) for probe in self.members])
 
-        found = take_steps(self.optimizers(), batch, self.rows_per_step, losses)
-        rows = len(batch["x"]) if self.rows_per_step is None else 1
+        rows_per_step = self.members[0].rows_per_step
+        found = take_steps(self.optimizers(), batch, rows_per_step, losses)
+        rows = len(batch["x"]) if rows_per_step is None else 1
         for number, loss in enumerate(found):
             self.log(f"{number}/train/loss", loss, batch_size=rows, on_step=False, on_epoch=True)
 

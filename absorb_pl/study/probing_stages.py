@@ -17,7 +17,7 @@ from absorb_pl.data.prompt_datamodule import PromptDataModule
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SaeProbing, SplitSettings, evaluate_sae
-from absorb_pl.evaluators.training import SIDE_BY_SIDE, side_by_side, train_linear_probe, train_sae_probes
+from absorb_pl.evaluators.training import SIDE_BY_SIDE, portions_side_by_side, train_linear_probe, train_sae_probes
 from absorb_pl.probes.base import MISSING_LOGIT
 from absorb_pl.probes.linear import LinearProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
@@ -196,7 +196,7 @@ class SaeProbingStage(Stage):
     def make_some(self, units: Sequence[str], device: torch.device) -> Iterator[tuple[str, Files]]:
         for hook in dict.fromkeys(self.saes[unit].hook_name for unit in units):
             names = [unit for unit in units if self.saes[unit].hook_name == hook]
-            for portion in side_by_side([self.saes[name].d_sae for name in names]):
+            for portion in portions_side_by_side([self.saes[name].d_sae for name in names]):
                 yield from self._made(hook, [names[number] for number in portion], device)
 
     def _made(self, hook: str, names: Sequence[str], device: torch.device) -> Iterator[tuple[str, Files]]:

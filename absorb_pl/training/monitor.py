@@ -17,7 +17,7 @@ from absorb_pl.errors import HookMismatchError
 from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules
 from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings, walked_mains
-from absorb_pl.evaluators.training import side_by_side, train_linear_probe, train_sae_probes
+from absorb_pl.evaluators.training import portions_side_by_side, train_linear_probe, train_sae_probes
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.probes.k_sparse import TRACKED_RANKS, SaeProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
@@ -176,7 +176,7 @@ class AbsorptionMonitor(Callback):
         """k-sparse probes for as many ks as the walk to the main latents needs."""
         training, rows = self._rows[hook]
         walked_on = training if self.splits.selection == "train" else (rows.x, rows.y)
-        for some in side_by_side([len(sae.W_dec) for sae in saes]):
+        for some in portions_side_by_side([len(sae.W_dec) for sae in saes]):
             portion = [saes[number] for number in some]
             with torch.inference_mode(False), torch.enable_grad():
                 trained = train_sae_probes(portion, *training, self.k_sparse, rows.class_names, self.seed, device)
