@@ -27,18 +27,14 @@ NUMERIC = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of most rooms compare figures throughout; tests for a GPU are skipped without one.
+    """Tests of most rooms compare figures throughout.
 
     What is slow comes first, so that no process waits at the end for a long test of another.
     """
-    import torch
-
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         if item.path.parent.name in NUMERIC:
             item.add_marker("numeric")
-        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no CUDA GPU is visible"))
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,20 @@
-"""The same figures on a CUDA GPU as on the CPU: attribution, ablation, probes, the cache and a whole study."""
+"""The same figures on a GPU as on the CPU: attribution, ablation, probes, the cache, a whole study, training.
+
+On a CUDA GPU where one is visible; elsewhere on a pretended one (see `pretended_gpu`), which computes by the CPU's
+kernels, so that its verdicts are the CPU's.
+"""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from pretended_gpu import PRETENDED, pretend
 from torch import Tensor
 
 from absorb_pl.attribution import (
@@ -20,20 +26,43 @@ from absorb_pl.attribution import (
 from absorb_pl.data import PromptDataModule
 from absorb_pl.data.activation_datamodule import ensure_activations
 from absorb_pl.engine import compute_prefix
+from absorb_pl.evaluators import evaluate_activations
+from absorb_pl.evaluators.folds import CrossfitSettings
 from absorb_pl.evaluators.training import train_sae_probes
 from absorb_pl.models import load_language_model
 from absorb_pl.probes import KSparseSettings, train_multi_probe
 from absorb_pl.rules.evidence import stored_scores
 from absorb_pl.saes import load_sae
 from absorb_pl.study import run_study
+from absorb_pl.training import (
+    AbsorptionMonitor,
+    SaeExport,
+    SaeOptimisation,
+    SaeSettings,
+    SparseAutoencoderModule,
+    TokenActivationDataModule,
+    WorldActivations,
+)
+from absorb_pl.truth import HierarchyDataModule
 from absorb_pl.words import TaskConfig, TokenizedPrompts
 
-pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("at_root")]
+pytestmark = pytest.mark.usefixtures("at_root", "_gpu")
 
-DEVICE = "cuda"
+REAL = torch.cuda.is_available()
+DEVICE, ACCELERATOR = ("cuda", "gpu") if REAL else (PRETENDED, PRETENDED)
 HOOK = "blocks.1.hook_resid_post"
 FAMILIES = ["GPT-2", "GPT-NeoX, Pythia"]  # the models that compute in float64 throughout
 BEFORE_SCORING = ("activations", "linear_probes", "sae_probing")
+
+
+@pytest.fixture(scope="module")
+def _gpu(_one_thread: None) -> Iterator[None]:
+    if REAL:
+        yield
+        return
+    pretend()
+    with torch.autograd.set_multithreading_enabled(False):  # so that its dispatch is seen in gradients too
+        yield
 
 
 def on(device: str, model: Any) -> Any:
@@ -129,6 +158,7 @@ def test_ranking_probes_side_by_side(golden: Path) -> None:
         torch.testing.assert_close(on_gpu.fc.weight.cpu(), on_cpu.fc.weight, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.skipif(not REAL, reason="quantised weights cannot be moved to a pretended GPU")
 @pytest.mark.parametrize("dtype", ["int8", "nf4"])
 def test_quantised_models_that_are_moved(dtype: str) -> None:
     ids = torch.randint(2, 290, (3, 8), generator=torch.Generator().manual_seed(0))
@@ -142,7 +172,7 @@ def test_quantised_models_that_are_moved(dtype: str) -> None:
 
 def test_cached_activations(golden: Path, tmp_path: Path) -> None:
     rows = {}
-    for accelerator in ("cpu", "gpu"):
+    for accelerator in ("cpu", ACCELERATOR):
         model = load_language_model(str(golden / "gpt2-micro"), dtype="float64")
         data = PromptDataModule(model, TaskConfig(max_words=40, max_icl_examples=2), batch_size=8)
 
@@ -152,17 +182,69 @@ def test_cached_activations(golden: Path, tmp_path: Path) -> None:
             )
 
         rows[accelerator] = ensure_activations(data, [HOOK], tmp_path / accelerator, "float32", trainer_of)[HOOK].rows()
-    torch.testing.assert_close(rows["gpu"], rows["cpu"], rtol=2e-7, atol=1e-12)
+    torch.testing.assert_close(rows[ACCELERATOR], rows["cpu"], rtol=2e-7, atol=1e-12)
 
 
 def test_a_study_from_nothing(study: Any, study_config: Any, tmp_path: Path) -> None:
-    result = run_study(study_config(tmp_path, "--trainer.accelerator=gpu"))
+    result = run_study(study_config(tmp_path, f"--trainer.accelerator={ACCELERATOR}"))
     for name in ("summary", "letters", "latents", "k_sparse"):
         found, expected = result.tables[name], study[1].tables[name]
         keys = [key for key in ("sae", "rule", "label", "k") if key in expected]
         pd.testing.assert_frame_equal(found[keys], expected[keys])
     columns = ["l0", "explained_variance", "num_words"]
     pd.testing.assert_frame_equal(result.tables["summary"][columns], study[1].tables["summary"][columns], rtol=1e-4)
+    for name in () if REAL else ("summary", "letters", "words", "candidates", "held_out"):
+        expected = study[1].tables[name]
+        single = [column for column in expected if not expected[column].map(pd.api.types.is_list_like).any()]
+        pd.testing.assert_frame_equal(result.tables[name][single], expected[single], rtol=1e-4, atol=1e-6)
+
+
+def test_activations_on_the_gpu(golden: Path) -> None:
+    """Cross-fitted, and beside shuffled copies."""
+    sae = load_sae(str(golden / "gpt2-micro" / "sae_standard_A"))
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (240,), generator=generator)
+    x = torch.randn(240, sae.W_dec.shape[1], generator=generator) + 4 * sae.W_dec[labels * 5].detach()
+    names = ["abc"[label] for label in labels.tolist()]
+    more: Any = {"rules": ["saebench-0.6.0", "absorb-pl-1"], "shuffles": 2, "crossfit": CrossfitSettings(2, 2)}
+    expected = evaluate_activations(sae, x, names, **more)
+    found = evaluate_activations(sae, x.to(DEVICE), names, **more, device=DEVICE)
+    assert set(found) == set(expected)
+    for name in ("summary", "letters", "shuffles", "crossfit", "crossfit_words"):
+        pd.testing.assert_frame_equal(found[name], expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_training_with_a_monitor(tmp_path: Path) -> None:
+    """Two architectures side by side, with looks by rules that read activations and hedging's, and their export."""
+    checks, weights = {}, {}
+    for accelerator in ("cpu", ACCELERATOR):
+        seed_everything(0, verbose=False)
+        data = TokenActivationDataModule(
+            WorldActivations("superposition", rows_per_chunk=128), batch_size=128, chunks_per_buffer=8
+        )
+        saes = {
+            "standard": SaeSettings("standard", 96, settings={"l1_coefficient": 0.5}),
+            "batchtopk": SaeSettings("batchtopk", 96, settings={"k": 2.5}),
+        }
+        module = SparseAutoencoderModule(saes, data.hook_widths, SaeOptimisation(lr=3e-3))
+        words = HierarchyDataModule("superposition", rows_per_parent=40, val_fraction=0.0)
+        monitor = AbsorptionMonitor(words, every_n_steps=20, rules=["absorb-pl-1", "saebench-0.6.0"])
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_steps=20,
+            callbacks=[monitor, SaeExport()],
+            logger=TensorBoardLogger(tmp_path / accelerator, name="", version=""),
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(module, data)
+        checks[accelerator] = monitor.checks
+        weights[accelerator] = load_sae(str(tmp_path / accelerator / "saes" / "batchtopk")).W_dec
+    torch.testing.assert_close(weights[ACCELERATOR], weights["cpu"], rtol=1e-3, atol=1e-4)
+    columns = ["step", "sae", "rule", "l0", "explained_variance"]
+    pd.testing.assert_frame_equal(checks[ACCELERATOR][columns], checks["cpu"][columns], rtol=1e-3)
+    assert checks["cpu"]["absorption_rate"].notna().any()
 
 
 def test_verdicts_differ_only_where_scores_are_within_rounding(
@@ -171,7 +253,7 @@ def test_verdicts_differ_only_where_scores_are_within_rounding(
     """Scored anew on the GPU, from the probes and main latents that the CPU found."""
     for stage in BEFORE_SCORING:
         shutil.copytree(Path(study[0].cache_dir) / stage, tmp_path / "cache" / stage)
-    config = study_config(tmp_path, "--trainer.accelerator=gpu")
+    config = study_config(tmp_path, f"--trainer.accelerator={ACCELERATOR}")
     result = run_study(config)
     checked = words = 0
     for rule in config.chosen_rules():
