@@ -1,4 +1,4 @@
-# ruff: noqa: ARG  what torch and Lightning pass is given by position
+# ruff: noqa: ARG001, ARG002, ARG004
 """A pretended GPU: it computes on the CPU and refuses what GPUs refuse, tensors of two devices in one operation.
 
 Tensors on it cannot be read by NumPy before they are copied to the CPU, and its random numbers are its own. So what
