@@ -140,6 +140,17 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def pretended_gpus() -> Iterator[None]:
+    """Two devices named `pretend` (see `pretended_gpu`)."""
+    import torch
+    from pretended_gpu import pretend
+
+    pretend()
+    with torch.autograd.set_multithreading_enabled(False):  # torch has a thread for gradients on the first alone
+        yield
+
+
+@pytest.fixture
 def at_root(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The repository as working folder, as the paths in `tests/conf` have it."""
     root = Path(__file__).parents[1]

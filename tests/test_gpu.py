@@ -5,7 +5,7 @@ kernels, so that its verdicts are the CPU's.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
-from pretended_gpu import PRETENDED, pretend
+from pretended_gpu import PRETENDED
+from tiny_models import save_tiny_model
 from torch import Tensor
 
 from absorb_pl.attribution import (
@@ -55,14 +56,10 @@ FAMILIES = ["GPT-2", "GPT-NeoX, Pythia"]  # the models that compute in float64 t
 BEFORE_SCORING = ("activations", "linear_probes", "sae_probing")
 
 
-@pytest.fixture(scope="module")
-def _gpu(_one_thread: None) -> Iterator[None]:
-    if REAL:
-        yield
-        return
-    pretend()
-    with torch.autograd.set_multithreading_enabled(False):  # so that its dispatch is seen in gradients too
-        yield
+@pytest.fixture
+def _gpu(request: pytest.FixtureRequest, _one_thread: None) -> None:
+    if not REAL:
+        request.getfixturevalue("pretended_gpus")
 
 
 def on(device: str, model: Any) -> Any:
@@ -129,6 +126,19 @@ def test_integrated_gradients_at_words(both: Any, engine: Any) -> None:
 @pytest.mark.parametrize("engine", ["suffix", "whole"])
 def test_ablations_at_words(both: Any, engine: Any) -> None:
     both(lambda model, sae, prompts: word_ablations(model, sae, prompts, margin, hook_name=HOOK, engine=engine).scores)
+
+
+@pytest.mark.parametrize("architecture", ["GPT-2", "Llama", "Gemma 2"])
+def test_processed_models_that_are_moved(architecture: str, golden: Path, tmp_path: Path) -> None:
+    save_tiny_model(architecture, tmp_path, golden / "gpt2-micro")
+    model: Any = load_language_model(str(tmp_path), dtype="float64", processing=["fold_ln", "center_unembed"])
+    ids = torch.randint(2, 290, (3, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model.original_model(ids).logits
+        for device in (DEVICE, "cpu"):
+            torch.nn.ModuleList([model]).to(device)  # as a Trainer moves what its module holds
+            found = model.original_model(ids.to(device)).logits
+            torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-6)  # norms compute in float32
 
 
 def test_solved_probes_reach_the_same_optimum() -> None:

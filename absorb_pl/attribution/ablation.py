@@ -173,7 +173,8 @@ def _prompt_ablations(
         prefix = compute_prefix(model, prompts, [hook_name], engine=engine if return_logits else "whole")
         (bucket,) = prefix.buckets
         sae_in, acts, *_ = clean.sae_activations[hook_name]
-        bucket = replace(bucket, activations={hook_name: sae_in[:, position]})
+        at_position = sae_in[:, position].to(tokens.device)
+        bucket = replace(bucket, activations={hook_name: at_position})
         if ablate_features is None:
             ablate_features = (acts[0, position].abs() > firing_threshold).nonzero().flatten().tolist()
 
@@ -191,7 +192,7 @@ def _prompt_ablations(
             return values
 
         prompt_itself = torch.zeros(1, dtype=torch.long, device=tokens.device)
-        original = measure(prompt_itself, sae_in[:, position])
+        original = measure(prompt_itself, at_position)
         [(latents, metrics)] = ablate_bucket(
             sae,
             bucket,

@@ -298,6 +298,6 @@ def _steps(pairs: Tensor, output: Tensor, count: int) -> Iterator[tuple[Tensor, 
 
 def _instead(point: Tensor) -> Callable[..., Tensor]:
     def hook_fn(activation: Tensor, **_: Any) -> Tensor:
-        return point.to(activation.dtype)
+        return point.to(activation)
 
     return hook_fn

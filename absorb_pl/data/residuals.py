@@ -45,7 +45,11 @@ def read_residuals(
         input_ids, attention_mask = input_ids[:, :seen], attention_mask[:, :seen]
     # Without padding the mask is left out, so that a batch does not depend on which other batches were padded.
     mask = None if bool(attention_mask.all()) else attention_mask
-    return _read(model, input_ids, mask, hook_names, lambda activations: activations[prompts, positions].flatten(1))
+
+    def at_positions(activations: Tensor) -> Tensor:
+        return activations[prompts.to(activations.device), positions.to(activations.device)].flatten(1)
+
+    return _read(model, input_ids, mask, hook_names, at_positions)
 
 
 @torch.no_grad()
@@ -76,7 +80,7 @@ def _read(
     found: dict[str, Tensor] = {}
 
     def keep(activations: Tensor, name: str, **_: Any) -> None:
-        found[name] = pick(activations)
+        found[name] = pick(activations).to(input_ids.device)
         if len(found) == len(hook_names):
             raise _AllRead
 

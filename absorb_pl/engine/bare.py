@@ -28,6 +28,7 @@ from absorb_pl.engine.prefix_attention import (
 from absorb_pl.engine.unwrapped import unwrapped, wrappers
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.placement import model_device
+from absorb_pl.models.spread import is_spread
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class BareModel:
         self.module = unwrapped(model.original_model)
         self._accepted = set(inspect.signature(self.module.forward).parameters)
         names = {component: name for name, component in wrappers(model.original_model, self.module).items()}
+        self._is_spread = is_spread(self.module)
         self._block_names = [names[block] for block in model.blocks]
         self._sites: dict[str, Site | None] = {}
         self._pass = _Pass()
@@ -134,7 +136,7 @@ class BareModel:
         clean: list[Tensor] = []
 
         def halve(activation: Tensor, **_: Any) -> Tensor:
-            clean.append(activation[:, position])
+            clean.append(activation[:, position].to(token_ids.device))
             return put_at(activation, position, activation[:, position] / 2)
 
         with model.hooks(fwd_hooks=[(hook_name, halve)]):
@@ -190,8 +192,10 @@ class BareModel:
             try:
                 self._forward(token_ids, run, reading)
             except _Read:
-                entering = {site.block: reading.found[site.block] for site in sites}
-                return entering, {site: found.get(site, entering[site.block]) for site in sites}
+                entering = {site.block: reading.found[site.block].to(token_ids.device) for site in sites}
+                return entering, {
+                    site: found[site].to(token_ids.device) if site in found else entering[site.block] for site in sites
+                }
         raise RuntimeError("the model did not run the blocks that were to be read")
 
     def logits(
@@ -229,7 +233,7 @@ class BareModel:
         if last_only and "logits_to_keep" in self._accepted:
             # an index, not a count: slices of hidden states are not contiguous, and their product with the unembedding
             # is several times slower
-            options["logits_to_keep"] = positions[-1:] - run.width
+            options["logits_to_keep"] = 1 if self._is_spread else positions[-1:] - run.width
         self._pass = blocks
         try:
             with attention_run(run):
@@ -336,7 +340,7 @@ def put_at(
         >>> put_at(torch.zeros(1, 3, 1), 1, torch.tensor([[7.0]])).flatten()
         tensor([0., 7., 0.])
     """
-    middle = values.unsqueeze(1).to(activation.dtype)
+    middle = values.unsqueeze(1).to(activation)
     return torch.cat([activation[:, :index], middle, activation[:, index + 1 :]], dim=1)
 
 

@@ -298,7 +298,7 @@ def _whole_bucket(
 
     def reader(name: str) -> Callable[..., None]:
         def read(activation: Tensor, **_: Any) -> None:
-            found[name].append(activation[:, index].detach().clone())
+            found[name].append(activation[:, index].detach().clone().to(token_ids.device))
 
         return read
 

@@ -114,7 +114,8 @@ def prefix_attention(
             raise PrefixComplete
     elif run is not None and module.layer_idx in run.states.keys:
         kept = run.states.keys[module.layer_idx], run.states.values[module.layer_idx]
-        states = kept[0][run.prefixes], kept[1][run.prefixes]
+        prefixes = run.prefixes if isinstance(run.prefixes, slice) else run.prefixes.to(key.device)
+        states = kept[0][prefixes], kept[1][prefixes]
     if states is None and softcap is None:
         mask = None if sliding_window is None else visible(key.shape[2], 0, sliding_window, query)
         attended = torch.nn.functional.scaled_dot_product_attention(

@@ -6,6 +6,7 @@ import torch
 
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.placement import check_model_dtype, dtype_of
+from absorb_pl.models.spread import devices_of, is_spread
 from absorb_pl.ranges import Count
 
 RunSize = Count | Literal["auto"]
@@ -28,7 +29,8 @@ def fitting_size(model: HookedModel, tokens: int, seen: int, device: torch.devic
         device: Where it runs.
 
     Returns:
-        `CPU_SIZE` on a CPU; on a GPU a power of two from its free memory, at most 4096.
+        `CPU_SIZE` on a CPU; on a GPU a power of two from its free memory, at most 4096. Of a model that is divided
+        among GPUs, that with the least free memory counts, as if it held all layers.
 
     Example:
         >>> from types import SimpleNamespace
@@ -37,10 +39,15 @@ def fitting_size(model: HookedModel, tokens: int, seen: int, device: torch.devic
     """
     if device.type != "cuda":
         return CPU_SIZE
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = min(_free_bytes(each) for each in (devices_of(model) if is_spread(model) else [device]))
     bytes_each = sequence_bytes(getattr(model, "cfg", None), tokens, seen, dtype_of(model))
-    return size_within(_SHARE * (free + unused), bytes_each)
+    return size_within(_SHARE * free, bytes_each)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nobody has, and that PyTorch has and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def size_within(budget: float, bytes_each: float) -> int:

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from absorb_pl.errors import AbsorbError
 from absorb_pl.models.quantized import keep_gradients
+from absorb_pl.models.spread import keep_in_place
 
 
 @runtime_checkable
@@ -40,6 +41,8 @@ def check_model(model: object) -> None:
     Raises:
         AbsorbError: It lacks a member of `HookedModel`, or gradients do not pass its weights.
 
+    A model that is divided among devices is kept where it is from here on.
+
     Example:
         >>> check_model(3)
         Traceback (most recent call last):
@@ -55,3 +58,4 @@ def check_model(model: object) -> None:
             "tokenizer=tokenizer, dtype=model.dtype, device=model.device)`.",
         )
     keep_gradients(model)
+    keep_in_place(model)

@@ -35,12 +35,19 @@ from absorb_pl.models.quantized import (
     require_bitsandbytes,
     require_quantized,
 )
+from absorb_pl.models.spread import division_among, keep_in_place, not_divided, require_divided
+from absorb_pl.ranges import Count, check_ranges
 
 _NUMBER = re.compile(r"\.\d+\.")
 
 
 def load_language_model(
-    name: str, *, device: str = "cpu", dtype: str = "float32", processing: Sequence[str] = ()
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    processing: Sequence[str] = (),
+    n_devices: Count = 1,
 ) -> TransformerBridge:
     """Load a language model, in evaluation mode and without gradients.
 
@@ -55,6 +62,8 @@ def load_language_model(
         dtype: Dtype of the weights: `float32`, `float64`, `bfloat16` or `float16`; or `int8` or `nf4` for linear layers
             of 8 or 4 bits a weight (causal models alone, see `absorb_pl.models.quantized`).
         processing: What SAEs ask for, from `sae_processing`.
+        n_devices: Number of GPUs to divide the layers among, for models that one GPU does not hold. Such a model stays
+            where it is: it is not moved with what holds it.
 
     Returns:
         The model with TransformerLens hooks and raw Hugging Face weights; nothing is folded, centred or converted
@@ -67,7 +76,8 @@ def load_language_model(
         ModelWeightsError: If the checkpoint lacks weights or has more layers than its configuration, or its tokenizer
             has words beyond the embeddings.
         NonFiniteError: If a weight is NaN or infinite.
-        AbsorbError: If the device or dtype is unknown here.
+        AbsorbError: If the device or dtype is unknown here, there are not so many GPUs, or the model's layers cannot be
+            divided among them.
 
     Example:
         >>> load_language_model("no-such-folder/")
@@ -75,10 +85,12 @@ def load_language_model(
             ...
         absorb_pl.errors.ModelNotFoundError: `name` was 'no-such-folder/', expected 'speller', ...
     """
+    check_ranges(load_language_model, locals())
     weights_dtype = check_model_dtype(dtype)
     if dtype in QUANTIZED_DTYPES:
         require_bitsandbytes(dtype)
     device = check_device(device)
+    divided = division_among(n_devices, device)
     folder = _folder_of(name)
     if folder is None and (name.startswith((".", "/", "~")) or name.endswith("/")):
         raise _not_found(name, "There is no such folder.")
@@ -89,19 +101,26 @@ def load_language_model(
         with _without_progress_bars(), _told_of_weights() as told, torch.random.fork_rng(_devices(device)):
             torch.manual_seed(0)
             source = name if folder is None else str(folder)
-            quantized = load_quantized(source, device, dtype) if dtype in QUANTIZED_DTYPES else None
-            model = TransformerBridge.boot_transformers(source, device=device, dtype=weights_dtype, hf_model=quantized)
+            if dtype in QUANTIZED_DTYPES:
+                quantized = load_quantized(source, dtype, divided or {"device_map": {"": device}})
+            placed = {} if divided and quantized is not None else divided or {"device": device}
+            model = TransformerBridge.boot_transformers(source, dtype=weights_dtype, hf_model=quantized, **placed)
     except LOAD_ERRORS as error:
         if quantized is not None:
             raise not_quantized(name, dtype, error) from error
+        if divided and "multi-device" in str(error).lower():
+            raise not_divided(name, n_devices, error) from error
         raise _not_found(name, _why(error, is_folder=folder is not None)) from error
     if getattr(model.original_model.config, "is_encoder_decoder", False):
         raise _not_found(name, "It is an encoder-decoder; causal models and encoders have one residual stream.")
+    if divided:
+        require_divided(name, n_devices, model)
     if quantized is not None:
         if not has_next_token_logits(model):
             raise not_quantized(name, dtype, "it is no causal model")
         require_quantized(name, dtype, model)
         _require_finite_files(name, folder)
+    keep_in_place(model)
     own_memory(model)
     _require_sizes(name, model)
     _require_weights(name, model, told)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from absorb_pl.errors import AbsorbError, NonFiniteError
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.quantized import COMPUTED_IN, QUANTIZED_DTYPES, quantized_dtype
+from absorb_pl.models.spread import is_spread
 
 DTYPES = {
     "float32": torch.float32,
@@ -303,11 +304,11 @@ def borrowed(model: HookedModel) -> Iterator[None]:
 
 
 def move_model(model: Any, device: torch.device) -> None:
-    """Move a language model to a device, unless it is there.
+    """Move a language model to a device, unless it is there or divided among several.
 
     Args:
         model: A TransformerLens model.
         device: The device.
     """
-    if next(iter(model.parameters())).device != device:
+    if not is_spread(model) and model_device(model) != device:
         model.to(device, print_details=False)

@@ -1,9 +1,11 @@
 """The language model as an SAE knew it: which processing of weights and prompts its metadata ask for, and giving it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from absorb_pl.errors import ModelProcessingError
@@ -52,6 +54,7 @@ def process_model(model: TransformerBridge, steps: Sequence[str]) -> None:
         except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise _not_given(model, ", ".join(steps), str(error).split("\n")[0]) from error
         model.original_model.requires_grad_(False)
+        _let_weights_follow(model.original_model)
     if NO_BOS in steps:
         model.cfg.default_prepend_bos = False
     _GIVEN[model] = steps
@@ -85,6 +88,32 @@ def describe_processing(steps: Sequence[str]) -> str:
         'center_writing_weights+no_bos'
     """
     return "+".join(steps)
+
+
+def _let_weights_follow(hf_model: nn.Module) -> None:
+    """Let plain attributes that are a module's weights move with it.
+
+    TransformerLens keeps processed weights of gated MLPs as such, which stay where they are when a model is moved.
+    """
+    for module in hf_model.modules():
+        names = {_place(weight): name for name, weight in module.named_parameters()}
+        plain = {name: _place(value) for name, value in vars(module).items() if isinstance(value, Tensor)}
+        followed = {name: names[place] for name, place in plain.items() if place in names}
+        if followed:
+            module._apply = partial(_apply_and_follow, module, module._apply, followed)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _apply_and_follow(
+    module: nn.Module, apply: Callable[..., Any], followed: dict[str, str], fn: Callable[..., Any], recurse: bool = True
+) -> nn.Module:
+    apply(fn, recurse)
+    for name, weight in followed.items():
+        vars(module)[name] = module.get_parameter(weight).detach()
+    return module
 
 
 def _not_given(model: Any, name: str, reason: str) -> ModelProcessingError:

@@ -1,6 +1,7 @@
 """Language models whose linear layers have 8 or 4 bits a weight, by bitsandbytes, so that larger ones fit."""
 
 import logging
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,13 +37,13 @@ def require_bitsandbytes(dtype: str) -> None:
         )
 
 
-def load_quantized(name: str, device: str, dtype: str) -> PreTrainedModel:
+def load_quantized(name: str, dtype: str, placement: Mapping[str, Any]) -> PreTrainedModel:
     """Load a causal model and quantise its linear layers.
 
     Args:
         name: A folder in Hugging Face format, or a name on the hub.
-        device: Where it goes.
         dtype: One of `QUANTIZED_DTYPES`.
+        placement: Where it goes, as arguments of `from_pretrained`.
 
     Example:
         >>> from absorb_pl import load_language_model
@@ -58,9 +59,9 @@ def load_quantized(name: str, device: str, dtype: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
         name,
         quantization_config=BitsAndBytesConfig(**how),
-        device_map={"": device},
         dtype=COMPUTED_IN,
         attn_implementation="eager",
+        **placement,
     )
     keep_gradients(model)
     return model

@@ -14,6 +14,7 @@ from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.evaluators.shuffles import Copies, check_shuffles
 from absorb_pl.models.hooked_model import check_model
 from absorb_pl.models.placement import check_dtype, check_model_dtype, dtype_of
+from absorb_pl.models.spread import devices_of
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports.terminal import ColumnChoice
@@ -92,6 +93,8 @@ class StudyConfig:
         task: What to ask about which words.
         model_dtype: Dtype of a language model that is loaded: `float32`, `float64`, `bfloat16` or `float16`; or, where
             memory is short, `int8` or `nf4`, for linear layers of 8 or 4 bits a weight.
+        n_devices: Number of GPUs to divide a language model's layers among, for one that a single GPU does not hold.
+            The study itself runs in one process then, with the SAEs on the first of them.
         sae_dtype: Dtype of the SAEs.
         activation_dtype: Storage dtype of cached activations.
         prompt_batch_size: Prompts per forward pass.
@@ -129,6 +132,7 @@ class StudyConfig:
     until: StageName = "report"
     task: TaskConfig = field(default_factory=TaskConfig)
     model_dtype: str = "float32"
+    n_devices: Count = 1
     sae_dtype: str = "float32"
     activation_dtype: StorageDtype = "float32"
     prompt_batch_size: Count = 64
@@ -157,7 +161,9 @@ class StudyConfig:
         if not isinstance(model, str):
             check_model(model)
             object.__setattr__(self, "model_dtype", dtype_of(model))
+            object.__setattr__(self, "n_devices", len(devices_of(model)))
         check_model_dtype(self.model_dtype)
+        self._check_devices()
         check_dtype(self.sae_dtype)
         if bool(self.saes) == bool(self.models):
             raise AbsorbError(
@@ -207,6 +213,16 @@ class StudyConfig:
         if isinstance(saes, dict):
             saes = named_saes({name: sae if isinstance(sae, str) else name for name, sae in saes.items()})
         return asdict(replace(self, saes=saes, model=self.model_name))
+
+    def _check_devices(self) -> None:
+        if self.n_devices > 1 and (self.trainer.accelerator == "cpu" or self.trainer.devices not in (1, "1", [0])):
+            raise AbsorbError(
+                "n_devices",
+                self.n_devices,
+                expected="one process on a GPU for a model that is divided among GPUs, not `trainer.accelerator` "
+                f"{self.trainer.accelerator!r} with `trainer.devices` {self.trainer.devices!r}",
+                remedy="Leave `trainer.devices` at 1; `n_devices` says among how many GPUs the layers are divided.",
+            )
 
     def _check_until(self) -> None:
         needed = {"projections": {"projections", "carried"}, "absorption": {"gradients"}}

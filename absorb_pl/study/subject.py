@@ -77,7 +77,7 @@ def load_subject(config: StudyConfig, processing: Sequence[str]) -> Subject:
     """
     model = config.model
     if isinstance(model, str):
-        model = load_language_model(model, dtype=config.model_dtype, processing=processing)
+        model = load_language_model(model, dtype=config.model_dtype, processing=processing, n_devices=config.n_devices)
     check_rules_fit(config.chosen_rules(), model)
     saes: dict[str, SaeSource] = {}
     for name, given in expand_saes(config.saes).items():

@@ -43,7 +43,7 @@ def next_token_loss(
         if replace is None:
             return activation
         new = replace(activation[:, skip:].flatten(2)).reshape_as(activation[:, skip:])
-        return torch.cat([activation[:, :skip], new.to(activation.dtype)], dim=1)
+        return torch.cat([activation[:, :skip], new.to(activation)], dim=1)
 
     logits = model.run_with_hooks(input_ids, fwd_hooks=[(hook_name, splice)], return_type="logits")
     return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), input_ids[:, 1:].flatten()))
