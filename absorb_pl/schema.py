@@ -482,6 +482,7 @@ CHECKS: Columns = {
 """One row per step at which SAEs in training were looked at, SAE and rule."""
 
 HEDGING: Columns = {
+    "step": Column("int64", "Step of the training at which it was measured.", "steps"),
     **_SAE,
     **_HOOK,
     **{name: SUMMARY[name] for name in ("architecture", "d_sae")},
@@ -491,7 +492,7 @@ HEDGING: Columns = {
     "by_chance": Column("float64", "What a space of random directions would hold of it, on average."),
     "degree": Column("float64", "`(moved − by_chance) / (1 − by_chance)`, at least 0: 0 is no hedging."),
 }
-"""One row per SAE whose training measured how much it hedges."""
+"""One row per SAE whose training measured how much it hedges, and step at which it did."""
 
 TABLES: Mapping[str, Columns] = {
     "summary": SUMMARY,

@@ -49,7 +49,7 @@ ABOUT = {
     "truth": "One row per SAE and sample of a known world; of `GroundTruthEvaluator`.",
     "edges": "One row per SAE, parent and finer feature of a known world; of `GroundTruthEvaluator`.",
     "checks": "One row per step, SAE and rule, while SAEs train; of `AbsorptionMonitor`.",
-    "hedging": "One row per SAE in training; of `MeasureHedging`.",
+    "hedging": "One row per SAE in training and step at which it was measured; of `MeasureHedging`.",
     "shuffles": "One row per SAE, rule and amount; of a study with `shuffles`.",
     "crossfit": "One row per SAE and rule, and one per class; of a study with `crossfit`.",
     "crossfit_words": "One row per SAE, rule, repeat and word; of a study with `crossfit`.",

@@ -59,6 +59,29 @@ def checks_figure(checks: pd.DataFrame) -> Figure:
     return figure
 
 
+def draw_hedging(found: pd.DataFrame) -> dict[str, Figure]:
+    """The figure of hedging while SAEs train, by its name.
+
+    Args:
+        found: Of `MeasureHedging`, see `absorb_pl.schema.HEDGING`.
+    """
+    with house_style():
+        figure = Figure(figsize=(6.4, 3.4))
+        axis = figure.subplots()
+        for number, (name, of_sae) in enumerate(found.groupby("sae", sort=False)):
+            axis.plot(of_sae["step"], of_sae["degree"], label=name, **_style(number))
+        axis.grid(alpha=0.25)
+        axis.set_ylim(bottom=0)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.set_xlabel("step", fontsize=9)
+        axis.set_ylabel("degree of hedging", fontsize=9)
+        title = f"{', '.join(found['hook_name'].unique())}: hedging while training (0 is none, 1 is all)"
+        figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+        legend = figure.legend(loc="upper right", fontsize=8, frameon=False)
+        place_panels(figure, (1, 1), legend=legend, left=0.75, bottom=0.55, top=0.45)
+        return {"hedging_while_training": figure}
+
+
 def _draw_sae(axis: Axes, of_sae: pd.DataFrame, column: str, number: int) -> None:
     if of_sae.empty:
         return

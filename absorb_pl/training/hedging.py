@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.seed import isolate_rng
 from sae_lens import TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
@@ -18,29 +19,34 @@ from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional.hedging import Hedging, hedging_degree
 from absorb_pl.probes.fitting import quiet_lightning
 from absorb_pl.ranges import Count, check_ranges
+from absorb_pl.reports.figures import save_figures
+from absorb_pl.reports.training_figures import draw_hedging
 from absorb_pl.schema import HEDGING, dtypes
 from absorb_pl.training.sae_module import SparseAutoencoderModule, require_saes_in_training
 from absorb_pl.training.settings import SaeSettings
 
 
 class MeasureHedging(Callback):
-    """How much each SAE hedges, measured when the training ends.
+    """How much each SAE hedges, measured when the training ends and, if asked for, on the way.
 
     Every SAE is trained on for some steps, as it is and with new latents (`measure_hedging`); what the training leaves
-    is not touched. Logs `hedging/<sae>`, writes the table `hedging`, and the SAEs that are saved carry their degree in
-    their metadata, where a study finds it. One process measures; the others wait.
+    is not touched, and goes on as if nothing had been measured. Logs `hedging/<sae>`, writes the table `hedging`, draws
+    a figure if there are several steps, and the SAEs that are saved carry their last degree in their metadata, where a
+    study finds it. One process measures; the others wait.
 
     Args:
         new_latents: How many latents to add.
         steps: Steps to train on for.
+        every_n_steps: Steps of the training between measurements; at its end alone when None. Each takes as long as
+            `2 · steps` steps of the training.
 
     Attributes:
-        found: What was found, a row per SAE (see `absorb_pl.schema.HEDGING`).
+        found: What was found so far, a row per step and SAE (see `absorb_pl.schema.HEDGING`).
     """
 
-    def __init__(self, new_latents: Count = 64, steps: Count = 500) -> None:
+    def __init__(self, new_latents: Count = 64, steps: Count = 500, every_n_steps: Count | None = None) -> None:
         check_ranges(MeasureHedging.__init__, locals())
-        self.new_latents, self.steps = new_latents, steps
+        self.new_latents, self.steps, self.every_n_steps = new_latents, steps, every_n_steps
         self.found = pd.DataFrame(columns=list(HEDGING))
 
     @override
@@ -53,11 +59,32 @@ class MeasureHedging(Callback):
         require_saes_in_training(self, pl_module)
 
     @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != trainer.estimated_stepping_batches:
+            self._measure(trainer, cast(SparseAutoencoderModule, pl_module))
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = cast(SparseAutoencoderModule, pl_module)
+        self._measure(trainer, cast(SparseAutoencoderModule, pl_module))
+        if trainer.is_global_zero and self.found["step"].nunique() > 1:
+            save_figures(draw_hedging(self.found), log_folder(trainer) / "figures")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What was found so far, as plain values."""
+        return {"found": self.found.astype(object).to_dict("records")}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.found = _typed(pd.DataFrame(state_dict["found"]))
+
+    def _measure(self, trainer: Trainer, module: SparseAutoencoderModule) -> None:
         if trainer.is_global_zero:
             data = cast(Any, trainer).datamodule
-            with quiet_lightning():
+            with quiet_lightning(), isolate_rng(), torch.inference_mode(False), torch.enable_grad():
                 measured = measure_hedging(module, data, lambda: self._trainer(module.device), self.new_latents)
             data.trainer = trainer
             self._keep(trainer, module, measured)
@@ -66,6 +93,7 @@ class MeasureHedging(Callback):
     def _keep(self, trainer: Trainer, module: SparseAutoencoderModule, measured: Mapping[str, Hedging]) -> None:
         rows = [
             {
+                "step": trainer.global_step,
                 "sae": name,
                 "hook_name": hook,
                 "architecture": module.settings[name].architecture,
@@ -76,7 +104,8 @@ class MeasureHedging(Callback):
             }
             for name, hook in zip(module.names, module.hooks, strict=True)
         ]
-        self.found = pd.DataFrame(rows)[list(HEDGING)].astype(dtypes(HEDGING))
+        earlier = self.found[self.found["step"] < trainer.global_step]
+        self.found = _typed(pd.concat([earlier, pd.DataFrame(rows)]) if len(earlier) else pd.DataFrame(rows))
         for name, hedging in measured.items():
             module.findings[name]["hedging_degree"] = hedging.degree
         for logger in trainer.loggers:
@@ -169,3 +198,7 @@ def _leading_part(tensor: Tensor, shape: torch.Size) -> Tensor:
     for dimension, size in enumerate(shape):
         tensor = tensor.narrow(dimension, 0, size)
     return tensor
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    return table.reindex(columns=list(HEDGING)).astype(dtypes(HEDGING)).reset_index(drop=True)

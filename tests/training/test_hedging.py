@@ -111,6 +111,37 @@ def test_the_degree_goes_with_the_saved_sae_into_a_study(tmp_path):
     assert table["degree"].max() > 0
 
 
+def test_measuring_on_the_way_leaves_the_training_as_it_is(tmp_path):
+    data = TokenActivationDataModule(WorldActivations("superposition", rows_per_chunk=64), batch_size=64)
+    saes = {
+        "one": SaeSettings("batchtopk", 24, settings={"k": 3}),
+        "two": SaeSettings("topk", 32, settings={"k": 3}),
+    }
+    weights, measuring = {}, {}
+    for way, every in (("end", None), ("way", 10)):
+        module = SparseAutoencoderModule(saes, data.hook_widths, SaeOptimisation(lr=5e-3, lr_decay_steps=10))
+        measuring[way] = MeasureHedging(new_latents=8, steps=5, every_n_steps=every)
+        running = trainer(tmp_path / way, 30)
+        running.callbacks += [SaeExport(every_n_steps=20), measuring[way]]
+        torch.manual_seed(0)
+        running.fit(module, data)
+        weights[way] = {key: tensor.clone() for key, tensor in module.state_dict().items()}, torch.get_rng_state()
+    assert all(tensor.equal(weights["way"][0][key]) for key, tensor in weights["end"][0].items())
+    assert weights["end"][1].equal(weights["way"][1])
+    found = measuring["way"].found
+    assert found["step"].tolist() == [10, 10, 20, 20, 30, 30]
+    pd.testing.assert_frame_equal(found[found["step"] == 30].reset_index(drop=True), measuring["end"].found)
+    assert found.loc[found["sae"] == "one", "moved"].nunique() == 3
+    again = MeasureHedging()
+    again.load_state_dict(measuring["way"].state_dict())
+    pd.testing.assert_frame_equal(again.found, found)
+    assert [path.name for path in sorted((tmp_path / "way" / "figures").iterdir())] == [
+        "hedging_while_training.png",
+        "hedging_while_training.svg",
+    ]
+    assert not (tmp_path / "end" / "figures").exists()
+
+
 @pytest.mark.parametrize(
     "settings",
     [
