@@ -15,6 +15,7 @@ demo: $(VENV)/.runtime  ## set up, then measure absorption in the bundled SAEs
 
 test: $(VENV)/.dev  ## set up, then run all tests and docstring examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/gpu
 
 test-kernels: $(VENV)/.dev  ## compare figures once more, with the plainest kernels that torch has, and check types and shapes
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m numeric \

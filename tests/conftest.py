@@ -12,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
+# Run by themselves: processes that know of a pretended GPU cannot be forked.
+collect_ignore = ["gpu"]
 
 NUMERIC = (
     "attribution",
@@ -137,17 +139,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def pretended_gpus() -> Iterator[None]:
-    """Two devices named `pretend` (see `pretended_gpu`)."""
-    import torch
-    from pretended_gpu import pretend
-
-    pretend()
-    with torch.autograd.set_multithreading_enabled(False):  # torch has a thread for gradients on the first alone
-        yield
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from accelerate import infer_auto_device_map
+from pretended_gpu import PRETENDED
 from sae_lens import StandardSAE, StandardSAEConfig
 from tiny_models import ARCHITECTURES, save_tiny_model
 from torch import Tensor
@@ -33,7 +34,7 @@ from absorb_pl.words import TokenizedPrompts
 
 pytestmark = pytest.mark.usefixtures("pretended_gpus")
 
-FIRST, SECOND = "pretend:0", "pretend:1"
+FIRST, SECOND = f"{PRETENDED}:0", f"{PRETENDED}:1"
 HOOKS = [f"blocks.{block}.hook_resid_post" for block in (0, 2)]  # one on each device
 REFUSED = {"Falcon", "Mamba", "Mamba 2"}
 # Learned positions and rotary ones, tied embeddings and others, windows, softcaps, experts; and one in whole sequences.

@@ -6,7 +6,6 @@ gives the CPU's figures on it moves every tensor to where it belongs and draws n
 other kernels' rounding, speed or memory.
 """
 
-import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -257,8 +256,7 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
     return target
 
 
-@functools.cache
-def pretend() -> torch.library.Library:
+def _pretend() -> torch.library.Library:
     """Make the device known to torch, Lightning and safetensors, for the rest of the process."""
     _setup_privateuseone_for_python_backend(PRETENDED, _Module())
     library = torch.library.Library("aten", "IMPL")
@@ -278,3 +276,6 @@ def pretend() -> torch.library.Library:
 
     _AcceleratorConnector._choose_strategy = choose_strategy
     return library  # which takes its kernels with it when it goes
+
+
+_LIBRARY = _pretend()
