@@ -26,9 +26,9 @@ from absorb_pl.engine.prefix_attention import (
     attention_run,
 )
 from absorb_pl.engine.unwrapped import unwrapped, wrappers
+from absorb_pl.models.divided import is_divided
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.placement import model_device
-from absorb_pl.models.spread import is_spread
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class BareModel:
         self.module = unwrapped(model.original_model)
         self._accepted = set(inspect.signature(self.module.forward).parameters)
         names = {component: name for name, component in wrappers(model.original_model, self.module).items()}
-        self._is_spread = is_spread(self.module)
+        self._is_divided = is_divided(self.module)
         self._block_names = [names[block] for block in model.blocks]
         self._sites: dict[str, Site | None] = {}
         self._pass = _Pass()
@@ -233,7 +233,7 @@ class BareModel:
         if last_only and "logits_to_keep" in self._accepted:
             # an index, not a count: slices of hidden states are not contiguous, and their product with the unembedding
             # is several times slower
-            options["logits_to_keep"] = 1 if self._is_spread else positions[-1:] - run.width
+            options["logits_to_keep"] = 1 if self._is_divided else positions[-1:] - run.width
         self._pass = blocks
         try:
             with attention_run(run):

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 import torch
 
+from absorb_pl.models.divided import devices_of, is_divided
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.placement import check_model_dtype, dtype_of
-from absorb_pl.models.spread import devices_of, is_spread
 from absorb_pl.ranges import Count
 
 RunSize = Count | Literal["auto"]
@@ -39,7 +39,7 @@ def fitting_size(model: HookedModel, tokens: int, seen: int, device: torch.devic
     """
     if device.type != "cuda":
         return CPU_SIZE
-    free = min(_free_bytes(each) for each in (devices_of(model) if is_spread(model) else [device]))
+    free = min(_free_bytes(each) for each in (devices_of(model) if is_divided(model) else [device]))
     bytes_each = sequence_bytes(getattr(model, "cfg", None), tokens, seen, dtype_of(model))
     return size_within(_SHARE * free, bytes_each)
 

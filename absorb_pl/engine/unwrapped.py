@@ -10,7 +10,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformers import PreTrainedModel
 
 from absorb_pl.engine.prefix_attention import PREFIX_ATTENTION
-from absorb_pl.models.spread import spread_alike
+from absorb_pl.models.divided import divide_alike
 
 _WRAPPED = "._original_component"
 
@@ -38,7 +38,7 @@ def unwrapped(hf_model: PreTrainedModel) -> PreTrainedModel:
     for name, layer in _replaced_layers(hf_model, module).items():
         setattr(_owner(module, name), name.rpartition(".")[2], layer)
     module.set_attn_implementation(PREFIX_ATTENTION)
-    spread_alike(module, hf_model)
+    divide_alike(module, hf_model)
     return module.eval()
 
 

@@ -4,8 +4,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from absorb_pl.errors import AbsorbError
+from absorb_pl.models.divided import keep_in_place
 from absorb_pl.models.quantized import keep_gradients
-from absorb_pl.models.spread import keep_in_place
 
 
 @runtime_checkable
@@ -33,15 +33,13 @@ class HookedModel(Protocol):
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no language model with TransformerLens's hooks.
+    """Refuse what is no language model with TransformerLens's hooks; a divided one stays where it is from here on.
 
     Args:
         model: What was given as a model.
 
     Raises:
         AbsorbError: It lacks a member of `HookedModel`, or gradients do not pass its weights.
-
-    A model that is divided among devices is kept where it is from here on.
 
     Example:
         >>> check_model(3)

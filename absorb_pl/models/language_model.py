@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from absorb_pl.errors import HookNotFoundError, ModelNotFoundError, ModelWeightsError
 from absorb_pl.models.bundled import SPELLER, speller_path
+from absorb_pl.models.divided import division_among, keep_in_place, not_divided, require_divided
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.next_token import has_next_token_logits
 from absorb_pl.models.placement import (
@@ -35,7 +36,6 @@ from absorb_pl.models.quantized import (
     require_bitsandbytes,
     require_quantized,
 )
-from absorb_pl.models.spread import division_among, keep_in_place, not_divided, require_divided
 from absorb_pl.ranges import Count, check_ranges
 
 _NUMBER = re.compile(r"\.\d+\.")

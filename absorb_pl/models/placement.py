@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from absorb_pl.errors import AbsorbError, NonFiniteError
+from absorb_pl.models.divided import is_divided
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.quantized import COMPUTED_IN, QUANTIZED_DTYPES, quantized_dtype
-from absorb_pl.models.spread import is_spread
 
 DTYPES = {
     "float32": torch.float32,
@@ -310,5 +310,5 @@ def move_model(model: Any, device: torch.device) -> None:
         model: A TransformerLens model.
         device: The device.
     """
-    if not is_spread(model) and model_device(model) != device:
+    if not is_divided(model) and model_device(model) != device:
         model.to(device, print_details=False)

@@ -12,9 +12,9 @@ from absorb_pl.evaluators.evaluation import check_any_without_model
 from absorb_pl.evaluators.folds import CrossfitSettings
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.evaluators.shuffles import Copies, check_shuffles
+from absorb_pl.models.divided import devices_of
 from absorb_pl.models.hooked_model import check_model
 from absorb_pl.models.placement import check_dtype, check_model_dtype, dtype_of
-from absorb_pl.models.spread import devices_of
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports.terminal import ColumnChoice
@@ -215,7 +215,9 @@ class StudyConfig:
         return asdict(replace(self, saes=saes, model=self.model_name))
 
     def _check_devices(self) -> None:
-        if self.n_devices > 1 and (self.trainer.accelerator == "cpu" or self.trainer.devices not in (1, "1", [0])):
+        devices = self.trainer.devices
+        single = len(devices) == 1 if isinstance(devices, list) else str(devices) == "1"
+        if self.n_devices > 1 and (self.trainer.accelerator == "cpu" or not single):
             raise AbsorbError(
                 "n_devices",
                 self.n_devices,

@@ -69,8 +69,9 @@ class MeasureHedging(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure(trainer, cast(SparseAutoencoderModule, pl_module))
+        folder = log_folder(trainer) / "figures"
         if trainer.is_global_zero and self.found["step"].nunique() > 1:
-            save_figures(draw_hedging(self.found), log_folder(trainer) / "figures")
+            save_figures(draw_hedging(self.found), folder)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -82,12 +83,14 @@ class MeasureHedging(Callback):
         self.found = _typed(pd.DataFrame(state_dict["found"]))
 
     def _measure(self, trainer: Trainer, module: SparseAutoencoderModule) -> None:
+        folder = log_folder(trainer) / "tables"  # which all processes must ask for
         if trainer.is_global_zero:
             data = cast(Any, trainer).datamodule
             with quiet_lightning(), isolate_rng(), torch.inference_mode(False), torch.enable_grad():
                 measured = measure_hedging(module, data, lambda: self._trainer(module.device), self.new_latents)
             data.trainer = trainer
             self._keep(trainer, module, measured)
+            write_table(self.found, folder / "hedging.parquet")
         trainer.strategy.barrier()
 
     def _keep(self, trainer: Trainer, module: SparseAutoencoderModule, measured: Mapping[str, Hedging]) -> None:
@@ -110,7 +113,6 @@ class MeasureHedging(Callback):
             module.findings[name]["hedging_degree"] = hedging.degree
         for logger in trainer.loggers:
             logger.log_metrics({f"hedging/{name}": one.degree for name, one in measured.items()}, trainer.global_step)
-        write_table(self.found, log_folder(trainer) / "tables" / "hedging.parquet")
 
     def _trainer(self, device: torch.device) -> Trainer:
         return stoppable(

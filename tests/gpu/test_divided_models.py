@@ -26,7 +26,7 @@ from absorb_pl.attribution import (
 from absorb_pl.data.residuals import read_contexts, read_residuals
 from absorb_pl.engine import compute_prefix
 from absorb_pl.errors import AbsorbError
-from absorb_pl.models import load_language_model, spread
+from absorb_pl.models import divided, load_language_model
 from absorb_pl.models.identity import model_identity
 from absorb_pl.models.placement import borrowed
 from absorb_pl.study import run_study
@@ -58,7 +58,7 @@ def divide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def load(folder: str, **settings: Any) -> Any:
         device_map = halves(transformers.AutoConfig.from_pretrained(folder))
-        monkeypatch.setattr(spread, "resolve_device_map", lambda *_: (device_map, None))
+        monkeypatch.setattr(divided, "resolve_device_map", lambda *_: (device_map, None))
         return load_language_model(folder, n_devices=2, **settings)
 
     return load
@@ -101,16 +101,16 @@ def margin(logits: Tensor, *_: Any) -> Tensor:
 @pytest.mark.parametrize("architecture", DIVIDED)
 def test_scores_are_those_of_an_undivided_model(architecture: str, divide: Any, folder_of: Any):
     folder = folder_of(architecture)
-    divided, whole = divide(folder), load_language_model(folder, device=FIRST)
-    assert set(map(str, spread.devices_of(divided))) == {FIRST, SECOND}
-    assert model_identity(divided) == model_identity(whole)
+    parted, whole = divide(folder), load_language_model(folder, device=FIRST)
+    assert set(map(str, divided.devices_of(parted))) == {FIRST, SECOND}
+    assert model_identity(parted) == model_identity(whole)
     sae, asked = sae_of(whole), prompts()
     for hook in HOOKS:
-        found = [compute_prefix(model, asked, [hook]) for model in (divided, whole)]
+        found = [compute_prefix(model, asked, [hook]) for model in (parted, whole)]
         assert found[0].engine == found[1].engine == ("whole" if architecture == "GPT-J" else "suffix")
         scores = [
             word_integrated_gradients(model, sae, asked, margin, hook_name=hook, prefix=prefix).scores
-            for model, prefix in zip((divided, whole), found, strict=True)
+            for model, prefix in zip((parted, whole), found, strict=True)
         ]
         assert str(scores[0].device) == FIRST
         assert scores[0].equal(scores[1])
@@ -120,7 +120,7 @@ def test_scores_are_those_of_an_undivided_model(architecture: str, divide: Any, 
 @pytest.mark.parametrize("architecture", ["GPT-2", "Gemma 2"])
 def test_all_that_runs_a_model(architecture: str, divide: Any, folder_of: Any):
     folder = folder_of(architecture)
-    divided, whole = divide(folder), load_language_model(folder, device=FIRST)
+    parted, whole = divide(folder), load_language_model(folder, device=FIRST)
     sae, asked = sae_of(whole), prompts()
     ids, last = asked.input_ids, lambda logits: margin(logits[:, -1])
 
@@ -144,7 +144,7 @@ def test_all_that_runs_a_model(architecture: str, divide: Any, folder_of: Any):
             *contexts.values(),
         ]
 
-    for found, expected in zip(figures(divided), figures(whole), strict=True):
+    for found, expected in zip(figures(parted), figures(whole), strict=True):
         assert found.cpu().equal(expected.cpu())
         assert found.cpu().any()
 
@@ -171,7 +171,7 @@ def test_a_divided_model_stays_where_it_is(divide: Any, folder_of: Any):
 @pytest.mark.usefixtures("at_root")
 def test_a_study(study: Any, study_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     device_map = halves(transformers.AutoConfig.from_pretrained("tests/golden/gpt2-micro"))
-    monkeypatch.setattr(spread, "resolve_device_map", lambda *_: (device_map, None))
+    monkeypatch.setattr(divided, "resolve_device_map", lambda *_: (device_map, None))
     found = run_study(study_config(tmp_path, "--trainer.accelerator=pretend", "--n_devices=2"))
     for name in ("summary", "letters", "candidates"):
         expected = study[1].tables[name]

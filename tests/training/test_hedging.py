@@ -55,7 +55,7 @@ class Pairs(ActivationSource):
         return {"x": torch.nn.functional.pad(torch.cat(fires, dim=1).float(), (0, WIDTH - 2 * PAIRS)).to(device)}
 
 
-def trainer(tmp_path, steps):
+def trainer(tmp_path, steps, **more):
     return Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -65,6 +65,7 @@ def trainer(tmp_path, steps):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
+        **more,
     )
 
 
@@ -140,6 +141,20 @@ def test_measuring_on_the_way_leaves_the_training_as_it_is(tmp_path):
         "hedging_while_training.svg",
     ]
     assert not (tmp_path / "end" / "figures").exists()
+
+
+def test_two_processes_measure_as_one_does(tmp_path):
+    saes = {"one": SaeSettings("standard", 24, settings={"l1_coefficient": 0.5})}
+    found = []
+    for way, more in (("one", {}), ("two", {"devices": 2, "strategy": "ddp_fork"})):
+        data = TokenActivationDataModule(WorldActivations("superposition", rows_per_chunk=64), batch_size=64)
+        module = SparseAutoencoderModule(saes, data.hook_widths, SaeOptimisation(lr=5e-3))
+        running = trainer(tmp_path / way, 20, **more)
+        running.callbacks.append(MeasureHedging(new_latents=8, steps=5, every_n_steps=10))
+        running.fit(module, data)
+        found.append(pd.read_parquet(tmp_path / way / "tables" / "hedging.parquet"))
+    pd.testing.assert_frame_equal(found[0], found[1], rtol=1e-3)
+    assert found[0]["step"].tolist() == [10, 20]
 
 
 @pytest.mark.parametrize(

@@ -102,14 +102,14 @@ def devices_of(model: Any) -> list[torch.device]:
     return list(dict.fromkeys(weight.device for weight in module.parameters()))
 
 
-def is_spread(model: Any) -> bool:
+def is_divided(model: Any) -> bool:
     """Tell whether accelerate divided a language model among several devices.
 
     Args:
         model: A `TransformerBridge`, a Hugging Face model, or any callable.
 
     Example:
-        >>> is_spread(torch.nn.Linear(1, 1))
+        >>> is_divided(torch.nn.Linear(1, 1))
         False
     """
     device_map = getattr(getattr(model, "original_model", model), "hf_device_map", {})
@@ -124,7 +124,7 @@ def keep_in_place(model: Any) -> None:
     Args:
         model: A `TransformerBridge`.
     """
-    if is_spread(model):
+    if is_divided(model):
         for part in (model, model.original_model):
             part._apply = partial(_unmoved, part)
 
@@ -133,12 +133,12 @@ def _unmoved(module: nn.Module, *_: Any, **__: Any) -> nn.Module:
     return module
 
 
-def spread_alike(module: nn.Module, hf_model: Any) -> None:
+def divide_alike(module: nn.Module, hf_model: Any) -> None:
     """Let a model made of another's weights move activations between its devices as that does.
 
     Args:
         module: The model, with the other's weights where they are.
         hf_model: A Hugging Face model that accelerate divided among devices, or one on a single device.
     """
-    if is_spread(hf_model):
+    if is_divided(hf_model):
         dispatch_model(module, hf_model.hf_device_map, main_device=devices_of(hf_model)[0])
