@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from typing_extensions import override
 
@@ -24,8 +23,7 @@ from absorb_pl.data.drafts import user_path
 from absorb_pl.data.known_activations import KnownActivations, fingerprint, recall, remember
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.data.prompt_datamodule import PromptDataModule
-from absorb_pl.data.stopping import stoppable
-from absorb_pl.data.trainers import TrainerFactory
+from absorb_pl.data.trainers import TrainerFactory, one_device_trainer
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.ranges import Count, InnerFraction, Range, Seed, check_ranges
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -228,13 +226,4 @@ class ActivationDataModule(LabelledDataModule):
     def _one_device_trainer(self, callbacks: list[Callback]) -> Trainer:
         """The Trainer that builds the cache, on one device of the kind that the outer Trainer runs on."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        return stoppable(
-            Trainer(
-                accelerator="gpu" if device.type == "cuda" else device.type,
-                strategy=SingleDeviceStrategy(device),
-                callbacks=callbacks,
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-            )
-        )
+        return one_device_trainer(device, callbacks=callbacks)

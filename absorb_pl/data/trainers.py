@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from absorb_pl.data.drafts import user_path
+from absorb_pl.data.stopping import stoppable
 from absorb_pl.errors import AbsorbError, CheckpointError, TrainerError
 from absorb_pl.ranges import Count, CountOrMinusOne, CountOrZero, Fraction, NotNegative, check_ranges
 
@@ -81,6 +83,30 @@ def named_trainer_errors(settings: Mapping[str, Any]) -> Iterator[None]:
         raise TrainerError(
             "trainer", dict(settings), expected="devices that this machine has", remedy=str(error)
         ) from error
+
+
+def one_device_trainer(device: torch.device | str, **options: Any) -> Trainer:
+    """A Trainer on one device that writes nothing, for what runs inside a stage or another Trainer.
+
+    Args:
+        device: The device.
+        **options: Further arguments of `lightning.Trainer`.
+
+    Example:
+        >>> one_device_trainer("cpu", max_steps=3, enable_progress_bar=False).max_steps
+        3
+    """
+    device = torch.device(device)
+    return stoppable(
+        Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            strategy=SingleDeviceStrategy(device),
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            **options,
+        )
+    )
 
 
 def log_folder(trainer: Trainer) -> Path:

@@ -11,13 +11,12 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Num
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
 from absorb_pl.data.labelled_batches import DEFAULT_BATCH_SIZE, LabelledBatches
-from absorb_pl.data.stopping import stoppable
+from absorb_pl.data.trainers import one_device_trainer
 from absorb_pl.interruption import interruptible
 from absorb_pl.probes.base import OneVsRestModule
 from absorb_pl.probes.ranking import LatentRanking
@@ -129,17 +128,8 @@ def _fit(
         # The fit is this process's alone; others may fit something else meanwhile.
         metric.distributed_available_fn = lambda: False
     with interruptible(), nullcontext() if verbose else quiet_lightning():
-        trainer = stoppable(
-            Trainer(
-                strategy=SingleDeviceStrategy(device=target),
-                accelerator="gpu" if target.type == "cuda" else target.type,
-                max_epochs=max_epochs,
-                callbacks=[curve],
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-                enable_progress_bar=show_progress,
-            )
+        trainer = one_device_trainer(
+            target, max_epochs=max_epochs, callbacks=[curve], enable_progress_bar=show_progress
         )
         module.to(target)  # probes put their SAE where they are, before the Trainer moves them
         whole = probes[0].steps and size < len(x) and x.numel() <= WHOLE_EPOCH_VALUES

@@ -7,14 +7,12 @@ from typing import Any, cast
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from sae_lens import TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
 
-from absorb_pl.data.stopping import stoppable
-from absorb_pl.data.trainers import log_folder
+from absorb_pl.data.trainers import log_folder, one_device_trainer
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional.hedging import Hedging, hedging_degree
 from absorb_pl.probes.fitting import quiet_lightning
@@ -115,18 +113,7 @@ class MeasureHedging(Callback):
             logger.log_metrics({f"hedging/{name}": one.degree for name, one in measured.items()}, trainer.global_step)
 
     def _trainer(self, device: torch.device) -> Trainer:
-        return stoppable(
-            Trainer(
-                accelerator="gpu" if device.type == "cuda" else device.type,
-                strategy=SingleDeviceStrategy(device),
-                max_steps=self.steps,
-                limit_val_batches=0,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-        )
+        return one_device_trainer(device, max_steps=self.steps, limit_val_batches=0, enable_progress_bar=False)
 
 
 def measure_hedging(
