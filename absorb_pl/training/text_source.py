@@ -37,6 +37,7 @@ class TextActivations(ModelActivations):
         seed: Seed of the order of contexts.
         cache_dir: Root of the cache, for the token ids.
         model_dtype: Dtype of a model loaded by name.
+        n_devices: Number of GPUs to divide the layers of such a model among, if one does not hold it.
 
     Raises:
         HookNotFoundError: The model has no such hook.
@@ -58,13 +59,16 @@ class TextActivations(ModelActivations):
         seed: Seed = 0,
         cache_dir: str | Path = "lightning_logs/cache",
         model_dtype: str = "float32",
+        n_devices: Count = 1,
     ) -> None:
         check_ranges(TextActivations.__init__, locals())
         self.hook_names, self.context_size, self.contexts_per_chunk = list(hook_names), context_size, contexts_per_chunk
         self.seed = seed
         texts = open_texts(files or [], dataset, split, column)
         self.name = model if isinstance(model, str) else type(model).__name__
-        self.model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
+        if isinstance(model, str):
+            model = load_language_model(model, dtype=model_dtype, n_devices=n_devices)
+        self.model = model
         for hook in self.hook_names:
             check_hook(self.model, hook)
         if context_size > context_length(self.model):
