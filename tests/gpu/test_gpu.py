@@ -31,6 +31,7 @@ from absorb_pl.evaluators import evaluate_activations
 from absorb_pl.evaluators.folds import CrossfitSettings
 from absorb_pl.evaluators.training import train_sae_probes
 from absorb_pl.models import load_language_model
+from absorb_pl.models.divided import is_divided
 from absorb_pl.probes import KSparseSettings, train_multi_probe
 from absorb_pl.rules.evidence import stored_scores
 from absorb_pl.saes import load_sae
@@ -139,6 +140,24 @@ def test_processed_models_that_are_moved(architecture: str, golden: Path, tmp_pa
             torch.nn.ModuleList([model]).to(device)  # as a Trainer moves what its module holds
             found = model.original_model(ids.to(device)).logits
             torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-6)  # norms compute in float32
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA GPUs are visible")
+def test_a_model_divided_among_real_gpus(golden: Path) -> None:
+    folder = str(golden / "gpt2-micro")
+    whole = load_language_model(folder, dtype="float64", device="cuda:0")
+    divided: Any = load_language_model(folder, dtype="float64", n_devices=2)
+    assert is_divided(divided)
+    sae = load_sae(str(golden / "gpt2-micro" / "sae_standard_A")).to("cuda:0", torch.float64)
+    ids = torch.randint(2, 290, (5, 14), generator=torch.Generator().manual_seed(0)).to("cuda:0")
+    positions = torch.tensor([4, 8, 8, 9, 11])
+    prompts = TokenizedPrompts(ids, torch.ones_like(ids, dtype=torch.bool), torch.full((5,), 14), positions)
+    hook = "blocks.2.hook_resid_post"
+    found, expected = (
+        word_integrated_gradients(model, sae, prompts, margin, hook_name=hook, engine="suffix").scores
+        for model in (divided, whole)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_solved_probes_reach_the_same_optimum() -> None:
