@@ -24,7 +24,7 @@ from absorb_pl.data.drafts import begin_draft, draft_of, end_draft, new_owner, u
 from absorb_pl.data.prompt_datamodule import prompt_data_of
 from absorb_pl.data.residuals import read_residuals
 from absorb_pl.errors import AbsorbError, CacheCorruptedError
-from absorb_pl.models.language_model import check_hook, load_language_model
+from absorb_pl.models.language_model import check_hook, resolve_model
 
 
 class ActivationCollector(LightningModule):
@@ -48,7 +48,7 @@ class ActivationCollector(LightningModule):
         model_dtype: str = "float32",
     ) -> None:
         super().__init__()
-        self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
+        self.language_model = resolve_model(model, dtype=model_dtype)
         self.hook_names = tuple(hook_names)
         for hook in self.hook_names:
             check_hook(self.language_model, hook)

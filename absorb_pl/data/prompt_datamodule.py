@@ -17,7 +17,7 @@ from absorb_pl.data.drafts import user_path
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import AbsorbError, RowsError
 from absorb_pl.models.identity import content_hash
-from absorb_pl.models.language_model import context_length, load_language_model
+from absorb_pl.models.language_model import context_length, resolve_model
 from absorb_pl.models.next_token import has_next_token_logits
 from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.words.positions import closes_with_sep, prepends_bos, tokenize_prompts
@@ -106,7 +106,7 @@ class PromptDataModule(LightningDataModule):
     ) -> None:
         check_ranges(PromptDataModule.__init__, locals())
         super().__init__()
-        self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
+        self.language_model = resolve_model(model, dtype=model_dtype)
         self.batch_size = batch_size
         self.config = task or TaskConfig()
         causal, tokenizer = has_next_token_logits(self.language_model), self.language_model.tokenizer

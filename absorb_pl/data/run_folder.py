@@ -93,7 +93,8 @@ class RunFolder:
         facts["seconds"] = round(facts.get("seconds", 0.0) + time.perf_counter() - start, 3)
         facts["peak_memory_mib"] = round(_peak_memory_bytes() / 2**20, 1)
         if torch.cuda.is_available():
-            facts["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+            most = max(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
+            facts["peak_gpu_memory_mib"] = round(most / 2**20, 1)
         self.stages[name] = facts
         if self._identity:
             self._write_manifest()

@@ -231,8 +231,8 @@ class BareModel:
         positions = torch.arange(run.width, run.width + token_ids.shape[1], device=token_ids.device)
         options: dict[str, Any] = {"position_ids": positions[None], "use_cache": False}
         if last_only and "logits_to_keep" in self._accepted:
-            # an index, not a count: slices of hidden states are not contiguous, and their product with the unembedding
-            # is several times slower
+            # An index, not a count: slices of hidden states are not contiguous, and their product with the unembedding
+            # is several times slower. In a divided model the index would be on another device than hidden states.
             options["logits_to_keep"] = 1 if self._is_divided else positions[-1:] - run.width
         self._pass = blocks
         try:

@@ -39,7 +39,7 @@ def fitting_size(model: HookedModel, tokens: int, seen: int, device: torch.devic
     """
     if device.type != "cuda":
         return CPU_SIZE
-    free = min(_free_bytes(each) for each in (devices_of(model) if is_divided(model) else [device]))
+    free = min(_free_bytes(each) for each in {device, *(devices_of(model) if is_divided(model) else ())})
     bytes_each = sequence_bytes(getattr(model, "cfg", None), tokens, seen, dtype_of(model))
     return size_within(_SHARE * free, bytes_each)
 

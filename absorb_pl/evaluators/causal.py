@@ -22,7 +22,7 @@ from absorb_pl.errors import AbsorbError
 from absorb_pl.functional.answer_metric import letter_metric
 from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.models.hooked_model import HookedModel
-from absorb_pl.models.language_model import load_language_model
+from absorb_pl.models.language_model import resolve_model
 from absorb_pl.models.next_token import require_next_token_logits
 from absorb_pl.models.quantized import keep_gradients
 from absorb_pl.ranges import check_ranges
@@ -83,7 +83,7 @@ class CausalEvaluator(LightningModule):
     ) -> None:
         check_ranges(CausalEvaluator.__init__, locals())
         super().__init__()
-        self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
+        self.language_model = resolve_model(model, dtype=model_dtype)
         require_next_token_logits(self.language_model, type(self).__name__)
         keep_gradients(self.language_model)
         if isinstance(saes, Mapping):

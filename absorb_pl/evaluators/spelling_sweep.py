@@ -14,7 +14,7 @@ from typing_extensions import override
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import PromptError
 from absorb_pl.evaluators.grading import SpellingGrader
-from absorb_pl.models.language_model import load_language_model
+from absorb_pl.models.language_model import resolve_model
 from absorb_pl.models.next_token import require_next_token_logits
 from absorb_pl.ranges import Count, CountOrZero, Seed, check_ranges
 from absorb_pl.schema import SPELLING, dtypes, empty_table
@@ -131,7 +131,7 @@ class SpellingSweep(LightningModule):
     ) -> None:
         check_ranges(SpellingSweep.__init__, locals())
         super().__init__()
-        self.language_model = load_language_model(model, dtype=model_dtype) if isinstance(model, str) else model
+        self.language_model = resolve_model(model, dtype=model_dtype)
         require_next_token_logits(self.language_model, type(self).__name__)
         self.answer: Answer = answer
         self.template, self.num_words, self.batch_size, self.seed = template, num_words, batch_size, seed

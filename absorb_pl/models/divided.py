@@ -1,5 +1,6 @@
 """Language models whose layers are divided among the GPUs of a machine, for those that one GPU does not hold."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,11 @@ from torch import nn
 from transformer_lens.utilities.multi_gpu import resolve_device_map
 
 from absorb_pl.errors import AbsorbError
+
+_FIRST_SHARE, _SHARE = 0.7, 0.85
+"""Most of the free memory that weights take on the first GPU, where SAEs and probes are too, and on the others."""
+_OFFLOADED = ("offload", "on the cpu or the disk", "out of memory")
+"""What libraries say of models that are too large for the GPUs."""
 
 
 def division_among(n_devices: int, device: str) -> dict[str, Any]:
@@ -46,7 +52,9 @@ def division_among(n_devices: int, device: str) -> dict[str, Any]:
             expected=f"at most the number of CUDA GPUs here, {torch.cuda.device_count()}",
             remedy="Take fewer, or a smaller dtype (`bfloat16`, `nf4`).",
         ) from error
-    return {"device_map": device_map, "max_memory": max_memory}
+    shares = {device: _FIRST_SHARE if device == 0 else _SHARE for device in max_memory or {}}
+    limits = {device: int(share * int(max_memory[device])) for device, share in shares.items()} if max_memory else None
+    return {"device_map": device_map, "max_memory": limits}
 
 
 def require_divided(name: str, n_devices: int, model: Any) -> None:
@@ -64,7 +72,29 @@ def require_divided(name: str, n_devices: int, model: Any) -> None:
         with torch.no_grad():
             model.original_model(torch.zeros(1, 2, dtype=torch.long, device=devices_of(model)[0]))
     except RuntimeError as error:
-        raise not_divided(name, n_devices, error) from error
+        raise refused_division(name, n_devices, error) or not_divided(name, n_devices, error) from error
+
+
+def refused_division(name: str, n_devices: int, error: BaseException) -> AbsorbError | None:
+    """The named error for what libraries raise when a model cannot be loaded onto several GPUs.
+
+    Args:
+        name: Name that it was asked for by.
+        n_devices: Number of GPUs asked for.
+        error: What was raised.
+
+    Returns:
+        None if the number of GPUs has nothing to do with it.
+    """
+    said = str(error).lower()
+    if any(words in said for words in _OFFLOADED):
+        return AbsorbError(
+            "n_devices",
+            n_devices,
+            expected=f"GPUs that hold {name} together, with room for SAEs and activations",
+            remedy="Take more GPUs, free their memory, or load it with a smaller dtype (`bfloat16`, `nf4`).",
+        )
+    return not_divided(name, n_devices, error) if "multi-device" in said else None
 
 
 def not_divided(name: str, n_devices: int, reason: object) -> AbsorbError:
@@ -79,7 +109,8 @@ def not_divided(name: str, n_devices: int, reason: object) -> AbsorbError:
         "n_devices",
         n_devices,
         expected=f"a model whose layers TransformerLens can divide among GPUs, but {name} is none",
-        remedy=f"Load it on one GPU, with a smaller dtype if need be. Here: {str(reason).strip().splitlines()[0]}",
+        remedy="Load it on one GPU, with a smaller dtype if need be, or try another number. "
+        f"Here: {str(reason).strip().splitlines()[0]}",
     )
 
 
@@ -120,17 +151,22 @@ def keep_in_place(model: Any) -> None:
     """Keep a model that is divided among devices where it is, whatever moves the module that holds it.
 
     A Trainer moves what its module holds; on a single device the layers' own moves of activations would go astray.
+    What leaves the weights where they are, such as another dtype, is done.
 
     Args:
         model: A `TransformerBridge`.
     """
     if is_divided(model):
         for part in (model, model.original_model):
-            part._apply = partial(_unmoved, part)
+            if "_apply" not in vars(part):
+                part._apply = partial(_apply_in_place, part, part._apply)
 
 
-def _unmoved(module: nn.Module, *_: Any, **__: Any) -> nn.Module:
-    return module
+def _apply_in_place(
+    module: nn.Module, apply: Callable[..., Any], fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+) -> nn.Module:
+    moves = any(fn(weight.new_empty(0)).device != weight.device for weight in module.parameters())
+    return module if moves else apply(fn, recurse)
 
 
 def divide_alike(module: nn.Module, hf_model: Any) -> None:

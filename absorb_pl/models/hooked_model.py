@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from absorb_pl.errors import AbsorbError
-from absorb_pl.models.divided import keep_in_place
 from absorb_pl.models.quantized import keep_gradients
 
 
@@ -33,7 +32,7 @@ class HookedModel(Protocol):
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no language model with TransformerLens's hooks; a divided one stays where it is from here on.
+    """Refuse what is no language model with TransformerLens's hooks.
 
     Args:
         model: What was given as a model.
@@ -56,4 +55,3 @@ def check_model(model: object) -> None:
             "tokenizer=tokenizer, dtype=model.dtype, device=model.device)`.",
         )
     keep_gradients(model)
-    keep_in_place(model)

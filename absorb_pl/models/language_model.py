@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from absorb_pl.errors import HookNotFoundError, ModelNotFoundError, ModelWeightsError
 from absorb_pl.models.bundled import SPELLER, speller_path
-from absorb_pl.models.divided import division_among, keep_in_place, not_divided, require_divided
+from absorb_pl.models.divided import division_among, keep_in_place, refused_division, require_divided
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.next_token import has_next_token_logits
 from absorb_pl.models.placement import (
@@ -28,7 +28,7 @@ from absorb_pl.models.placement import (
     read_tensors,
     require_finite,
 )
-from absorb_pl.models.processing import process_model
+from absorb_pl.models.processing import let_weights_follow, process_model
 from absorb_pl.models.quantized import (
     QUANTIZED_DTYPES,
     load_quantized,
@@ -90,7 +90,7 @@ def load_language_model(
     if dtype in QUANTIZED_DTYPES:
         require_bitsandbytes(dtype)
     device = check_device(device)
-    divided = division_among(n_devices, device)
+    division = division_among(n_devices, device)
     folder = _folder_of(name)
     if folder is None and (name.startswith((".", "/", "~")) or name.endswith("/")):
         raise _not_found(name, "There is no such folder.")
@@ -98,28 +98,29 @@ def load_language_model(
         raise _not_found(name, "There is no config.json in this folder.")
     quantized = None
     try:
-        with _without_progress_bars(), _told_of_weights() as told, torch.random.fork_rng(_devices(device)):
+        with _without_progress_bars(), _told_of_weights() as told, torch.random.fork_rng(_devices(device, n_devices)):
             torch.manual_seed(0)
             source = name if folder is None else str(folder)
+            placed = division or {"device": device}
             if dtype in QUANTIZED_DTYPES:
-                quantized = load_quantized(source, dtype, divided or {"device_map": {"": device}})
-            placed = {} if divided and quantized is not None else divided or {"device": device}
+                quantized = load_quantized(source, dtype, division or {"device_map": {"": device}})
+                placed = {} if division else placed  # the bridge finds out where the layers are
             model = TransformerBridge.boot_transformers(source, dtype=weights_dtype, hf_model=quantized, **placed)
     except LOAD_ERRORS as error:
+        if division and (refused := refused_division(name, n_devices, error)) is not None:
+            raise refused from error
         if quantized is not None:
             raise not_quantized(name, dtype, error) from error
-        if divided and "multi-device" in str(error).lower():
-            raise not_divided(name, n_devices, error) from error
         raise _not_found(name, _why(error, is_folder=folder is not None)) from error
     if getattr(model.original_model.config, "is_encoder_decoder", False):
         raise _not_found(name, "It is an encoder-decoder; causal models and encoders have one residual stream.")
-    if divided:
-        require_divided(name, n_devices, model)
     if quantized is not None:
         if not has_next_token_logits(model):
             raise not_quantized(name, dtype, "it is no causal model")
         require_quantized(name, dtype, model)
         _require_finite_files(name, folder)
+    if division:
+        require_divided(name, n_devices, model)
     keep_in_place(model)
     own_memory(model)
     _require_sizes(name, model)
@@ -130,6 +131,29 @@ def load_language_model(
     model.original_model.requires_grad_(False)
     if processing:
         process_model(model, processing)
+    return model
+
+
+def resolve_model(model: Any, *, dtype: str = "float32", processing: Sequence[str] = (), n_devices: Count = 1) -> Any:
+    """A language model by its name, or one that is given itself.
+
+    One that is given keeps where it is if it is divided among GPUs, and moves as a whole otherwise (see
+    `absorb_pl.models.processing.let_weights_follow`).
+
+    Args:
+        model: Name for `load_language_model`, or a `TransformerBridge`.
+        dtype: Dtype of a model that is loaded.
+        processing: What SAEs ask for, of a model that is loaded.
+        n_devices: Number of GPUs to divide the layers of such a model among.
+
+    Example:
+        >>> resolve_model(resolve_model("speller")).cfg.n_layers
+        4
+    """
+    if isinstance(model, str):
+        return load_language_model(model, dtype=dtype, processing=processing, n_devices=n_devices)
+    keep_in_place(model)
+    let_weights_follow(model)
     return model
 
 
@@ -288,8 +312,10 @@ def _require_embeddings(name: str, model: Any) -> None:
         )
 
 
-def _devices(device: str) -> list[torch.device]:
+def _devices(device: str, n_devices: int) -> list[torch.device]:
     """The devices besides the CPU whose random state a model's loading may touch."""
+    if n_devices > 1:
+        return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     placed = torch.device(device)
     return [placed] if placed.type == "cuda" else []
 

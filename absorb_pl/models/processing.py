@@ -54,7 +54,7 @@ def process_model(model: TransformerBridge, steps: Sequence[str]) -> None:
         except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise _not_given(model, ", ".join(steps), str(error).split("\n")[0]) from error
         model.original_model.requires_grad_(False)
-        _let_weights_follow(model.original_model)
+        let_weights_follow(model)
     if NO_BOS in steps:
         model.cfg.default_prepend_bos = False
     _GIVEN[model] = steps
@@ -90,12 +90,20 @@ def describe_processing(steps: Sequence[str]) -> str:
     return "+".join(steps)
 
 
-def _let_weights_follow(hf_model: nn.Module) -> None:
+def let_weights_follow(model: Any) -> None:
     """Let plain attributes that are a module's weights move with it.
 
     TransformerLens keeps processed weights of gated MLPs as such, which stay where they are when a model is moved.
+
+    Args:
+        model: A `TransformerBridge`, processed or not; nothing is done to others.
+
+    Example:
+        >>> let_weights_follow(nn.Linear(1, 1))
     """
-    for module in hf_model.modules():
+    for module in getattr(model, "original_model", nn.Module()).modules():
+        if "_apply" in vars(module):
+            continue
         names = {_place(weight): name for name, weight in module.named_parameters()}
         plain = {name: _place(value) for name, value in vars(module).items() if isinstance(value, Tensor)}
         followed = {name: names[place] for name, place in plain.items() if place in names}

@@ -215,15 +215,16 @@ class StudyConfig:
         return asdict(replace(self, saes=saes, model=self.model_name))
 
     def _check_devices(self) -> None:
-        devices = self.trainer.devices
-        single = len(devices) == 1 if isinstance(devices, list) else str(devices) == "1"
-        if self.n_devices > 1 and (self.trainer.accelerator == "cpu" or not single):
+        first = (0 if isinstance(self.model, str) else devices_of(self.model)[0].index) or 0
+        where = {name: getattr(self.trainer, name) for name in ("accelerator", "devices", "num_nodes")}
+        on_first = where["devices"] in ([first], f"{first},") or (first == 0 and str(where["devices"]) == "1")
+        if self.n_devices > 1 and (where["accelerator"] == "cpu" or not on_first or where["num_nodes"] > 1):
             raise AbsorbError(
-                "n_devices",
-                self.n_devices,
-                expected="one process on a GPU for a model that is divided among GPUs, not `trainer.accelerator` "
-                f"{self.trainer.accelerator!r} with `trainer.devices` {self.trainer.devices!r}",
-                remedy="Leave `trainer.devices` at 1; `n_devices` says among how many GPUs the layers are divided.",
+                "trainer",
+                where,
+                expected=f"one process on GPU {first}, the first of {self.n_devices} that the model's layers are "
+                "divided among (`n_devices`)",
+                remedy=f"Leave them out, or set `trainer.accelerator` to gpu and `trainer.devices` to [{first}].",
             )
 
     def _check_until(self) -> None:

@@ -11,7 +11,7 @@ from absorb_pl.data.splits import check_split
 from absorb_pl.errors import AbsorbError
 from absorb_pl.functional.k_sparse import check_ks
 from absorb_pl.models.hooked_model import HookedModel
-from absorb_pl.models.language_model import load_language_model
+from absorb_pl.models.language_model import resolve_model
 from absorb_pl.rules.registry import check_rules_fit
 from absorb_pl.saes.given import expand_saes
 from absorb_pl.saes.source import SaeSource, tell_equal_saes
@@ -75,9 +75,7 @@ def load_subject(config: StudyConfig, processing: Sequence[str]) -> Subject:
     Raises:
         AbsorbError: One of the named errors of `absorb_pl.errors`.
     """
-    model = config.model
-    if isinstance(model, str):
-        model = load_language_model(model, dtype=config.model_dtype, processing=processing, n_devices=config.n_devices)
+    model = resolve_model(config.model, dtype=config.model_dtype, processing=processing, n_devices=config.n_devices)
     check_rules_fit(config.chosen_rules(), model)
     saes: dict[str, SaeSource] = {}
     for name, given in expand_saes(config.saes).items():

@@ -36,7 +36,8 @@ class MeasureHedging(Callback):
         new_latents: How many latents to add.
         steps: Steps to train on for.
         every_n_steps: Steps of the training between measurements; at its end alone when None. Each takes as long as
-            `2 · steps` steps of the training.
+            `2 · steps` steps of the training in one process, with twice its SAEs in memory; where several train, one
+            does it all, and the others must be willing to wait so long (`timeout` of `DDPStrategy`).
 
     Attributes:
         found: What was found so far, a row per step and SAE (see `absorb_pl.schema.HEDGING`).
@@ -46,6 +47,12 @@ class MeasureHedging(Callback):
         check_ranges(MeasureHedging.__init__, locals())
         self.new_latents, self.steps, self.every_n_steps = new_latents, steps, every_n_steps
         self.found = pd.DataFrame(columns=list(HEDGING))
+        self._measured_at = -1
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what was found in another training; what a checkpoint holds is restored afterwards."""
+        self.found, self._measured_at = self.found.iloc[:0], -1
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,13 +67,17 @@ class MeasureHedging(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
+        step, module = trainer.global_step, cast(SparseAutoencoderModule, pl_module)
         if self.every_n_steps and step % self.every_n_steps == 0 and step != trainer.estimated_stepping_batches:
-            self._measure(trainer, cast(SparseAutoencoderModule, pl_module))
+            self._measure(trainer, module)
+        else:
+            for findings in module.findings.values():  # the degree is that of an earlier step
+                findings.pop("hedging_degree", None)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measure(trainer, cast(SparseAutoencoderModule, pl_module))
+        if self._measured_at != trainer.global_step:
+            self._measure(trainer, cast(SparseAutoencoderModule, pl_module))
         folder = log_folder(trainer) / "figures"
         if trainer.is_global_zero and self.found["step"].nunique() > 1:
             save_figures(draw_hedging(self.found), folder)
@@ -81,6 +92,7 @@ class MeasureHedging(Callback):
         self.found = _typed(pd.DataFrame(state_dict["found"]))
 
     def _measure(self, trainer: Trainer, module: SparseAutoencoderModule) -> None:
+        self._measured_at = trainer.global_step
         folder = log_folder(trainer) / "tables"  # which all processes must ask for
         if trainer.is_global_zero:
             data = cast(Any, trainer).datamodule

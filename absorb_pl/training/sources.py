@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from datasets import Dataset, load_from_disk
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,6 +15,7 @@ from typing_extensions import override
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.residuals import read_contexts
 from absorb_pl.errors import AbsorbError, HookNotFoundError, ShapeError
+from absorb_pl.models.divided import is_divided
 from absorb_pl.models.placement import move_model
 from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.saes.properties import shape_at
@@ -91,6 +93,13 @@ class ModelActivations(ActivationSource):
             input_ids: The contexts.
             device: Where the model is to run.
         """
+        if is_divided(self.model) and dist.is_initialized() and dist.get_world_size() > 1:
+            raise AbsorbError(
+                "trainer.devices",
+                dist.get_world_size(),
+                expected="one process for a model that is divided among GPUs; each would load its own",
+                remedy="Leave `trainer.devices` at 1.",
+            )
         move_model(self.model, device)
         return read_contexts(self.model, input_ids.to(device), self.hook_names)
 

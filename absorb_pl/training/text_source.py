@@ -13,7 +13,7 @@ from typing_extensions import override
 from absorb_pl.data.drafts import user_path
 from absorb_pl.errors import ContextLengthError, ShapeError
 from absorb_pl.models.identity import model_identity
-from absorb_pl.models.language_model import check_hook, context_length, load_language_model
+from absorb_pl.models.language_model import check_hook, context_length, resolve_model
 from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.training.sources import ModelActivations
 from absorb_pl.training.tokens import open_texts, packed_tokens
@@ -66,9 +66,7 @@ class TextActivations(ModelActivations):
         self.seed = seed
         texts = open_texts(files or [], dataset, split, column)
         self.name = model if isinstance(model, str) else type(model).__name__
-        if isinstance(model, str):
-            model = load_language_model(model, dtype=model_dtype, n_devices=n_devices)
-        self.model = model
+        self.model = resolve_model(model, dtype=model_dtype, n_devices=n_devices)
         for hook in self.hook_names:
             check_hook(self.model, hook)
         if context_size > context_length(self.model):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from pretended_gpu import PRETENDED
 from sae_lens import StandardSAE, StandardSAEConfig
 from tiny_models import ARCHITECTURES, save_tiny_model
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 from absorb_pl.attribution import (
@@ -23,9 +25,11 @@ from absorb_pl.attribution import (
     word_ablations,
     word_integrated_gradients,
 )
+from absorb_pl.data import ActivationCollector
 from absorb_pl.data.residuals import read_contexts, read_residuals
 from absorb_pl.engine import compute_prefix
 from absorb_pl.errors import AbsorbError
+from absorb_pl.evaluators import SpellingSweep
 from absorb_pl.models import divided, load_language_model
 from absorb_pl.models.identity import model_identity
 from absorb_pl.models.placement import borrowed
@@ -152,10 +156,13 @@ def test_all_that_runs_a_model(architecture: str, divide: Any, folder_of: Any):
 def test_a_model_is_processed_where_it_is(divide: Any, folder_of: Any):
     folder, steps = folder_of("Llama"), ["fold_ln", "center_unembed"]
     ids = prompts().input_ids
-    whole = load_language_model(folder, device=FIRST, processing=steps)
+    parted, whole = divide(folder, processing=steps), load_language_model(folder, device=FIRST, processing=steps)
+    assert set(map(str, divided.devices_of(parted))) == {FIRST, SECOND}
     with torch.no_grad():
-        found, expected = (model.original_model(ids).logits for model in (divide(folder, processing=steps), whole))
+        found, expected = (model.original_model(ids).logits for model in (parted, whole))
+        raw = load_language_model(folder, device=FIRST).original_model(ids).logits
     assert found.cpu().equal(expected.cpu())
+    assert not found.cpu().equal(raw.cpu())
 
 
 def test_a_divided_model_stays_where_it_is(divide: Any, folder_of: Any):
@@ -166,6 +173,34 @@ def test_a_divided_model_stays_where_it_is(divide: Any, folder_of: Any):
         torch.nn.ModuleList([model]).to(SECOND)
     assert [str(weight.device) for weight in model.parameters()] == before
     assert set(before) == {FIRST, SECOND}
+    model.to(torch.float64)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float64}
+
+
+def test_a_model_that_is_given_stays_too(folder_of: Any):
+    folder = folder_of("Llama")
+    device_map = halves(transformers.AutoConfig.from_pretrained(folder))
+    hf_model = AutoModelForCausalLM.from_pretrained(folder, device_map=device_map)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    bridge = TransformerBridge.boot_transformers(folder, hf_model=hf_model, tokenizer=tokenizer)
+    for holder in (ActivationCollector(bridge, HOOKS), SpellingSweep(bridge, answer="first_letter")):
+        holder.to(SECOND)
+        assert set(map(str, divided.devices_of(bridge))) == {FIRST, SECOND}
+
+
+def test_models_that_the_gpus_do_not_hold(folder_of: Any, monkeypatch: pytest.MonkeyPatch):
+    folder = folder_of("Llama")
+    parts = halves(transformers.AutoConfig.from_pretrained(folder))
+    parts |= {next(reversed(parts)): "disk"}
+    monkeypatch.setattr(divided, "resolve_device_map", lambda *_: (parts, None))
+    with pytest.raises(AbsorbError, match=r"`n_devices` was 2, expected GPUs that hold .* together.*more GPUs"):
+        load_language_model(folder, n_devices=2)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    with pytest.raises(AbsorbError, match="expected GPUs that hold model together"):
+        divided.require_divided("model", 2, SimpleNamespace(original_model=full))
 
 
 @pytest.mark.usefixtures("at_root")
@@ -173,6 +208,8 @@ def test_a_study(study: Any, study_config: Any, monkeypatch: pytest.MonkeyPatch,
     device_map = halves(transformers.AutoConfig.from_pretrained("tests/golden/gpt2-micro"))
     monkeypatch.setattr(divided, "resolve_device_map", lambda *_: (device_map, None))
     found = run_study(study_config(tmp_path, "--trainer.accelerator=pretend", "--n_devices=2"))
+    assert found.stages is not None
+    assert divided.is_divided(found.stages.subject.model)
     for name in ("summary", "letters", "candidates"):
         expected = study[1].tables[name]
         single = [column for column in expected if not expected[column].map(pd.api.types.is_list_like).any()]
@@ -203,7 +240,9 @@ def test_more_gpus_than_there_are(folder_of: Any):
         load_language_model(folder_of("GPT-2"), n_devices=2, device="pretend:1")
 
 
-@pytest.mark.parametrize("words", [["accelerator=cpu"], ["accelerator=gpu", "devices=2"], ["devices=-1"]])
+@pytest.mark.parametrize(
+    "words", [["accelerator=cpu"], ["accelerator=gpu", "devices=2"], ["devices=-1"], ["devices=[1]"], ["num_nodes=2"]]
+)
 def test_a_study_in_several_processes_is_refused(study_config: Any, tmp_path: Path, words: list[str]):
-    with pytest.raises(AbsorbError, match="`n_devices` was 2, expected one process on a GPU"):
+    with pytest.raises(AbsorbError, match=r"`trainer` was .* expected one process on GPU 0, the first of 2"):
         study_config(tmp_path, "--trainer.accelerator=auto", "--n_devices=2", *(f"--trainer.{word}" for word in words))

@@ -38,6 +38,7 @@ from absorb_pl.saes import load_sae
 from absorb_pl.study import run_study
 from absorb_pl.training import (
     AbsorptionMonitor,
+    MeasureHedging,
     SaeExport,
     SaeOptimisation,
     SaeSettings,
@@ -244,8 +245,8 @@ def test_activations_on_the_gpu(golden: Path) -> None:
 
 
 def test_training_with_a_monitor(tmp_path: Path) -> None:
-    """Two architectures side by side, with looks by rules that read activations and hedging's, and their export."""
-    checks, weights = {}, {}
+    """Two architectures side by side, with looks by rules that read activations, their hedging and their export."""
+    checks, hedging, weights = {}, {}, {}
     for accelerator in ("cpu", ACCELERATOR):
         seed_everything(0, verbose=False)
         data = TokenActivationDataModule(
@@ -258,22 +259,24 @@ def test_training_with_a_monitor(tmp_path: Path) -> None:
         module = SparseAutoencoderModule(saes, data.hook_widths, SaeOptimisation(lr=3e-3))
         words = HierarchyDataModule("superposition", rows_per_parent=40, val_fraction=0.0)
         monitor = AbsorptionMonitor(words, every_n_steps=20, rules=["absorb-pl-1", "saebench-0.6.0"])
+        measuring = MeasureHedging(new_latents=8, steps=5, every_n_steps=10)
         trainer = Trainer(
             accelerator=accelerator,
             devices=1,
             max_steps=20,
-            callbacks=[monitor, SaeExport()],
+            callbacks=[monitor, measuring, SaeExport()],
             logger=TensorBoardLogger(tmp_path / accelerator, name="", version=""),
             enable_progress_bar=False,
             enable_checkpointing=False,
         )
         trainer.fit(module, data)
-        checks[accelerator] = monitor.checks
+        checks[accelerator], hedging[accelerator] = monitor.checks, measuring.found
         weights[accelerator] = load_sae(str(tmp_path / accelerator / "saes" / "batchtopk")).W_dec
     torch.testing.assert_close(weights[ACCELERATOR], weights["cpu"], rtol=1e-3, atol=1e-4)
     columns = ["step", "sae", "rule", "l0", "explained_variance"]
     pd.testing.assert_frame_equal(checks[ACCELERATOR][columns], checks["cpu"][columns], rtol=1e-3)
     assert checks["cpu"]["absorption_rate"].notna().any()
+    pd.testing.assert_frame_equal(hedging[ACCELERATOR], hedging["cpu"], rtol=1e-2, atol=1e-4)
 
 
 def test_verdicts_differ_only_where_scores_are_within_rounding(

@@ -1,10 +1,13 @@
 """Hedging in worlds where features go together, and where they do not."""
 
+from datetime import timedelta
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from absorb_pl.errors import AbsorbError, RangeError
 from absorb_pl.probes import LinearProbe
@@ -123,7 +126,7 @@ def test_measuring_on_the_way_leaves_the_training_as_it_is(tmp_path):
         module = SparseAutoencoderModule(saes, data.hook_widths, SaeOptimisation(lr=5e-3, lr_decay_steps=10))
         measuring[way] = MeasureHedging(new_latents=8, steps=5, every_n_steps=every)
         running = trainer(tmp_path / way, 30)
-        running.callbacks += [SaeExport(every_n_steps=20), measuring[way]]
+        running.callbacks += [measuring[way], SaeExport(every_n_steps=15)]
         torch.manual_seed(0)
         running.fit(module, data)
         weights[way] = {key: tensor.clone() for key, tensor in module.state_dict().items()}, torch.get_rng_state()
@@ -133,9 +136,19 @@ def test_measuring_on_the_way_leaves_the_training_as_it_is(tmp_path):
     assert found["step"].tolist() == [10, 10, 20, 20, 30, 30]
     pd.testing.assert_frame_equal(found[found["step"] == 30].reset_index(drop=True), measuring["end"].found)
     assert found.loc[found["sae"] == "one", "moved"].nunique() == 3
+    running.save_checkpoint(tmp_path / "way.ckpt")
+    [kept] = [
+        state
+        for name, state in torch.load(tmp_path / "way.ckpt", weights_only=True)["callbacks"].items()
+        if "MeasureHedging" in name
+    ]
     again = MeasureHedging()
-    again.load_state_dict(measuring["way"].state_dict())
+    again.load_state_dict(kept)
     pd.testing.assert_frame_equal(again.found, found)
+    degrees = found.set_index(["sae", "step"])["degree"]
+    for name in saes:  # a degree is that of the step at which the SAE was saved
+        assert hedging_of(load_sae(str(tmp_path / "way" / "saes" / name))) == degrees[name, 30]
+        assert np.isnan(hedging_of(load_sae(str(tmp_path / "way" / "saes" / "step-15" / name))))
     assert [path.name for path in sorted((tmp_path / "way" / "figures").iterdir())] == [
         "hedging_while_training.png",
         "hedging_while_training.svg",
@@ -145,8 +158,9 @@ def test_measuring_on_the_way_leaves_the_training_as_it_is(tmp_path):
 
 def test_two_processes_measure_as_one_does(tmp_path):
     saes = {"one": SaeSettings("standard", 24, settings={"l1_coefficient": 0.5})}
+    in_two = DDPStrategy(start_method="fork", timeout=timedelta(seconds=60))  # ends if one waits for the other
     found = []
-    for way, more in (("one", {}), ("two", {"devices": 2, "strategy": "ddp_fork"})):
+    for way, more in (("one", {}), ("two", {"devices": 2, "strategy": in_two})):
         data = TokenActivationDataModule(WorldActivations("superposition", rows_per_chunk=64), batch_size=64)
         module = SparseAutoencoderModule(saes, data.hook_widths, SaeOptimisation(lr=5e-3))
         running = trainer(tmp_path / way, 20, **more)
