@@ -217,7 +217,7 @@ def warm(tmp_path):
 
 
 def test_nothing_is_loaded_before_it_is_needed(monkeypatch, tmp_path):
-    monkeypatch.setattr(prompt_datamodule, "load_language_model", no_model)
+    monkeypatch.setattr(prompt_datamodule, "resolve_model", no_model)
     data = ActivationDataModule(MODEL, HOOK, TASK, tmp_path)
     assert data.hparams["hook_name"] == HOOK
     assert not list(tmp_path.iterdir())
@@ -225,7 +225,7 @@ def test_nothing_is_loaded_before_it_is_needed(monkeypatch, tmp_path):
 
 def test_a_warm_cache_needs_no_language_model(warm, monkeypatch, tmp_path):
     settings, expected = warm
-    monkeypatch.setattr(prompt_datamodule, "load_language_model", no_model)
+    monkeypatch.setattr(prompt_datamodule, "resolve_model", no_model)
     assert fit_and_test(ActivationDataModule(**settings), tmp_path) == expected
     sae = load_sae(f"{MODEL}/sae_topk_B")
     with pytest.raises(HookMismatchError):
