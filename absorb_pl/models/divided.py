@@ -52,9 +52,8 @@ def division_among(n_devices: int, device: str) -> dict[str, Any]:
             expected=f"at most the number of CUDA GPUs here, {torch.cuda.device_count()}",
             remedy="Take fewer, or a smaller dtype (`bfloat16`, `nf4`).",
         ) from error
-    shares = {device: _FIRST_SHARE if device == 0 else _SHARE for device in max_memory or {}}
-    limits = {device: int(share * int(max_memory[device])) for device, share in shares.items()} if max_memory else None
-    return {"device_map": device_map, "max_memory": limits}
+    limits = {gpu: int((_FIRST_SHARE if gpu == 0 else _SHARE) * int(free)) for gpu, free in (max_memory or {}).items()}
+    return {"device_map": device_map, "max_memory": limits or None}
 
 
 def require_divided(name: str, n_devices: int, model: Any) -> None:

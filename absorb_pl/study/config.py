@@ -215,10 +215,12 @@ class StudyConfig:
         return asdict(replace(self, saes=saes, model=self.model_name))
 
     def _check_devices(self) -> None:
+        if self.n_devices <= 1:
+            return
         first = (0 if isinstance(self.model, str) else devices_of(self.model)[0].index) or 0
         where = {name: getattr(self.trainer, name) for name in ("accelerator", "devices", "num_nodes")}
         on_first = where["devices"] in ([first], f"{first},") or (first == 0 and str(where["devices"]) == "1")
-        if self.n_devices > 1 and (where["accelerator"] == "cpu" or not on_first or where["num_nodes"] > 1):
+        if where["accelerator"] == "cpu" or not on_first or where["num_nodes"] > 1:
             raise AbsorbError(
                 "trainer",
                 where,
