@@ -1,6 +1,7 @@
 """What each SAE of a training run is, and how all of them are optimised."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
@@ -71,7 +72,7 @@ class SaeSettings:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                sae = kind(config(d_in=d_in, d_sae=self.d_sae, **self.settings))
+                sae = kind(config(d_in=d_in, d_sae=self.d_sae, **deepcopy(self.settings)))
             except (ValueError, TypeError, AssertionError) as error:
                 raise self._refused(error) from error
         sae.cfg.sae_lens_training_version = str(sae_lens.__version__)
@@ -105,8 +106,8 @@ class SaeSettings:
                 expected=f"one of {', '.join(_NORMALISED)}",
                 remedy="`expected_average_only_in` scales activations to a mean norm of sqrt(d_model).",
             )
-        try:
-            config(d_in=1, d_sae=self.d_sae, **self.settings)
+        try:  # of a copy, as SAELens adds to the lists that it is given
+            config(d_in=1, d_sae=self.d_sae, **deepcopy(self.settings))
         except (ValueError, TypeError, AssertionError) as error:
             raise self._refused(error) from error
 

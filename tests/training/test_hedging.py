@@ -119,7 +119,7 @@ def test_measuring_on_the_way_leaves_the_training_as_it_is(tmp_path):
     data = TokenActivationDataModule(WorldActivations("superposition", rows_per_chunk=64), batch_size=64)
     saes = {
         "one": SaeSettings("batchtopk", 24, settings={"k": 3}),
-        "two": SaeSettings("topk", 32, settings={"k": 3}),
+        "two": SaeSettings("matryoshka_batchtopk", 32, settings={"k": 3, "matryoshka_widths": [8, 32]}),
     }
     weights, measuring = {}, {}
     for way, every in (("end", None), ("way", 10)):
