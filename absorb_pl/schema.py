@@ -536,6 +536,20 @@ def dtypes(columns: Columns) -> dict[str, str]:
     return {name: column.dtype for name, column in columns.items()}
 
 
+def typed(table: pd.DataFrame, columns: Columns) -> pd.DataFrame:
+    """A table with its columns in their order and of their types, rows counted anew.
+
+    Args:
+        table: The rows.
+        columns: Its columns.
+
+    Example:
+        >>> list(typed(pd.DataFrame({"b": [2.0], "a": [1]}), {"a": Column("int64", "Number.")}))
+        ['a']
+    """
+    return table.reindex(columns=list(columns)).astype(dtypes(columns)).reset_index(drop=True)
+
+
 def empty_table(columns: Columns) -> pd.DataFrame:
     """A table without rows.
 

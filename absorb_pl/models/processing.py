@@ -104,8 +104,8 @@ def let_weights_follow(model: Any) -> None:
     for module in getattr(model, "original_model", nn.Module()).modules():
         if "_apply" in vars(module):
             continue
-        names = {_place(weight): name for name, weight in module.named_parameters()}
         plain = {name: _place(value) for name, value in vars(module).items() if isinstance(value, Tensor)}
+        names = {_place(weight): name for name, weight in module.named_parameters()} if plain else {}
         followed = {name: names[place] for name, place in plain.items() if place in names}
         if followed:
             module._apply = partial(_apply_and_follow, module, module._apply, followed)

@@ -14,7 +14,7 @@ from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.evaluators.shuffles import Copies, check_shuffles
 from absorb_pl.models.divided import devices_of
 from absorb_pl.models.hooked_model import check_model
-from absorb_pl.models.placement import check_dtype, check_model_dtype, dtype_of
+from absorb_pl.models.placement import check_dtype, check_model_dtype, dtype_of, model_device
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, InnerFraction, Seed, check_ranges
 from absorb_pl.reports.terminal import ColumnChoice
@@ -217,7 +217,7 @@ class StudyConfig:
     def _check_devices(self) -> None:
         if self.n_devices <= 1:
             return
-        first = (0 if isinstance(self.model, str) else devices_of(self.model)[0].index) or 0
+        first = (0 if isinstance(self.model, str) else model_device(self.model).index) or 0
         where = {name: getattr(self.trainer, name) for name in ("accelerator", "devices", "num_nodes")}
         on_first = where["devices"] in ([first], f"{first},") or (first == 0 and str(where["devices"]) == "1")
         if where["accelerator"] == "cpu" or not on_first or where["num_nodes"] > 1:

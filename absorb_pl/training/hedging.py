@@ -19,7 +19,7 @@ from absorb_pl.probes.fitting import quiet_lightning
 from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.reports.figures import save_figures
 from absorb_pl.reports.training_figures import draw_hedging
-from absorb_pl.schema import HEDGING, dtypes
+from absorb_pl.schema import HEDGING, empty_table, stacked, typed
 from absorb_pl.training.sae_module import SparseAutoencoderModule, require_saes_in_training
 from absorb_pl.training.settings import SaeSettings
 
@@ -46,13 +46,13 @@ class MeasureHedging(Callback):
     def __init__(self, new_latents: Count = 64, steps: Count = 500, every_n_steps: Count | None = None) -> None:
         check_ranges(MeasureHedging.__init__, locals())
         self.new_latents, self.steps, self.every_n_steps = new_latents, steps, every_n_steps
-        self.found = pd.DataFrame(columns=list(HEDGING))
+        self.found = empty_table(HEDGING)
         self._measured_at = -1
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what was found in another training; what a checkpoint holds is restored afterwards."""
-        self.found, self._measured_at = self.found.iloc[:0], -1
+        self.found, self._measured_at = empty_table(HEDGING), -1
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,7 +89,7 @@ class MeasureHedging(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.found = _typed(pd.DataFrame(state_dict["found"]))
+        self.found = typed(pd.DataFrame(state_dict["found"]), HEDGING)
 
     def _measure(self, trainer: Trainer, module: SparseAutoencoderModule) -> None:
         self._measured_at = trainer.global_step
@@ -118,7 +118,7 @@ class MeasureHedging(Callback):
             for name, hook in zip(module.names, module.hooks, strict=True)
         ]
         earlier = self.found[self.found["step"] < trainer.global_step]
-        self.found = _typed(pd.concat([earlier, pd.DataFrame(rows)]) if len(earlier) else pd.DataFrame(rows))
+        self.found = typed(stacked([earlier, pd.DataFrame(rows)]), HEDGING)
         for name, hedging in measured.items():
             module.findings[name]["hedging_degree"] = hedging.degree
         for logger in trainer.loggers:
@@ -199,7 +199,3 @@ def _leading_part(tensor: Tensor, shape: torch.Size) -> Tensor:
     for dimension, size in enumerate(shape):
         tensor = tensor.narrow(dimension, 0, size)
     return tensor
-
-
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    return table.reindex(columns=list(HEDGING)).astype(dtypes(HEDGING)).reset_index(drop=True)

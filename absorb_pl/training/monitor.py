@@ -30,7 +30,7 @@ from absorb_pl.rules.registry import RuleChoice, configured_rules
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.loading import unit_norm_sae
 from absorb_pl.saes.properties import sae_architecture
-from absorb_pl.schema import CHECKS, dtypes
+from absorb_pl.schema import CHECKS, stacked, typed
 from absorb_pl.training.sae_module import SparseAutoencoderModule, require_saes_in_training
 
 _WORLD_HOOK = "activations"
@@ -141,7 +141,7 @@ class AbsorptionMonitor(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.checks = _typed(pd.DataFrame(state_dict["checks"]))
+        self.checks = typed(pd.DataFrame(state_dict["checks"]), CHECKS)
 
     def _prepared(
         self, trainer: Trainer, data: LabelledDataModule, device: torch.device
@@ -169,7 +169,7 @@ class AbsorptionMonitor(Callback):
         table = pd.concat([found[name] for name in module.names], ignore_index=True)
         table = table.assign(step=step, activations_seen=step * len(next(iter(batch.values()))) * processes)
         earlier = self.checks[self.checks["step"] < step]
-        self.checks = _typed(pd.concat([earlier, table]) if len(earlier) else table)
+        self.checks = typed(stacked([earlier, table]), CHECKS)
         self._log(trainer, module, table)
 
     def _probes(self, saes: Sequence[SparseAutoencoder], hook: str, device: torch.device) -> Iterator[SaeProbe]:
@@ -212,7 +212,3 @@ class AbsorptionMonitor(Callback):
         folder = log_folder(trainer) / "tables"
         if trainer.is_global_zero:
             write_table(self.checks, folder / "checks.parquet")
-
-
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    return table.reindex(columns=list(CHECKS)).astype(dtypes(CHECKS)).reset_index(drop=True)
