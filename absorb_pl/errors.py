@@ -141,6 +141,10 @@ class ConfigFileError(AbsorbError):
     """A configuration file cannot be read."""
 
 
+class WorkerError(AbsorbError):
+    """A process that works for this one was killed."""
+
+
 class TrainerError(AbsorbError):
     """A Trainer was asked for devices, an accelerator or a strategy that this machine does not have."""
 

@@ -116,6 +116,7 @@ class _Watch:
 
 
 _watch: _Watch | None = None
+_forked = False
 
 
 @contextmanager
@@ -140,7 +141,7 @@ def interruptible(kept: Callable[[], str] | None = None) -> Iterator[None]:
         SystemExit: 143
     """
     global _watch
-    if threading.current_thread() is not threading.main_thread():
+    if _forked or threading.current_thread() is not threading.main_thread():
         yield
     elif _watch is not None:
         with _saying(_watch, kept):
@@ -178,7 +179,9 @@ def uninterrupted() -> Iterator[None]:
 
 def take_signals() -> None:
     """Take SIGTERM and SIGINT again after something else did, as Lightning's Trainers do, inside `interruptible`."""
-    if _watch is not None and threading.current_thread() is threading.main_thread():
+    if _forked:
+        _ignore_signals()
+    elif _watch is not None and threading.current_thread() is threading.main_thread():
         _watch.listen()
         _watch.raise_if_received()
 
@@ -191,6 +194,14 @@ def watch_launcher(launcher: Any) -> None:
     """
     if _watch is not None and hasattr(launcher, "procs"):
         _watch.launchers.append(launcher)
+
+
+def leave_signals() -> None:
+    """In a forked process: leave signals to the process that forked it, which ends this one."""
+    global _watch, _forked
+    _watch, _forked = None, True
+    signal.set_wakeup_fd(-1)
+    _ignore_signals()
 
 
 def exit_code(signum: int) -> int:
@@ -218,6 +229,11 @@ def _saying(watch: _Watch, kept: Callable[[], str] | None) -> Iterator[None]:
         raise
     finally:
         watch.said.pop()
+
+
+def _ignore_signals() -> None:
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _is_worker() -> bool:

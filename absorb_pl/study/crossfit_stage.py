@@ -74,6 +74,10 @@ class CrossfitStage(Stage):
         }
 
     @override
+    def size(self, unit: str) -> int:
+        return self.probes.data.values(self.saes[unit].d_sae)
+
+    @override
     def make(self, unit: str, device: torch.device) -> Files:
         source = self.saes[unit]
         folds, probe_of_fold = self._folds(source.hook_name, device)

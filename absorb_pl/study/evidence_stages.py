@@ -62,6 +62,10 @@ class ProjectionStage(Stage):
         return {"probing": self.probing.identity(sae), **asked}
 
     @override
+    def size(self, unit: str) -> int:
+        return self.probing.size(self._units[unit][0])
+
+    @override
     def make(self, unit: str, device: torch.device) -> Files:
         name, evidence = self._units[unit]
         source = self.probing.saes[name]

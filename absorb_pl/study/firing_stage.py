@@ -37,6 +37,10 @@ class FiringStage(Stage):
         return {"probing": self.probing.identity(unit), "latents": self._latents(unit), "format": 1}
 
     @override
+    def size(self, unit: str) -> int:
+        return self.probing.size(unit)
+
+    @override
     def make(self, unit: str, device: torch.device) -> Files:
         source = self.probing.saes[unit]
         rows = self.probing.probes.held_out(source.hook_name)

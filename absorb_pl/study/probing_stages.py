@@ -91,6 +91,10 @@ class ProbeData:
         """Names of the classes."""
         return self.activations.words.task.classes
 
+    def values(self, width: int) -> int:
+        """How many values all words have in a matrix of such a width."""
+        return width * len(self.activations.words.labels)
+
     def identity(self, hook: str) -> dict[str, Any]:
         """What determines the labelled, split rows of a hook."""
         return {
@@ -191,6 +195,10 @@ class SaeProbingStage(Stage):
             **({"folded": sae.folded} if sae.folded else {}),  # probes made before norms were folded are others
             "format": 5,
         }
+
+    @override
+    def size(self, unit: str) -> int:
+        return self.probes.data.values(self.saes[unit].d_sae)
 
     @override
     def make_some(self, units: Sequence[str], device: torch.device) -> Iterator[tuple[str, Files]]:

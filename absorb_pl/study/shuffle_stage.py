@@ -54,6 +54,10 @@ class ShuffleStage(Stage):
         }
 
     @override
+    def size(self, unit: str) -> int:
+        return self.probing.size(unit)
+
+    @override
     def make(self, unit: str, device: torch.device) -> Files:
         source = self.probing.saes[unit]
         rows, letters = self.probing.probes.held_out(source.hook_name), self.probing.result(unit).letters

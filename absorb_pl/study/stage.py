@@ -1,11 +1,12 @@
 """Stages of a study: named units of work, each kept as an artifact."""
 
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pandas as pd
 import torch
@@ -15,6 +16,7 @@ from typing_extensions import override
 
 from absorb_pl.data.artifacts import artifact_path, open_artifact, write_artifact
 from absorb_pl.data.claims import claim
+from absorb_pl.data.forks import forks_for, in_forks
 from absorb_pl.data.shares import Share
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import CacheCorruptedError
@@ -29,7 +31,7 @@ class Stage(ABC):
 
     A subclass says what determines a unit's artifact and makes it: unit by unit (`make`), each in one process alone, so
     that the result is the same however many processes there are; or some side by side, where that is faster
-    (`make_some`); or all together (`make_all`).
+    (`make_some`); or all together (`make_all`). Small units are made in forked processes, where cores are free.
 
     Args:
         cache_dir: Root of the cache.
@@ -60,16 +62,26 @@ class Stage(ABC):
         for unit in units:
             yield unit, self.make(unit, device)
 
+    def size(self, unit: str) -> int | None:
+        """Values of the largest matrix that a unit's work is on; None if it is to be done in this process."""
+        return None
+
     def make_all(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
-        """Make units and keep them; by default one by one, spread over the devices of a Trainer.
+        """Make units and keep them; by default some at a time, spread over the devices of a Trainer.
 
         Args:
             units: Names of the units.
             make_trainer: Makes a Trainer with `inference_mode=False` from its callbacks.
         """
         trainer = make_trainer([])
-        loader = Share(units, "", trainer).loader(self.side_by_side)
-        trainer.predict(_UnitLoop(self), loader, return_predictions=False)
+        share, together, forks = Share(units, "", trainer), self.side_by_side, 1
+        sizes = [self.size(unit) for unit in units]
+        if None not in sizes and trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu":
+            forks = forks_for(sizes)
+            rounds = math.ceil(len(units) / (forks * together))
+            together = math.ceil(len(units) / (forks * rounds))
+        with closing(_UnitLoop(self, forks)) as loop:
+            trainer.predict(loop, share.loader(together), return_predictions=False)
         trainer.strategy.barrier()
 
     def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
@@ -127,14 +139,22 @@ class _UnitLoop(LightningModule):
     Units that another study has begun are left to it; in the end their artifacts are waited for.
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, forks: int = 1) -> None:
         super().__init__()
-        self.stage = stage
+        self.stage, self.forks = stage, forks
         self._begun_elsewhere: list[str] = []
+        self._forked: Generator[list[str]] | None = None
+
+    @override
+    def on_predict_start(self) -> None:
+        if self.forks > 1:
+            steps = list(cast(Any, self.trainer.predict_dataloaders))
+            self._forked = in_forks(self._make, steps, self.forks)
 
     @override
     def predict_step(self, units: list[str], batch_idx: int) -> None:
-        self._begun_elsewhere += self._make([unit for unit in units if unit], wait=False)
+        made = self._make([unit for unit in units if unit]) if self._forked is None else next(self._forked)
+        self._begun_elsewhere += made
 
     @override
     def on_predict_epoch_end(self) -> None:
@@ -142,7 +162,12 @@ class _UnitLoop(LightningModule):
             self._make([unit], wait=True)
         self._begun_elsewhere = []
 
-    def _make(self, units: list[str], *, wait: bool) -> list[str]:
+    def close(self) -> None:
+        """End what is under way."""
+        if self._forked is not None:
+            self._forked.close()
+
+    def _make(self, units: list[str], *, wait: bool = False) -> list[str]:
         """Make units, but for those that another process makes, which are returned."""
         with ExitStack() as claims, torch.enable_grad():
             ours = [unit for unit in units if claims.enter_context(claim(self.stage.path(unit), wait=wait))]

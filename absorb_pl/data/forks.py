@@ -1,0 +1,159 @@
+"""Work on small pieces in forked processes of one thread each, which use several cores better than threads do.
+
+The operations on a small SAE are too short for several threads. Pieces of work done side by side take all cores, and a
+piece of one thread gives the same bits however many cores there are.
+"""
+
+import multiprocessing
+import pickle
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+import torch
+
+from absorb_pl.errors import WorkerError
+from absorb_pl.interruption import leave_signals
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+MOST_VALUES = 2**23
+"""Most values of the largest matrix that a piece works on, 32 MiB in float32; threads are used well by larger ones."""
+
+
+def forks_for(sizes: Sequence[int]) -> int:
+    """How many processes to fork for pieces of work; 1 where this process had better do them by itself.
+
+    A process cannot be forked safely outside Linux, nor where PyTorch may have started threads for a GPU's gradients.
+
+    Args:
+        sizes: Values of the largest matrix that each piece works on.
+
+    Returns:
+        At most the number of PyTorch's threads (`OMP_NUM_THREADS`).
+
+    Example:
+        >>> forks_for([2**30, 2**30]), forks_for([512])
+        (1, 1)
+    """
+    if sys.platform != "linux" or torch.accelerator.is_available() or max(sizes, default=0) > MOST_VALUES:
+        return 1
+    if multiprocessing.current_process().daemon:  # it is a fork itself
+        return 1
+    return max(1, min(torch.get_num_threads(), len(sizes)))
+
+
+def in_forks(
+    work: Callable[[Item], Made], items: Sequence[Item], forks: int
+) -> Generator[Made]:
+    """Do work on items in forked processes, and yield what it gives in the order of the items.
+
+    Processes end with the iterator, whatever they are at, and with this process.
+
+    Args:
+        work: Takes an item; what it gives is pickled, and it leaves nothing else in this process.
+        items: The items; each is begun when a process is free.
+        forks: How many processes; with 1 this process does the work.
+
+    Raises:
+        WorkerError: A process was killed.
+        Exception: What `work` raised.
+
+    Example:
+        >>> list(in_forks(abs, [-1, 2, -3], forks=2))
+        [1, 2, 3]
+    """
+    if forks == 1:
+        yield from map(work, items)
+        return
+    with ExitStack() as stack:
+        workers: dict[Connection, BaseProcess] = {}
+        for _ in range(min(forks, len(items))):
+            _start(work, items, workers, stack)
+        waiting = iter(range(len(items)))
+        for connection in workers:
+            connection.send(next(waiting))
+        found: dict[int, Made] = {}
+        for number in range(len(items)):
+            while number not in found:
+                for connection in wait(list(workers)):
+                    made, outcome = _received(connection, workers)
+                    found[made] = outcome
+                    if (upcoming := next(waiting, None)) is not None:
+                        connection.send(upcoming)
+            yield found.pop(number)
+
+
+class _Elsewhere(Exception):
+    """The traceback of an error in another process, as its cause."""
+
+
+def _start(
+    work: Callable[[Item], Made], items: Sequence[Item], workers: dict[Connection, BaseProcess], stack: ExitStack
+) -> None:
+    """Fork a worker, which ends when the stack is closed."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=_serve, args=(work, items, theirs, [*workers, ours]), daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks in processes with threads
+        worker.start()
+    theirs.close()
+    stack.callback(worker.join)
+    stack.callback(worker.kill)
+    stack.callback(ours.close)
+    workers[ours] = worker
+
+
+def _serve(
+    work: Callable[[Item], Made], items: Sequence[Item], connection: Connection, others: Sequence[Connection]
+) -> None:
+    """Do what the parent asks for until it asks no more."""
+    leave_signals()
+    for other in others:  # as long as they are open here, their ends do not see the parent end
+        other.close()
+    torch.set_num_threads(1)
+    while True:
+        try:
+            number = connection.recv()
+        except EOFError:
+            return
+        connection.send((number, *_outcome(work, items[number])))
+
+
+def _outcome(work: Callable[[Item], Made], item: Item) -> tuple[Any, str]:
+    """What work on an item gives, or the error that it raises with its traceback."""
+    try:
+        made = work(item)
+        pickle.dumps(made)
+        return made, ""
+    except Exception as error:
+        raised = traceback.format_exc()
+        try:
+            return pickle.loads(pickle.dumps(error)), raised
+        except Exception:  # errors of other packages may not survive it
+            return RuntimeError(f"{type(error).__name__}: {error}"), raised
+
+
+def _received(connection: Connection, workers: dict[Connection, BaseProcess]) -> tuple[int, Any]:
+    """Number of an item and what was made of it."""
+    try:
+        number, outcome, raised = connection.recv()
+    except (EOFError, ConnectionResetError) as error:
+        worker = workers[connection]
+        worker.join()
+        raise WorkerError(
+            "worker",
+            f"process {worker.pid} with exit code {worker.exitcode}",
+            expected="a process that ends with its work",
+            remedy="The system may have killed it for want of memory; OMP_NUM_THREADS=1 does all work in one process.",
+        ) from error
+    if raised:
+        raise outcome from _Elsewhere(raised)
+    return number, outcome
