@@ -180,7 +180,7 @@ def uninterrupted() -> Iterator[None]:
 def take_signals() -> None:
     """Take SIGTERM and SIGINT again after something else did, as Lightning's Trainers do, inside `interruptible`."""
     if _forked:
-        _ignore_signals()
+        _let_go()
     elif _watch is not None and threading.current_thread() is threading.main_thread():
         _watch.listen()
         _watch.raise_if_received()
@@ -197,11 +197,11 @@ def watch_launcher(launcher: Any) -> None:
 
 
 def leave_signals() -> None:
-    """In a forked process: leave signals to the process that forked it, which ends this one."""
+    """In a forked process: end at once on SIGTERM, and leave Ctrl-C to the process that forked this one, and ends it."""
     global _watch, _forked
     _watch, _forked = None, True
     signal.set_wakeup_fd(-1)
-    _ignore_signals()
+    _let_go()
 
 
 def exit_code(signum: int) -> int:
@@ -231,9 +231,9 @@ def _saying(watch: _Watch, kept: Callable[[], str] | None) -> Iterator[None]:
         watch.said.pop()
 
 
-def _ignore_signals() -> None:
-    for signum in _SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
+def _let_go() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _is_worker() -> bool:

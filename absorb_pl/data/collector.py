@@ -21,13 +21,15 @@ from absorb_pl.data.activation_cache import (
 )
 from absorb_pl.data.artifacts import finish_artifact
 from absorb_pl.data.drafts import begin_draft, draft_of, end_draft, new_owner, user_path, writing_to
+from absorb_pl.data.forked_steps import ForkedSteps
 from absorb_pl.data.prompt_datamodule import prompt_data_of
 from absorb_pl.data.residuals import read_residuals
 from absorb_pl.errors import AbsorbError, CacheCorruptedError
 from absorb_pl.models.language_model import check_hook, resolve_model
+from absorb_pl.models.widths import largest_of_run
 
 
-class ActivationCollector(LightningModule):
+class ActivationCollector(ForkedSteps):
     """Predict-only module: the residual rows at the words of a batch of prompts, for any list of hooks.
 
     One forward pass serves all hooks and stops after the deepest.
@@ -54,7 +56,11 @@ class ActivationCollector(LightningModule):
             check_hook(self.language_model, hook)
 
     @override
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def largest(self, batch: dict[str, Tensor]) -> int | None:
+        return largest_of_run(self.language_model, batch["input_ids"])
+
+    @override
+    def step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         if not len(batch["index"]):
             return {"index": batch["index"]}
         rows = read_residuals(

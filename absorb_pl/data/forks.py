@@ -4,6 +4,7 @@ The operations on a small SAE are too short for several threads. Pieces of work 
 piece of one thread gives the same bits however many cores there are.
 """
 
+import gc
 import multiprocessing
 import pickle
 import sys
@@ -27,26 +28,27 @@ MOST_VALUES = 2**23
 """Most values of the largest matrix that a piece works on, 32 MiB in float32; threads are used well by larger ones."""
 
 
-def forks_for(sizes: Sequence[int]) -> int:
+def forks_for(pieces: int, largest: int = 0) -> int:
     """How many processes to fork for pieces of work; 1 where this process had better do them by itself.
 
     A process cannot be forked safely outside Linux, nor where PyTorch may have started threads for a GPU's gradients.
 
     Args:
-        sizes: Values of the largest matrix that each piece works on.
+        pieces: How many pieces there are.
+        largest: Values of the largest matrix that a piece works on.
 
     Returns:
         At most the number of PyTorch's threads (`OMP_NUM_THREADS`).
 
     Example:
-        >>> forks_for([2**30, 2**30]), forks_for([512])
+        >>> forks_for(pieces=2, largest=2**30), forks_for(pieces=1)
         (1, 1)
     """
-    if sys.platform != "linux" or torch.accelerator.is_available() or max(sizes, default=0) > MOST_VALUES:
+    if sys.platform != "linux" or torch.accelerator.is_available() or largest > MOST_VALUES:
         return 1
     if multiprocessing.current_process().daemon:  # it is a fork itself
         return 1
-    return max(1, min(torch.get_num_threads(), len(sizes)))
+    return max(1, min(torch.get_num_threads(), pieces))
 
 
 def in_forks(
@@ -119,32 +121,32 @@ def _serve(
     for other in others:  # as long as they are open here, their ends do not see the parent end
         other.close()
     torch.set_num_threads(1)
+    gc.freeze()  # a collector that goes through all that was there before would copy its memory
     while True:
         try:
             number = connection.recv()
         except EOFError:
             return
-        connection.send((number, *_outcome(work, items[number])))
+        connection.send((number, _outcome(work, items[number])))
 
 
-def _outcome(work: Callable[[Item], Made], item: Item) -> tuple[Any, str]:
-    """What work on an item gives, or the error that it raises with its traceback."""
+def _outcome(work: Callable[[Item], Made], item: Item) -> bytes:
+    """What work on an item gives, or the error that it raises, with its traceback; pickled."""
     try:
-        made = work(item)
-        pickle.dumps(made)
-        return made, ""
+        return pickle.dumps((work(item), ""))
     except Exception as error:
         raised = traceback.format_exc()
         try:
-            return pickle.loads(pickle.dumps(error)), raised
+            pickle.loads(said := pickle.dumps((error, raised)))
         except Exception:  # errors of other packages may not survive it
-            return RuntimeError(f"{type(error).__name__}: {error}"), raised
+            return pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), raised))
+        return said
 
 
 def _received(connection: Connection, workers: dict[Connection, BaseProcess]) -> tuple[int, Any]:
     """Number of an item and what was made of it."""
     try:
-        number, outcome, raised = connection.recv()
+        number, said = connection.recv()
     except (EOFError, ConnectionResetError) as error:
         worker = workers[connection]
         worker.join()
@@ -154,6 +156,7 @@ def _received(connection: Connection, workers: dict[Connection, BaseProcess]) ->
             expected="a process that ends with its work",
             remedy="The system may have killed it for want of memory; OMP_NUM_THREADS=1 does all work in one process.",
         ) from error
+    outcome, raised = pickle.loads(said)
     if raised:
         raise outcome from _Elsewhere(raised)
     return number, outcome

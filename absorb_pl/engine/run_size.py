@@ -7,6 +7,7 @@ import torch
 from absorb_pl.models.divided import devices_of, is_divided
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.placement import check_model_dtype, dtype_of
+from absorb_pl.models.widths import mlp_width
 from absorb_pl.ranges import Count
 
 RunSize = Count | Literal["auto"]
@@ -84,8 +85,7 @@ def sequence_bytes(config: Any, tokens: int, seen: int, dtype: str) -> float:
         7
     """
     width, heads = int(config.d_model), int(config.n_heads)
-    mlp = int(getattr(config, "d_mlp", None) or 4 * width)
-    of_token = 16 * width + 4 * mlp + 2 * heads * seen
+    of_token = 16 * width + 4 * mlp_width(config) + 2 * heads * seen
     return float(
         tokens * int(config.n_layers) * of_token * check_model_dtype(dtype).itemsize + 12 * int(config.d_vocab)
     )

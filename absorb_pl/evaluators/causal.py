@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from lightning.pytorch import LightningModule
 from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.data.drafts import user_path
+from absorb_pl.data.forked_steps import ForkedSteps
 from absorb_pl.data.prompt_datamodule import PromptBatches, PromptDataModule, prompt_data_of
 from absorb_pl.data.publication import check_published
 from absorb_pl.engine.run_size import RunSize, fitting_size
@@ -25,6 +25,7 @@ from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import resolve_model
 from absorb_pl.models.next_token import require_next_token_logits
 from absorb_pl.models.quantized import keep_gradients
+from absorb_pl.models.widths import largest_of_run
 from absorb_pl.ranges import check_ranges
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
@@ -39,7 +40,7 @@ from absorb_pl.words.tasks import Task
 _LOGGER = logging.getLogger(__name__)
 
 
-class CausalEvaluator(LightningModule):
+class CausalEvaluator(ForkedSteps):
     """Base of the predict-only modules that ask what latents at a word do to the model's answer.
 
     Give batches of a `PromptDataModule`; one table per batch is predicted. Use a Trainer with `inference_mode=False`:
@@ -120,12 +121,14 @@ class CausalEvaluator(LightningModule):
         data = prompt_data_of(self.trainer)
         self._check_positions(data.prompts.word_positions)
         self.prepare(data.task, data.texts)
+        super().on_predict_start()
 
     @override
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> pd.DataFrame:
-        return self._tabulated(batch)
+    def largest(self, batch: dict[str, Tensor]) -> int | None:
+        return largest_of_run(self.language_model, batch["input_ids"])
 
-    def _tabulated(self, batch: dict[str, Tensor]) -> pd.DataFrame:
+    @override
+    def step(self, batch: dict[str, Tensor]) -> pd.DataFrame:
         """`tabulate`, with smaller runs from there on if the device's memory is too short for them."""
         while True:
             try:
@@ -171,7 +174,7 @@ class CausalEvaluator(LightningModule):
         self.prepare(data.task, data.texts)
         batches = PromptBatches(data, rows, data.batch_size)
         tables = [
-            self._tabulated({key: value.to(self.device) for key, value in batches[number].items()})
+            self.step({key: value.to(self.device) for key, value in batches[number].items()})
             for number in range(len(batches) if len(rows) else 0)
         ]
         return pd.concat(tables, ignore_index=True) if tables else empty_table(self.columns)

@@ -13,6 +13,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from absorb_pl.data.drafts import whole_file
+from absorb_pl.data.forks import forks_for, in_forks
 from absorb_pl.reports.layout import percent, place_panels
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.shuffle_report import shuffles_figure
@@ -126,15 +127,18 @@ def save_figures(figures: Mapping[str, Figure], folder: Path, caption: str = "")
     Raises:
         OutputFolderError: The folder cannot be written.
     """
-    files = {name: folder / f"{name}.png" for name in figures}
+
+    def save(name: str) -> Path:
+        if caption:
+            add_caption(figures[name], caption)
+        for kind in ("svg", "png"):
+            file = folder / f"{name}.{kind}"
+            with whole_file(file) as part:
+                figures[name].savefig(part, dpi=_DPI, format=kind)
+        return file
+
     with house_style():
-        for name, figure in figures.items():
-            if caption:
-                add_caption(figure, caption)
-            for file in (files[name], files[name].with_suffix(".svg")):
-                with whole_file(file) as part:
-                    figure.savefig(part, dpi=_DPI, format=file.suffix[1:])
-    return files
+        return dict(zip(figures, in_forks(save, list(figures), forks_for(len(figures))), strict=True))
 
 
 def top_latent_figure(summary: pd.DataFrame, against: str) -> Figure:

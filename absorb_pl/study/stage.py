@@ -3,20 +3,19 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pandas as pd
 import torch
-from lightning.pytorch import LightningModule
 from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
 from absorb_pl.data.artifacts import artifact_path, open_artifact, write_artifact
 from absorb_pl.data.claims import claim
-from absorb_pl.data.forks import forks_for, in_forks
+from absorb_pl.data.forked_steps import ForkedSteps, forks_on
 from absorb_pl.data.shares import Share
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import CacheCorruptedError
@@ -74,14 +73,13 @@ class Stage(ABC):
             make_trainer: Makes a Trainer with `inference_mode=False` from its callbacks.
         """
         trainer = make_trainer([])
-        share, together, forks = Share(units, "", trainer), self.side_by_side, 1
-        sizes = [self.size(unit) for unit in units]
-        if None not in sizes and trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu":
-            forks = forks_for(sizes)
+        forks = forks_on(trainer, len(units), [self.size(unit) for unit in units])
+        together = self.side_by_side
+        if forks > 1:
             rounds = math.ceil(len(units) / (forks * together))
             together = math.ceil(len(units) / (forks * rounds))
-        with closing(_UnitLoop(self, forks)) as loop:
-            trainer.predict(loop, share.loader(together), return_predictions=False)
+        loader = Share(units, "", trainer).loader(together)
+        trainer.predict(_UnitLoop(self), loader, return_predictions=False)
         trainer.strategy.barrier()
 
     def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
@@ -133,28 +131,29 @@ class Stage(ABC):
         return _read(path / file)
 
 
-class _UnitLoop(LightningModule):
+class _UnitLoop(ForkedSteps):
     """Makes some units per predict step, with gradients allowed.
 
     Units that another study has begun are left to it; in the end their artifacts are waited for.
     """
 
-    def __init__(self, stage: Stage, forks: int = 1) -> None:
+    def __init__(self, stage: Stage) -> None:
         super().__init__()
-        self.stage, self.forks = stage, forks
+        self.stage = stage
         self._begun_elsewhere: list[str] = []
-        self._forked: Generator[list[str]] | None = None
 
     @override
-    def on_predict_start(self) -> None:
-        if self.forks > 1:
-            steps = list(cast(Any, self.trainer.predict_dataloaders))
-            self._forked = in_forks(self._make, steps, self.forks)
+    def step(self, units: list[str]) -> list[str]:
+        return self._make([unit for unit in units if unit], wait=False)
+
+    @override
+    def largest(self, units: list[str]) -> int | None:
+        sizes = [self.stage.size(unit) for unit in units if unit]
+        return None if None in sizes else max(cast(list[int], sizes), default=0)
 
     @override
     def predict_step(self, units: list[str], batch_idx: int) -> None:
-        made = self._make([unit for unit in units if unit]) if self._forked is None else next(self._forked)
-        self._begun_elsewhere += made
+        self._begun_elsewhere += super().predict_step(units, batch_idx)
 
     @override
     def on_predict_epoch_end(self) -> None:
@@ -162,12 +161,7 @@ class _UnitLoop(LightningModule):
             self._make([unit], wait=True)
         self._begun_elsewhere = []
 
-    def close(self) -> None:
-        """End what is under way."""
-        if self._forked is not None:
-            self._forked.close()
-
-    def _make(self, units: list[str], *, wait: bool = False) -> list[str]:
+    def _make(self, units: list[str], *, wait: bool) -> list[str]:
         """Make units, but for those that another process makes, which are returned."""
         with ExitStack() as claims, torch.enable_grad():
             ours = [unit for unit in units if claims.enter_context(claim(self.stage.path(unit), wait=wait))]

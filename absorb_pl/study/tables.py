@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from absorb_pl.data.forks import forks_for, in_forks
 from absorb_pl.evaluators.evaluation import sae_tables, with_texts
 from absorb_pl.evaluators.firings import held_out_table
 from absorb_pl.evaluators.sae_probing import EvaluationRows
@@ -34,61 +35,71 @@ def study_tables(
         `training`, `children` for a task with finer labels, `shuffles` if there are shuffled copies, and `crossfit` and
         `crossfit_words` if the study cross-fits.
     """
-    subject, parts = stages.subject, list[dict[str, pd.DataFrame]]()
-    words, task = subject.words, subject.words.task
-    for name in names:
-        sae, found = subject.saes[name], stages.probing.result(name)
-        judgements = [
-            judge(
-                rule,
-                with_children(stages.evidence(name, rule.needs), task),
-                found.letters,
-                found.latents,
-                rates,
-                task.classes,
-                stages.one_main(name, rule.needs),
-            )
-            for rule in rules
-        ]
-        about = {
-            "model": words.language_model.cfg.model_name,
-            "hook_name": sae.hook_name,
-            "layer": sae.layer,
-            "architecture": sae.architecture,
-            "control": sae.control,
-            "neuronpedia": sae.neuronpedia,
-            "hedging": sae.hedging,
-            "folded": sae.folded,
-            "processing": describe_processing(model_processing(words.language_model)),
-            **found.statistics,
-            "shared_context": words.config.shared_context,
-        }
-        tables = sae_tables(name, found, judgements, about, sae.hook_name)
-        tables["candidates"] = with_texts(tables["candidates"], words.texts)
-        tables["firings"] = stages.firings.table(name)
-        tables["firings"].insert(0, "sae", name)
-        if task.children:
-            held_out = held_out_children(stages.probes.held_out(sae.hook_name), task)
-            of_rules = [
-                children_table(judgement.words, judgement.letters, held_out).assign(rule=judgement.figures["rule"])
-                for judgement in judgements
-            ]
-            children = pd.concat(of_rules, ignore_index=True)
-            children.insert(0, "rule", children.pop("rule"))
-            children.insert(0, "sae", name)
-            tables["children"] = children
-        if stages.shuffles is not None:
-            figures = [judgement.figures for judgement in judgements]
-            tables["shuffles"] = shuffles_table(stages.shuffles.table(name), figures, rates.confidence)
-            tables["shuffles"].insert(0, "sae", name)
-        if stages.crossfit is not None:
-            tables |= stages.crossfit.tables(name)
-        parts.append({**tables, "training": _curve(stages.probing.curve(name), "k_sparse_probe", name)})
+    def tables_of(name: str) -> dict[str, pd.DataFrame]:
+        return _tables_of(name, stages, rules, rates)
+
+    subject = stages.subject
+    parts = list(in_forks(tables_of, names, forks_for(len(names))))
     found = join_tables(parts)
     hooks = dict.fromkeys(subject.saes[name].hook_name for name in names)
     curves = [_curve(stages.probes.curve(hook), "linear_probe", hook) for hook in hooks]
     held_out = [_held_out(hook, stages) for hook in hooks]
     return {**found, "training": stacked([found["training"], *curves]), "held_out": stacked(held_out)}
+
+
+def _tables_of(
+    name: str, stages: StudyStages, rules: Sequence[AbsorptionRule], rates: RateSettings
+) -> dict[str, pd.DataFrame]:
+    """The tables of one SAE."""
+    subject = stages.subject
+    words, task = subject.words, subject.words.task
+    sae, found = subject.saes[name], stages.probing.result(name)
+    judgements = [
+        judge(
+            rule,
+            with_children(stages.evidence(name, rule.needs), task),
+            found.letters,
+            found.latents,
+            rates,
+            task.classes,
+            stages.one_main(name, rule.needs),
+        )
+        for rule in rules
+    ]
+    about = {
+        "model": words.language_model.cfg.model_name,
+        "hook_name": sae.hook_name,
+        "layer": sae.layer,
+        "architecture": sae.architecture,
+        "control": sae.control,
+        "neuronpedia": sae.neuronpedia,
+        "hedging": sae.hedging,
+        "folded": sae.folded,
+        "processing": describe_processing(model_processing(words.language_model)),
+        **found.statistics,
+        "shared_context": words.config.shared_context,
+    }
+    tables = sae_tables(name, found, judgements, about, sae.hook_name)
+    tables["candidates"] = with_texts(tables["candidates"], words.texts)
+    tables["firings"] = stages.firings.table(name)
+    tables["firings"].insert(0, "sae", name)
+    if task.children:
+        held_out = held_out_children(stages.probes.held_out(sae.hook_name), task)
+        of_rules = [
+            children_table(judgement.words, judgement.letters, held_out).assign(rule=judgement.figures["rule"])
+            for judgement in judgements
+        ]
+        children = pd.concat(of_rules, ignore_index=True)
+        children.insert(0, "rule", children.pop("rule"))
+        children.insert(0, "sae", name)
+        tables["children"] = children
+    if stages.shuffles is not None:
+        figures = [judgement.figures for judgement in judgements]
+        tables["shuffles"] = shuffles_table(stages.shuffles.table(name), figures, rates.confidence)
+        tables["shuffles"].insert(0, "sae", name)
+    if stages.crossfit is not None:
+        tables |= stages.crossfit.tables(name)
+    return {**tables, "training": _curve(stages.probing.curve(name), "k_sparse_probe", name)}
 
 
 def join_tables(parts: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
