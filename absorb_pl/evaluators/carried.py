@@ -15,7 +15,7 @@ from absorb_pl.functional.similarity import unit_rows
 from absorb_pl.rules.evidence import Carried
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.portions import rows_at_once
-from absorb_pl.saes.rows import encode_and_project, encode_rows, encode_to_project
+from absorb_pl.saes.rows import encode_and_project, encode_and_sum, encode_rows
 from absorb_pl.schema import CARRIED
 
 _MATRICES = 8
@@ -113,8 +113,7 @@ def _fired(sae: SparseAutoencoder, rows: EvaluationRows, places: Tensor) -> _Fir
     for part in places.split(rows_at_once(len(sae.W_dec))):
         fires = (encode_rows(sae, rows.x[part]) != 0).cpu()
         in_all += fires.sum(dim=0)
-        for c in rows.y[part].any(dim=0).nonzero().squeeze(1).tolist():
-            by_class[c] += fires[rows.y[part, c]].sum(dim=0)
+        by_class += (rows.y[part].T.double() @ fires.double()).long()
     return _Fired(by_class, in_all)
 
 
@@ -128,24 +127,20 @@ def _written_elsewhere(
     sae: SparseAutoencoder, rows: EvaluationRows, features: Mapping[int, _Feature], chunk: int
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Mean over words of other classes of what is along each feature without it, and of what others write of it."""
-    sums = {c: torch.zeros(len(sae.W_dec), dtype=torch.float64, device=sae.W_dec.device) for c in features}
-    sizes = dict.fromkeys(features, torch.zeros((), dtype=torch.float64))
-    counts = dict.fromkeys(features, 0)
+    directions = torch.stack([feature.direction for feature in features.values()])
     sample = torch.arange(len(rows.x))[:: -(-len(rows.x) // _MOST_OTHERS) or 1]
-    for part in sample.split(chunk):
-        latents, project = encode_to_project(sae, rows.x[part])
-        firing = (latents != 0).any(dim=0).nonzero().squeeze(1)  # the others write nothing
-        for c, feature in features.items():
-            others = (~rows.y[part, c]).nonzero().squeeze(1)
-            written = project(feature.direction, firing)[others.to(sae.W_dec.device)]
-            sums[c].index_add_(0, firing, written.sum(dim=0, dtype=torch.float64))
-            along = rows.x[part[others]].to(feature.direction) @ feature.direction
-            sizes[c] = sizes[c] + along.sum(dtype=torch.float64).cpu()
-            counts[c] += len(others)
+    others = ~rows.y[sample][:, list(features)]
+    written_cl = torch.zeros(len(features), len(sae.W_dec), dtype=torch.float64, device=directions.device)
+    size_c = torch.zeros(len(features), dtype=torch.float64)
+    for part, counted in zip(sample.split(chunk), others.split(chunk), strict=True):
+        x = rows.x[part].to(directions)
+        written_cl += encode_and_sum(sae, x, directions, counted)
+        size_c += ((x @ directions.T).double().cpu() * counted).sum(dim=0)
+    counts = others.sum(dim=0).clamp(min=1)
+    written_cl, size_c = written_cl / counts.to(written_cl)[:, None], size_c / counts
     found = {}
-    for c, feature in features.items():
-        written = sums[c] / max(1, counts[c])
-        absent = sizes[c] / max(1, counts[c]) - (written[feature.own].sum() + written[feature.left_out].sum()).cpu()
+    for (c, feature), written, size in zip(features.items(), written_cl, size_c, strict=True):
+        absent = size - (written[feature.own].sum() + written[feature.left_out].sum()).cpu()
         found[c] = absent, written[feature.counted].sum().cpu()
     return found
 

@@ -159,15 +159,11 @@ def optimal_f1_threshold(
         (tensor([0.8000]), tensor([1.], dtype=torch.float64))
     """
     require_finite(scores=scores)
-    ordered, order = scores.T.contiguous().sort(dim=1)
-    rows = ordered.shape[1]
-    is_positive = targets.T.gather(1, order).double()
-    hits = is_positive.flip(1).cumsum(dim=1).flip(1)
-    claimed = torch.arange(rows, 0, -1, device=scores.device).double()
-    f1 = 2 * hits / (claimed + is_positive.sum(dim=1, keepdim=True))
-    repeated = torch.zeros_like(ordered, dtype=torch.bool)
-    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    best = f1.masked_fill(repeated, -1.0).max(dim=1)
-    # `max` may return any of several maxima; the lowest threshold is the first place that reaches it.
-    place = (f1.masked_fill(repeated, -1.0) == best.values[:, None]).int().argmax(dim=1)
-    return ordered.gather(1, place[:, None]).squeeze(1), best.values
+    ordered, order = scores.T.contiguous().sort(dim=1, descending=True)
+    hits = targets.T.gather(1, order).double().cumsum(dim=1)
+    place = torch.arange(ordered.shape[1], device=scores.device)
+    f1 = (2 * hits).div_(hits[:, -1:] + (place + 1))
+    f1[:, :-1].masked_fill_(ordered[:, 1:] == ordered[:, :-1], -1.0)  # all rows of one score are claimed together
+    best = f1.amax(dim=1)
+    lowest = torch.where(f1 == best[:, None], place, 0).amax(dim=1)
+    return ordered.gather(1, lowest[:, None]).squeeze(1), best

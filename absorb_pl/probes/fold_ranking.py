@@ -81,6 +81,7 @@ class FoldRanking(LatentRanking):
             positives, rows = y[trained_on].sum(dim=0), int(trained_on.sum())
             self.learnable[fold].copy_(learnable_classes(positives, rows))
             self.pos_weight.unflatten(0, (self.folds, -1))[fold].copy_(positive_weights(positives, rows))
+        self._all_learnable = bool(self.class_mask.all())
 
     @override
     def training_loss(self, batch: Batch) -> Float[Tensor, ""]:

@@ -14,14 +14,14 @@ from absorb_pl.probes.base import Batch, OneVsRestModule, OptimizerName
 from absorb_pl.probes.metrics import ProbeMetrics
 from absorb_pl.ranges import Count, NotNegative, Positive, check_ranges
 
-Solver = Literal["lbfgs", "adam"]
+Solver = Literal["optimum", "adam"]
 _RECIPE = {"lr": 1e-2, "end_lr": 1e-5, "l1_decay": 0.0, "optimizer": "Adam"}
 
 
 class LinearProbe(OneVsRestModule):
     """One-vs-rest logistic regressions with balanced classes.
 
-    The objective is that of the paper: class-weighted binary cross-entropy with weight decay. The solver `lbfgs` (the
+    The objective is that of the paper: class-weighted binary cross-entropy with weight decay. The solver `optimum` (the
     default) finds its optimum on all training rows, whatever the batches are (see
     `absorb_pl.functional.minimise_probe_loss`); one epoch is enough and a fit stops after it. The solver `adam` is the
     published recipe: Adam, learning rate decaying from 1e-2 to 1e-5 (50 epochs, batches of 4096). On a few thousand
@@ -66,7 +66,7 @@ class LinearProbe(OneVsRestModule):
         optimizer: OptimizerName | None = None,
         pos_weight: Sequence[float | int] | None = None,
         class_names: Sequence[str] | None = None,
-        solver: Solver = "lbfgs",
+        solver: Solver = "optimum",
     ) -> None:
         check_ranges(LinearProbe.__init__, locals())
         recipe = {"lr": lr, "end_lr": end_lr, "l1_decay": l1_decay, "optimizer": optimizer}
@@ -149,7 +149,7 @@ class LinearProbe(OneVsRestModule):
         return {"index": batch["index"], "logits": self(batch["x"])}
 
     def training_step(self, batch: Batch) -> Tensor | None:
-        """A step of the optimiser; with the solver `lbfgs` nothing until the last batch, then the optimum."""
+        """A step of the optimiser; with the solver `optimum` nothing until the last batch, then the optimum."""
         if self.steps:
             return super().training_step(batch)
         if self.trainer.is_last_batch:
@@ -208,20 +208,20 @@ def check_recipe(solver: Solver, recipe: Mapping[str, Any]) -> None:
         recipe: Settings by name; None if they were not given.
 
     Raises:
-        AbsorbError: One was given for the solver `lbfgs`.
+        AbsorbError: One was given for the solver `optimum`.
 
     Example:
-        >>> check_recipe("lbfgs", {"lr": 0.1})
+        >>> check_recipe("optimum", {"lr": 0.1})
         Traceback (most recent call last):
             ...
-        absorb_pl.errors.AbsorbError: `lr` was 0.1, expected no value with solver='lbfgs', ... Pass solver='adam'...
+        absorb_pl.errors.AbsorbError: `lr` was 0.1, expected no value with solver='optimum', ... Pass solver='adam'...
     """
     given = {name: value for name, value in recipe.items() if value is not None}
-    if solver == "lbfgs" and given:
+    if solver == "optimum" and given:
         name, value = next(iter(given.items()))
         raise AbsorbError(
             name,
             value,
-            expected="no value with solver='lbfgs', which finds the optimum by itself",
+            expected="no value with solver='optimum', which finds the optimum by itself",
             remedy="Pass solver='adam' for the published recipe, or drop it.",
         )

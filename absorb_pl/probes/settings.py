@@ -15,7 +15,7 @@ class LinearProbeSettings:
     """Training of the linear probes.
 
     Attributes:
-        solver: `lbfgs` finds the optimum of the paper's objective; `adam` is the published recipe.
+        solver: `optimum` finds the optimum of the paper's objective; `adam` is the published recipe.
         weight_decay: Weight decay.
         lr: Learning rate of the first epoch (adam; 1e-2 if not given).
         end_lr: Learning rate after the last epoch (adam; 1e-5 if not given).
@@ -23,10 +23,10 @@ class LinearProbeSettings:
         batch_size: Rows per batch (adam; 4096 if not given).
 
     Raises:
-        AbsorbError: A setting of adam is given for the solver `lbfgs`.
+        AbsorbError: A setting of adam is given for the solver `optimum`.
     """
 
-    solver: Solver = "lbfgs"
+    solver: Solver = "optimum"
     weight_decay: NotNegative = 1e-4
     lr: Positive | None = None
     end_lr: Positive | None = None

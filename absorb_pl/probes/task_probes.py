@@ -72,7 +72,7 @@ def train_linear_probe_for_task(
         lr: Learning rate of the first epoch.
         weight_decay: Weight decay.
         show_progress: Show a progress bar.
-        solver: `lbfgs` finds the optimum of the regularised objective, as studies do (see `LinearProbe`).
+        solver: `optimum` finds the optimum of the regularised objective, as studies do (see `LinearProbe`).
 
     Returns:
         The probe, and `X_train, X_test, y_train, y_test` on `device`.

@@ -106,7 +106,7 @@ def train_multi_probe(
         verbose: Show Lightning's messages.
         device: Where to train.
         l1_decay: Factor of the mean over classes of `Σ|w|` in the loss.
-        solver: `adam` is the published recipe. `lbfgs` finds the optimum of cross-entropy with weight decay, as
+        solver: `adam` is the published recipe. `optimum` finds the optimum of cross-entropy with weight decay, as
             `LinearProbe` does by default; it reads none of the recipe's settings, and takes no extra loss, `l1_decay`
             or AdamW.
 
@@ -114,7 +114,7 @@ def train_multi_probe(
         The trained probe, in evaluation mode.
 
     Raises:
-        AbsorbError: The solver `lbfgs` is asked for with an extra loss, `l1_decay` or AdamW.
+        AbsorbError: The solver `optimum` is asked for with an extra loss, `l1_decay` or AdamW.
         LabelError: No class has both positive and negative rows.
         NonFiniteError: `x_train` holds NaN or infinite values.
         ShapeError: `num_probes` is not the number of label columns.
@@ -133,7 +133,7 @@ def train_multi_probe(
             expected=f"the {y_train.shape[1]} columns of y_train",
             remedy="Leave it out.",
         )
-    if solver == "lbfgs" and (extra_loss_fn is not None or l1_decay or optimizer == "AdamW"):
+    if solver == "optimum" and (extra_loss_fn is not None or l1_decay or optimizer == "AdamW"):
         raise AbsorbError(
             "solver",
             solver,

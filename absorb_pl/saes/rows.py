@@ -1,10 +1,10 @@
 """Running SAEs: on activations as a hook has them, and on rows, one per word with its heads side by side."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
@@ -124,19 +124,24 @@ def encode_and_project(
     return latents, _wide(_slopes(encoded, decoded, direction)) * latents
 
 
-def encode_to_project(
-    sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]
-) -> tuple[Float[Tensor, "rows latents"], Callable[..., Tensor]]:
-    """Latents of rows, and a function that projects their contributions on one direction after another.
+def encode_and_sum(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "rows d_in"],
+    directions: Float[Tensor, "classes d_in"],
+    counted: Bool[Tensor, "rows classes"],
+) -> Float[Tensor, "classes latents"]:
+    """Sum over rows of what each latent contributes along directions, see `encode_and_project`.
+
+    Where `decode` has the same derivative at all rows, it is taken at one.
 
     Args:
         sae: The SAE; its `decode` must be differentiable.
         x: Activations, one vector per row.
+        directions: Directions in the SAE's input.
+        counted: The rows that each direction's sum is over.
 
     Returns:
-        Latents in float32 or better, and what gives their contributions along a direction (`encode_and_project`), or
-        those of some latents, if their ids come second. Where `decode` has the same derivative at all rows, it is taken
-        at one.
+        Sums in float64.
 
     Raises:
         SaeArchitectureError: Its latents at a token depend on the tokens before it.
@@ -145,21 +150,20 @@ def encode_to_project(
     Example:
         >>> from types import SimpleNamespace
         >>> sae = SimpleNamespace(W_dec=torch.eye(2), encode=torch.relu, decode=lambda latents: 3 * latents)
-        >>> latents, project = encode_to_project(sae, torch.tensor([[1.0, 2.0]]))
-        >>> project(torch.tensor([0.0, 1.0]))
-        tensor([[0., 6.]])
-        >>> project(torch.tensor([0.0, 1.0]), torch.tensor([1]))
-        tensor([[6.]])
+        >>> x, counted = torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.tensor([[True], [True]])
+        >>> encode_and_sum(sae, x, torch.tensor([[1.0, 0.0]]), counted)
+        tensor([[6., 0.]], dtype=torch.float64)
     """
     encoded, decoded = _encoded_and_decoded(sae, x)
-    latents = _wide(encoded.detach())
-    source, found = _one_row(sae, encoded, decoded) or (encoded, decoded)
-
-    def project(direction: Tensor, ids: Tensor | None = None) -> Tensor:
-        slopes = _slopes(source, found, direction)
-        return _wide(slopes) * latents if ids is None else _wide(slopes[:, ids]) * latents[:, ids]
-
-    return latents, project
+    latents, counted = _wide(encoded.detach()), counted.to(encoded.device)
+    if (one := _one_row(sae, encoded, decoded)) is not None:
+        slopes = torch.cat([_slopes(*one, direction) for direction in directions])
+        return slopes.double() * (counted.T.double() @ latents.double())
+    sums = [
+        (_wide(_slopes(encoded, decoded, direction)) * latents)[rows].sum(dim=0, dtype=torch.float64)
+        for direction, rows in zip(directions, counted.T, strict=True)
+    ]
+    return torch.stack(sums)
 
 
 def _encoded_and_decoded(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,9 +67,16 @@ class ActivationStage(Stage):
 
     def rows(self, hook: str, index: Tensor) -> Tensor:
         """Rows of a hook, float32, in the order of `index`."""
+        return self._cache(hook).rows(index)
+
+    def width(self, hook: str) -> int:
+        """Width of a hook's rows."""
+        return self._cache(hook).width
+
+    def _cache(self, hook: str) -> ActivationCache:
         if hook not in self._opened:
             self._opened[hook] = ActivationCache(self.path(hook))
-        return self._opened[hook].rows(index)
+        return self._opened[hook]
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,10 @@ class LinearProbeStage(Stage):
     @override
     def identity(self, unit: str) -> dict[str, Any]:
         return {**self.data.identity(unit), "settings": self.settings.identity, "format": 2}
+
+    @override
+    def size(self, unit: str) -> int:
+        return self.data.values(self.data.activations.width(unit))
 
     @override
     def make(self, unit: str, device: torch.device) -> Files:

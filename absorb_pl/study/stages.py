@@ -10,7 +10,7 @@ import pandas as pd
 from absorb_pl.rules.evidence import Carried, Evidence, Gradients, Projections
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.study.config import StageName, StudyConfig
-from absorb_pl.study.crossfit_stage import CrossfitStage
+from absorb_pl.study.crossfit_stage import CrossfitStage, FoldProbeStage
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
 from absorb_pl.study.firing_stage import FiringStage
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, ProbeData, SaeProbingStage
@@ -74,7 +74,13 @@ class StudyStages:
             ),
             ShuffleStage(cache_dir, probing, rules, config.shuffles, config.rates) if config.shuffles else None,
             CrossfitStage(
-                cache_dir, subject.saes, probes, rules, config.crossfit, config.k_sparse, config.splits, config.rates
+                cache_dir,
+                subject.saes,
+                FoldProbeStage(cache_dir, probes, config.crossfit),
+                rules,
+                config.k_sparse,
+                config.splits,
+                config.rates,
             )
             if config.crossfit
             else None,

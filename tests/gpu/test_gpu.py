@@ -168,7 +168,7 @@ def test_solved_probes_reach_the_same_optimum() -> None:
     x = y @ torch.randn(4, 12, generator=generator) + 2 * torch.randn(400, 12, generator=generator)
 
     def loss(device: str) -> float:
-        probe = train_multi_probe(x, y, weight_decay=1e-3, solver="lbfgs", show_progress=False, device=device)
+        probe = train_multi_probe(x, y, weight_decay=1e-3, solver="optimum", show_progress=False, device=device)
         logits = x.double() @ probe.weights.detach().cpu().double().T + probe.biases.detach().cpu().double()
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, y.double()).item()
 

@@ -171,7 +171,7 @@ def test_the_probe_at_its_optimum_is_that_of_scikit_learn(blobs):
         num_epochs=1,
         weight_decay=decay,
         show_progress=False,
-        solver="lbfgs",
+        solver="optimum",
     )
     for c in range(3):
         truth = (train_df["answer_class"] == c).to_numpy()
