@@ -197,7 +197,7 @@ def watch_launcher(launcher: Any) -> None:
 
 
 def leave_signals() -> None:
-    """In a forked process: end at once on SIGTERM, and leave Ctrl-C to the process that forked this one, and ends it."""
+    """In a forked process: end at once on SIGTERM, and leave Ctrl-C to the process that forked it and will end it."""
     global _watch, _forked
     _watch, _forked = None, True
     signal.set_wakeup_fd(-1)

@@ -1,7 +1,7 @@
 """Predict steps that are done ahead in forked processes, where they are too small for several threads."""
 
 from abc import abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -10,12 +10,13 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from absorb_pl.data.forks import forks_for, in_forks
+from absorb_pl.data.shares import Share
 
 
 class ForkedSteps(LightningModule):
     """A predict-only module that does small steps in forked processes, of which callbacks see what they predict.
 
-    Steps are to leave nothing in the module that later ones need.
+    Steps are to leave nothing in the module that later ones need. Give loaders of a `Share`.
     """
 
     _forked: Generator[Any] | None = None
@@ -36,7 +37,7 @@ class ForkedSteps(LightningModule):
     def on_predict_start(self) -> None:
         """Begin with the steps; to be called when all is there that they need."""
         loader = self.trainer.predict_dataloaders
-        if isinstance(loader, DataLoader):
+        if isinstance(loader, DataLoader) and isinstance(loader.dataset, Share):  # it may be gone through twice
             [limit] = self.trainer.num_predict_batches
             batches = list(islice(loader, int(limit)))
             forks = forks_on(self.trainer, len(batches), [self.largest(batch) for batch in batches])
@@ -66,7 +67,7 @@ class _EndForks(Callback):
         _steps_of(pl_module).end_forks()
 
 
-def forks_on(trainer: Trainer, pieces: int, sizes: list[int | None]) -> int:
+def forks_on(trainer: Trainer, pieces: int, sizes: Sequence[int | None]) -> int:
     """How many processes a Trainer's only process forks for pieces of work; see `forks_for`.
 
     Args:

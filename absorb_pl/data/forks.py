@@ -5,6 +5,7 @@ piece of one thread gives the same bits however many cores there are.
 """
 
 import gc
+import math
 import multiprocessing
 import pickle
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -51,9 +52,25 @@ def forks_for(pieces: int, largest: int = 0) -> int:
     return max(1, min(torch.get_num_threads(), pieces))
 
 
-def in_forks(
-    work: Callable[[Item], Made], items: Sequence[Item], forks: int
-) -> Generator[Made]:
+def at_a_time(pieces: int, forks: int, most: int) -> int:
+    """How many pieces to give a process together, so that all processes get about as many in the end.
+
+    Args:
+        pieces: How many pieces there are.
+        forks: How many processes there are.
+        most: Most pieces together.
+
+    Example:
+        >>> at_a_time(18, forks=1, most=4), at_a_time(18, forks=2, most=4), at_a_time(3, forks=2, most=4)
+        (4, 3, 2)
+    """
+    if forks == 1:
+        return most
+    rounds = math.ceil(pieces / (forks * most))
+    return math.ceil(pieces / (forks * rounds))
+
+
+def in_forks(work: Callable[[Item], Made], items: Sequence[Item], forks: int) -> Generator[Made]:
     """Do work on items in forked processes, and yield what it gives in the order of the items.
 
     Processes end with the iterator, whatever they are at, and with this process.
@@ -84,7 +101,7 @@ def in_forks(
         found: dict[int, Made] = {}
         for number in range(len(items)):
             while number not in found:
-                for connection in wait(list(workers)):
+                for connection in cast("list[Connection]", wait(list(workers))):
                     made, outcome = _received(connection, workers)
                     found[made] = outcome
                     if (upcoming := next(waiting, None)) is not None:

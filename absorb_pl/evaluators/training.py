@@ -57,11 +57,12 @@ def train_linear_probe(
     return probe, _fitted(probe, x, y, settings.max_epochs or 1, settings.batch_size or len(x), seed, device)
 
 
-def portions_side_by_side(latents: Sequence[int]) -> Iterator[list[int]]:
+def portions_side_by_side(latents: Sequence[int], most: int = SIDE_BY_SIDE) -> Iterator[list[int]]:
     """Portions of SAEs whose probes may be trained side by side: few, and not so wide that memory runs short.
 
     Args:
         latents: Number of latents of each SAE.
+        most: Most SAEs of a portion.
 
     Yields:
         Numbers of the SAEs of a portion.
@@ -72,9 +73,7 @@ def portions_side_by_side(latents: Sequence[int]) -> Iterator[list[int]]:
     """
     portion: list[int] = []
     for number, width in enumerate(latents):
-        if portion and (
-            len(portion) == SIDE_BY_SIDE or sum(latents[one] for one in portion) + width > _LATENTS_SIDE_BY_SIDE
-        ):
+        if portion and (len(portion) == most or sum(latents[one] for one in portion) + width > _LATENTS_SIDE_BY_SIDE):
             yield portion
             portion = []
         portion.append(number)

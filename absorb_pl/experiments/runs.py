@@ -60,6 +60,10 @@ class FrameStage(Stage):
         return {**self.basis(unit), "said": said, "format": 1}
 
     @override
+    def size(self, unit: str) -> int:
+        return self.stages.probing.size(unit)
+
+    @override
     def make(self, unit: str, device: torch.device) -> Files:
         sae = self.stages.subject.saes[unit].load(device)
         info = self.infos.get(unit) or self._measured(unit, sae)

@@ -157,7 +157,7 @@ def _line_search(
     before_c: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Halve each class's step until its loss falls enough (Armijo's rule); gives the loss there, too."""
-    length_c = torch.ones_like(slope_c)
+    length_c, loss_c = torch.ones_like(slope_c), before_c
     # Close to the optimum the fall is below rounding; the allowance lets full Newton steps finish the job.
     allowed_c = before_c + 1e-13 * (1 + before_c.abs())
     for _ in range(_MAX_HALVINGS):

@@ -149,6 +149,10 @@ class CalibrationStage(Stage):
         }
 
     @override
+    def size(self, unit: str) -> int:
+        return 0  # worlds are small
+
+    @override
     def make(self, unit: str, device: torch.device) -> Files:
         family, name, seed = self.units[unit]
         if family == "planted":

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.evaluators.crossfit import crossfit
 from absorb_pl.data.trainers import TrainerFactory
+from absorb_pl.evaluators.crossfit import crossfit
 from absorb_pl.evaluators.folds import CrossfitSettings, Folds
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.probes.settings import KSparseSettings

@@ -1,7 +1,6 @@
 """Stages of a study: named units of work, each kept as an artifact."""
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from typing_extensions import override
 from absorb_pl.data.artifacts import artifact_path, open_artifact, write_artifact
 from absorb_pl.data.claims import claim
 from absorb_pl.data.forked_steps import ForkedSteps, forks_on
+from absorb_pl.data.forks import at_a_time
 from absorb_pl.data.shares import Share
 from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.errors import CacheCorruptedError
@@ -62,8 +62,11 @@ class Stage(ABC):
             yield unit, self.make(unit, device)
 
     def size(self, unit: str) -> int | None:
-        """Values of the largest matrix that a unit's work is on; None if it is to be done in this process."""
-        return None
+        """Values of the largest matrix that a unit's work is on; None if it is to be done in this process.
+
+        Stages that make all units together may do without.
+        """
+        raise NotImplementedError
 
     def make_all(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
         """Make units and keep them; by default some at a time, spread over the devices of a Trainer.
@@ -74,11 +77,7 @@ class Stage(ABC):
         """
         trainer = make_trainer([])
         forks = forks_on(trainer, len(units), [self.size(unit) for unit in units])
-        together = self.side_by_side
-        if forks > 1:
-            rounds = math.ceil(len(units) / (forks * together))
-            together = math.ceil(len(units) / (forks * rounds))
-        loader = Share(units, "", trainer).loader(together)
+        loader = Share(units, "", trainer).loader(at_a_time(len(units), forks, self.side_by_side))
         trainer.predict(_UnitLoop(self), loader, return_predictions=False)
         trainer.strategy.barrier()
 
@@ -143,17 +142,17 @@ class _UnitLoop(ForkedSteps):
         self._begun_elsewhere: list[str] = []
 
     @override
-    def step(self, units: list[str]) -> list[str]:
-        return self._make([unit for unit in units if unit], wait=False)
+    def step(self, batch: list[str]) -> list[str]:
+        return self._make([unit for unit in batch if unit], wait=False)
 
     @override
-    def largest(self, units: list[str]) -> int | None:
-        sizes = [self.stage.size(unit) for unit in units if unit]
+    def largest(self, batch: list[str]) -> int | None:
+        sizes = [self.stage.size(unit) for unit in batch if unit]
         return None if None in sizes else max(cast(list[int], sizes), default=0)
 
     @override
-    def predict_step(self, units: list[str], batch_idx: int) -> None:
-        self._begun_elsewhere += super().predict_step(units, batch_idx)
+    def predict_step(self, batch: list[str], batch_idx: int) -> None:
+        self._begun_elsewhere += super().predict_step(batch, batch_idx)
 
     @override
     def on_predict_epoch_end(self) -> None:

@@ -35,6 +35,7 @@ def study_tables(
         `training`, `children` for a task with finer labels, `shuffles` if there are shuffled copies, and `crossfit` and
         `crossfit_words` if the study cross-fits.
     """
+
     def tables_of(name: str) -> dict[str, pd.DataFrame]:
         return _tables_of(name, stages, rules, rates)
 

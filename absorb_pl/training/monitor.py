@@ -1,6 +1,6 @@
 """Absorption while SAEs train: a callback that judges them on words every so many steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from absorb_pl.data.activation_datamodule import ActivationDataModule
+from absorb_pl.data.forked_steps import forks_on
+from absorb_pl.data.forks import at_a_time, in_forks
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.data.trainers import log_folder
 from absorb_pl.engine.run_size import RunSize
@@ -17,7 +19,7 @@ from absorb_pl.errors import HookMismatchError
 from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules
 from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings, walked_mains
-from absorb_pl.evaluators.training import portions_side_by_side, train_linear_probe, train_sae_probes
+from absorb_pl.evaluators.training import SIDE_BY_SIDE, portions_side_by_side, train_linear_probe, train_sae_probes
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.probes.k_sparse import TRACKED_RANKS, SaeProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
@@ -157,36 +159,59 @@ class AbsorptionMonitor(Callback):
         return training, EvaluationRows.of(data.rows(test), data.labels[test], test, weights, biases, data.class_names)
 
     def _look(self, trainer: Trainer, module: SparseAutoencoderModule, step: int, batch: dict[str, Any]) -> None:
-        saes, processes = module.inference_saes(), trainer.world_size
         # Every process looks at all SAEs: metrics of nested trainings wait for one another across processes.
-        found: dict[str, pd.DataFrame] = {}
+        saes, portions, forks = module.inference_saes(), list[tuple[str, list[str]]](), self._forks(trainer, module)
         for hook in dict.fromkeys(module.hooks):
             names = [name for name, own in zip(module.names, module.hooks, strict=True) if own == hook]
-            units = [unit_norm_sae(saes[name]) for name in names]
-            for name, unit, probe in zip(names, units, self._probes(units, hook, module.device), strict=True):
-                about = {"sae": name, "hook_name": hook, "architecture": sae_architecture(saes[name])}
-                found[name] = self._judged(unit, probe, hook, module.device).assign(**about)
+            widths = [len(saes[name].W_dec) for name in names]
+            for some in portions_side_by_side(widths, at_a_time(len(names), forks, SIDE_BY_SIDE)):
+                portions.append((hook, [names[number] for number in some]))
+
+        def look(portion: tuple[str, list[str]]) -> dict[str, pd.DataFrame]:
+            hook, names = portion
+            return self._judged({name: saes[name] for name in names}, hook, module.device)
+
+        found = {name: table for tables in in_forks(look, portions, forks) for name, table in tables.items()}
         table = pd.concat([found[name] for name in module.names], ignore_index=True)
-        table = table.assign(step=step, activations_seen=step * len(next(iter(batch.values()))) * processes)
+        seen = step * len(next(iter(batch.values()))) * trainer.world_size
+        table = table.assign(step=step, activations_seen=seen)
         earlier = self.checks[self.checks["step"] < step]
         self.checks = typed(stacked([earlier, table]), CHECKS)
         self._log(trainer, module, table)
 
-    def _probes(self, saes: Sequence[SparseAutoencoder], hook: str, device: torch.device) -> Iterator[SaeProbe]:
+    def _forks(self, trainer: Trainer, module: SparseAutoencoderModule) -> int:
+        """How many processes look at SAEs; one where rules run the language model, which uses threads well."""
+        if any(rule.evidence is Gradients for rule in self.rules):
+            return 1
+        words = {hook: len(training[0]) for hook, (training, _) in self._rows.items()}
+        saes = module.inference_saes()
+        sizes = [words[hook] * len(saes[name].W_dec) for name, hook in zip(module.names, module.hooks, strict=True)]
+        return forks_on(trainer, len(sizes), sizes)
+
+    def _judged(self, saes: Mapping[str, Any], hook: str, device: torch.device) -> dict[str, pd.DataFrame]:
+        """What the rules say of SAEs of a hook, by their names."""
+        training, rows = self._rows[hook]
+        units = {name: unit_norm_sae(sae) for name, sae in saes.items()}
+        with torch.inference_mode(False), torch.enable_grad():
+            trained = train_sae_probes(
+                list(units.values()), *training, self.k_sparse, rows.class_names, self.seed, device
+            )
+        found = {}
+        for (name, unit), (probe, _) in zip(units.items(), trained, strict=True):
+            about = {"sae": name, "hook_name": hook, "architecture": sae_architecture(saes[name])}
+            found[name] = self._judged_one(unit, self._with_ks(unit, probe, hook), hook, device).assign(**about)
+        return found
+
+    def _with_ks(self, sae: SparseAutoencoder, probe: SaeProbe, hook: str) -> SaeProbe:
         """k-sparse probes for as many ks as the walk to the main latents needs."""
         training, rows = self._rows[hook]
         walked_on = training if self.splits.selection == "train" else (rows.x, rows.y)
-        for some in portions_side_by_side([len(sae.W_dec) for sae in saes]):
-            portion = [saes[number] for number in some]
-            with torch.inference_mode(False), torch.enable_grad():
-                trained = train_sae_probes(portion, *training, self.k_sparse, rows.class_names, self.seed, device)
-            for sae, (probe, _) in zip(portion, trained, strict=True):
-                walked = walked_mains(sae, probe, walked_on, self.splits)
-                # Of an SAE with fewer latents than the largest k too few are ranked for the tracking latent.
-                goes_on = any(len(latents) == _FIRST_KS for latents in walked.values()) or max(self.ks) > len(sae.W_dec)
-                yield probe.with_ks([k for k in self.ks if k <= len(sae.W_dec)], *training) if goes_on else probe
+        walked = walked_mains(sae, probe, walked_on, self.splits)
+        # Of an SAE with fewer latents than the largest k too few are ranked for the tracking latent.
+        goes_on = any(len(latents) == _FIRST_KS for latents in walked.values()) or max(self.ks) > len(sae.W_dec)
+        return probe.with_ks([k for k in self.ks if k <= len(sae.W_dec)], *training) if goes_on else probe
 
-    def _judged(self, unit: SparseAutoencoder, k_sparse: SaeProbe, hook: str, device: torch.device) -> pd.DataFrame:
+    def _judged_one(self, unit: SparseAutoencoder, k_sparse: SaeProbe, hook: str, device: torch.device) -> pd.DataFrame:
         """What the rules say of an SAE with decoder rows of unit norm."""
         training, rows = self._rows[hook]
         data, gather = self.words[hook], None

@@ -232,7 +232,9 @@ def test_the_optimum_takes_one_step_whatever_the_batches_and_epochs():
 @pytest.mark.parametrize("given", [{"lr": 0.1}, {"end_lr": 0.1}, {"l1_decay": 0.0}, {"optimizer": "Adam"}])
 def test_settings_that_would_do_nothing_are_refused(given):
     (name,) = given
-    with pytest.raises(AbsorbError, match=rf"`{name}` was .*expected no value with solver='optimum'.*Pass solver='adam'"):
+    with pytest.raises(
+        AbsorbError, match=rf"`{name}` was .*expected no value with solver='optimum'.*Pass solver='adam'"
+    ):
         LinearProbe(12, 4, **given)
     assert LinearProbe(12, 4, solver="adam", **given).steps
     if name in ("lr", "end_lr"):
