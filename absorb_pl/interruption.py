@@ -197,7 +197,7 @@ def watch_launcher(launcher: Any) -> None:
 
 
 def leave_signals() -> None:
-    """In a forked process: end at once on SIGTERM, and leave Ctrl-C to the process that forked it and will end it."""
+    """In a forked process: end on SIGTERM without a word, and leave Ctrl-C to the process that forked this one."""
     global _watch, _forked
     _watch, _forked = None, True
     signal.set_wakeup_fd(-1)
@@ -232,8 +232,12 @@ def _saying(watch: _Watch, kept: Callable[[], str] | None) -> Iterator[None]:
 
 
 def _let_go() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _leave(signum: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)
 
 
 def _is_worker() -> bool:

@@ -9,10 +9,10 @@ import math
 import multiprocessing
 import pickle
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
@@ -27,6 +27,7 @@ Made = TypeVar("Made")
 
 MOST_VALUES = 2**23
 """Most values of the largest matrix that a piece works on, 32 MiB in float32; threads are used well by larger ones."""
+_GRACE_SECONDS = 1.0
 
 
 def forks_for(pieces: int, largest: int = 0) -> int:
@@ -91,10 +92,10 @@ def in_forks(work: Callable[[Item], Made], items: Sequence[Item], forks: int) ->
     if forks == 1:
         yield from map(work, items)
         return
-    with ExitStack() as stack:
-        workers: dict[Connection, BaseProcess] = {}
+    workers: dict[Connection, BaseProcess] = {}
+    try:
         for _ in range(min(forks, len(items))):
-            _start(work, items, workers, stack)
+            _start(work, items, workers)
         waiting = iter(range(len(items)))
         for connection in workers:
             connection.send(next(waiting))
@@ -107,16 +108,16 @@ def in_forks(work: Callable[[Item], Made], items: Sequence[Item], forks: int) ->
                     if (upcoming := next(waiting, None)) is not None:
                         connection.send(upcoming)
             yield found.pop(number)
+    finally:
+        _end(workers)
 
 
 class _Elsewhere(Exception):
     """The traceback of an error in another process, as its cause."""
 
 
-def _start(
-    work: Callable[[Item], Made], items: Sequence[Item], workers: dict[Connection, BaseProcess], stack: ExitStack
-) -> None:
-    """Fork a worker, which ends when the stack is closed."""
+def _start(work: Callable[[Item], Made], items: Sequence[Item], workers: dict[Connection, BaseProcess]) -> None:
+    """Fork a worker."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     worker = context.Process(target=_serve, args=(work, items, theirs, [*workers, ours]), daemon=True)
@@ -124,10 +125,19 @@ def _start(
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks in processes with threads
         worker.start()
     theirs.close()
-    stack.callback(worker.join)
-    stack.callback(worker.kill)
-    stack.callback(ours.close)
     workers[ours] = worker
+
+
+def _end(workers: Mapping[Connection, BaseProcess]) -> None:
+    """End workers; those that are in the middle of something may put away what they have begun."""
+    for connection, worker in workers.items():
+        connection.close()
+        worker.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for worker in workers.values():
+        worker.join(max(0.0, deadline - time.monotonic()))
+        worker.kill()
+        worker.join()
 
 
 def _serve(
