@@ -196,12 +196,24 @@ def watch_launcher(launcher: Any) -> None:
         _watch.launchers.append(launcher)
 
 
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let signals wait until the end of a block that forks, so that the fork does not take any as its parent would."""
+    with uninterrupted():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals() -> None:
-    """In a forked process: end on SIGTERM without a word, and leave Ctrl-C to the process that forked this one."""
+    """In a process forked within `signals_held`: end on SIGTERM without a word, and leave Ctrl-C to the parent."""
     global _watch, _forked
     _watch, _forked = None, True
     signal.set_wakeup_fd(-1)
     _let_go()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def exit_code(signum: int) -> int:

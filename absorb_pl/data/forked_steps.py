@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
@@ -14,9 +15,9 @@ from absorb_pl.data.shares import Share
 
 
 class ForkedSteps(LightningModule):
-    """A predict-only module that does small steps in forked processes, of which callbacks see what they predict.
+    """A predict-only module whose steps are done in forked processes where they are small.
 
-    Steps are to leave nothing in the module that later ones need. Give loaders of a `Share`.
+    Steps are to leave nothing in the module that later ones need. Callbacks see what steps predict and no more.
     """
 
     _forked: Generator[Any] | None = None
@@ -31,14 +32,16 @@ class ForkedSteps(LightningModule):
 
     @override
     def configure_callbacks(self) -> list[Callback]:
-        return [_EndForks()]
+        return [_EndForks(self)]
 
     @override
     def on_predict_start(self) -> None:
         """Begin with the steps; to be called when all is there that they need."""
         loader = self.trainer.predict_dataloaders
-        if isinstance(loader, DataLoader) and isinstance(loader.dataset, Share):  # it may be gone through twice
-            [limit] = self.trainer.num_predict_batches
+        if not (isinstance(loader, DataLoader) and isinstance(loader.dataset, Share)):
+            return  # other loaders may not be gone through twice
+        [limit] = self.trainer.num_predict_batches
+        if forks_on(self.trainer, int(limit), []) > 1:
             batches = list(islice(loader, int(limit)))
             forks = forks_on(self.trainer, len(batches), [self.largest(batch) for batch in batches])
             if forks > 1:
@@ -56,19 +59,24 @@ class ForkedSteps(LightningModule):
 
 
 class _EndForks(Callback):
-    """Ends the processes of `ForkedSteps` with the loop."""
+    """Ends a module's processes with its loop; a Trainer keeps the callback when it goes on to other modules."""
+
+    def __init__(self, steps: ForkedSteps) -> None:
+        self.steps = steps
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _steps_of(pl_module).end_forks()
+        self.steps.end_forks()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        _steps_of(pl_module).end_forks()
+        self.steps.end_forks()
 
 
 def forks_on(trainer: Trainer, pieces: int, sizes: Sequence[int | None]) -> int:
-    """How many processes a Trainer's only process forks for pieces of work; see `forks_for`.
+    """How many processes to fork for pieces of work that a Trainer runs, see `forks_for`.
+
+    It is 1 if the Trainer has several processes, another device than a CPU, or a profiler, which would see no work.
 
     Args:
         trainer: The Trainer.
@@ -76,11 +84,7 @@ def forks_on(trainer: Trainer, pieces: int, sizes: Sequence[int | None]) -> int:
         sizes: Values of the largest matrices that they work on; None for work that cannot be forked.
     """
     known = [size for size in sizes if size is not None]
-    if len(known) < len(sizes) or trainer.world_size > 1 or trainer.strategy.root_device.type != "cpu":
+    alone = trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu"
+    if len(known) < len(sizes) or not alone or not isinstance(trainer.profiler, PassThroughProfiler):  # pyright: ignore[reportAttributeAccessIssue]
         return 1
     return forks_for(pieces, max(known, default=0))
-
-
-def _steps_of(module: LightningModule) -> ForkedSteps:
-    assert isinstance(module, ForkedSteps)
-    return module

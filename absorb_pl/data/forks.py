@@ -4,15 +4,19 @@ The operations on a small SAE are too short for several threads. Pieces of work 
 piece of one thread gives the same bits however many cores there are.
 """
 
+import ctypes
 import gc
 import math
 import multiprocessing
+import os
 import pickle
+import signal
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
@@ -20,27 +24,49 @@ from typing import Any, TypeVar, cast
 import torch
 
 from absorb_pl.errors import WorkerError
-from absorb_pl.interruption import leave_signals
+from absorb_pl.interruption import leave_signals, signals_held
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 MOST_VALUES = 2**23
 """Most values of the largest matrix that a piece works on, 32 MiB in float32; threads are used well by larger ones."""
+MOST_FORKS = 16
+"""Most processes, so that their memory stays small beside what a machine of many cores has."""
 _GRACE_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
+_held_back = False
+
+
+@contextmanager
+def without_forks() -> Iterator[None]:
+    """Do all work in this process for a while, where a profiler sees it.
+
+    Example:
+        >>> with without_forks():
+        ...     forks_for(pieces=8)
+        1
+    """
+    global _held_back
+    before, _held_back = _held_back, True
+    try:
+        yield
+    finally:
+        _held_back = before
 
 
 def forks_for(pieces: int, largest: int = 0) -> int:
     """How many processes to fork for pieces of work; 1 where this process had better do them by itself.
 
     A process cannot be forked safely outside Linux, nor where PyTorch may have started threads for a GPU's gradients.
+    One of several processes that share out the work does its part by itself.
 
     Args:
         pieces: How many pieces there are.
         largest: Values of the largest matrix that a piece works on.
 
     Returns:
-        At most the number of PyTorch's threads (`OMP_NUM_THREADS`).
+        At most the number of PyTorch's threads (`OMP_NUM_THREADS`), and 16.
 
     Example:
         >>> forks_for(pieces=2, largest=2**30), forks_for(pieces=1)
@@ -48,9 +74,9 @@ def forks_for(pieces: int, largest: int = 0) -> int:
     """
     if sys.platform != "linux" or torch.accelerator.is_available() or largest > MOST_VALUES:
         return 1
-    if multiprocessing.current_process().daemon:  # it is a fork itself
+    if _held_back or torch.distributed.is_initialized() or multiprocessing.current_process().daemon:  # a fork itself
         return 1
-    return max(1, min(torch.get_num_threads(), pieces))
+    return max(1, min(torch.get_num_threads(), pieces, MOST_FORKS))
 
 
 def at_a_time(pieces: int, forks: int, most: int) -> int:
@@ -94,8 +120,12 @@ def in_forks(work: Callable[[Item], Made], items: Sequence[Item], forks: int) ->
         return
     workers: dict[Connection, BaseProcess] = {}
     try:
-        for _ in range(min(forks, len(items))):
-            _start(work, items, workers)
+        with suppress(OSError):  # fewer do where the system has no room for more
+            for _ in range(min(forks, len(items))):
+                _start(work, items, workers)
+        if not workers:
+            yield from map(work, items)
+            return
         waiting = iter(range(len(items)))
         for connection in workers:
             connection.send(next(waiting))
@@ -106,7 +136,8 @@ def in_forks(work: Callable[[Item], Made], items: Sequence[Item], forks: int) ->
                     made, outcome = _received(connection, workers)
                     found[made] = outcome
                     if (upcoming := next(waiting, None)) is not None:
-                        connection.send(upcoming)
+                        with suppress(BrokenPipeError):  # it was killed, which is told when its answer is missing
+                            connection.send(upcoming)
             yield found.pop(number)
     finally:
         _end(workers)
@@ -120,12 +151,12 @@ def _start(work: Callable[[Item], Made], items: Sequence[Item], workers: dict[Co
     """Fork a worker."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    worker = context.Process(target=_serve, args=(work, items, theirs, [*workers, ours]), daemon=True)
-    with warnings.catch_warnings():
+    worker = context.Process(target=_serve, args=(work, items, theirs, [*workers, ours], os.getpid()), daemon=True)
+    with signals_held(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks in processes with threads
         worker.start()
+        workers[ours] = worker
     theirs.close()
-    workers[ours] = worker
 
 
 def _end(workers: Mapping[Connection, BaseProcess]) -> None:
@@ -141,10 +172,17 @@ def _end(workers: Mapping[Connection, BaseProcess]) -> None:
 
 
 def _serve(
-    work: Callable[[Item], Made], items: Sequence[Item], connection: Connection, others: Sequence[Connection]
+    work: Callable[[Item], Made],
+    items: Sequence[Item],
+    connection: Connection,
+    others: Sequence[Connection],
+    parent: int,
 ) -> None:
     """Do what the parent asks for until it asks no more."""
     leave_signals()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended before it could be watched
+        return
     for other in others:  # as long as they are open here, their ends do not see the parent end
         other.close()
     torch.set_num_threads(1)
@@ -174,7 +212,7 @@ def _received(connection: Connection, workers: dict[Connection, BaseProcess]) ->
     """Number of an item and what was made of it."""
     try:
         number, said = connection.recv()
-    except (EOFError, ConnectionResetError) as error:
+    except (EOFError, OSError) as error:
         worker = workers[connection]
         worker.join()
         raise WorkerError(

@@ -66,7 +66,7 @@ class PromptBatches:
             "lengths": prompts.lengths,
             "word_positions": prompts.word_positions,
             "labels": self.data.labels[index],
-            "index": index,
+            "index": index.clone(),  # a view would take all numbers along to other processes
         }
 
 

@@ -52,9 +52,12 @@ def gather_carried(
             by_class = by_class - _fired(sae, rows, with_own).by_class
         of_others = of_other_classes(by_class, fired.in_all, c)
         features[c] = _Feature(own, of_others.to(decoder.device), decoder[tracking])
+    if not features:
+        return joined_columns([], CARRIED)
     null = _written_elsewhere(sae, rows, features, chunk)
     found: dict[int, list[dict[str, Tensor]]] = {c: [] for c in features}
-    for pairs in _seen_by_class(rows, features).split(chunk):
+    seen = _seen_by_class(rows, features)
+    for pairs in seen.split(chunk) if len(seen) else ():
         part, of_part = pairs.unbind(dim=1)
         along = torch.stack([features[c].direction for c in of_part.tolist()])
         latents, written = encode_and_project(sae, rows.x[part], along)

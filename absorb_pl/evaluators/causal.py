@@ -17,6 +17,7 @@ from absorb_pl.data.drafts import user_path
 from absorb_pl.data.forked_steps import ForkedSteps
 from absorb_pl.data.prompt_datamodule import PromptBatches, PromptDataModule, prompt_data_of
 from absorb_pl.data.publication import check_published
+from absorb_pl.engine.bare import bare_model
 from absorb_pl.engine.run_size import RunSize, fitting_size
 from absorb_pl.errors import AbsorbError
 from absorb_pl.functional.answer_metric import letter_metric
@@ -25,7 +26,7 @@ from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import resolve_model
 from absorb_pl.models.next_token import require_next_token_logits
 from absorb_pl.models.quantized import keep_gradients
-from absorb_pl.models.widths import largest_of_run
+from absorb_pl.models.widths import largest_of_run, mlp_width
 from absorb_pl.ranges import check_ranges
 from absorb_pl.saes.loading import load_sae
 from absorb_pl.saes.processing import check_positions, check_processing, trained_positions
@@ -121,11 +122,17 @@ class CausalEvaluator(ForkedSteps):
         data = prompt_data_of(self.trainer)
         self._check_positions(data.prompts.word_positions)
         self.prepare(data.task, data.texts)
+        bare_model(self.language_model)  # is made once, before steps are forked
         super().on_predict_start()
 
     @override
     def largest(self, batch: dict[str, Tensor]) -> int | None:
-        return largest_of_run(self.language_model, batch["input_ids"])
+        config, runs = getattr(self.language_model, "cfg", None), self.sequences(batch)
+        if config is None or not len(batch["lengths"]):
+            return None
+        own = int((batch["lengths"] - batch["word_positions"]).max())
+        widest = max(own * mlp_width(config), int(config.d_vocab), *(len(sae.W_dec) for sae in self.saes.values()))
+        return max(largest_of_run(self.language_model, batch["input_ids"]) or 0, runs * widest)
 
     @override
     def step(self, batch: dict[str, Tensor]) -> pd.DataFrame:

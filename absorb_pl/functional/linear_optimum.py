@@ -20,6 +20,7 @@ _LOOSEST = 0.05
 """How far from their solution the equations of a Newton step may stay, as a share of where they begin."""
 
 
+@torch.no_grad()
 def minimise_probe_loss(
     x: Float[Tensor, "rows features"],
     y: Num[Tensor, "rows classes"] | Bool[Tensor, "rows classes"],
@@ -43,7 +44,7 @@ def minimise_probe_loss(
         pos_weight: Weight of positive rows, see `positive_weights`.
         weight_decay: Strength of the penalty, above zero.
         tolerance: Largest Newton decrement `√(gᵀH⁻¹g)` of a class before the last step, whose square is about twice
-            what the loss is above the optimum; the step takes it below a thousandth of that.
+            what the loss is above the optimum; the step takes it below a twentieth of that.
         max_iterations: Newton steps after which to give up.
 
     Returns:

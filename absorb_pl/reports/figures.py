@@ -129,8 +129,6 @@ def save_figures(figures: Mapping[str, Figure], folder: Path, caption: str = "")
     """
 
     def save(name: str) -> Path:
-        if caption:
-            add_caption(figures[name], caption)
         for kind in ("svg", "png"):
             file = folder / f"{name}.{kind}"
             with whole_file(file) as part:
@@ -138,6 +136,8 @@ def save_figures(figures: Mapping[str, Figure], folder: Path, caption: str = "")
         return file
 
     with house_style():
+        for figure in figures.values() if caption else ():
+            add_caption(figure, caption)
         return dict(zip(figures, in_forks(save, list(figures), forks_for(len(figures))), strict=True))
 
 

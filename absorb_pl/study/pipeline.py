@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from absorb_pl.data.drafts import check_writable
+from absorb_pl.data.forks import without_forks
 from absorb_pl.data.run_folder import RunFolder
 from absorb_pl.errors import TrainerError
 from absorb_pl.interruption import interruptible
@@ -96,7 +97,7 @@ def _study(config: StudyConfig, processing: Sequence[str], run: RunFolder, *, wr
 
 
 def _run(stage: Stage, units: Sequence[str], run: RunFolder, config: StudyConfig) -> None:
-    with run.stage(stage.title) as facts:
+    with run.stage(stage.title) as facts, without_forks() if config.profile else nullcontext():
         traces = run.path / "profile" / stage.title.replace(" ", "-") if config.profile else None
         facts["made"] = facts.get("made", 0) + stage.run(units, stage_trainers(config.trainer, stage.title, traces))
 

@@ -61,12 +61,9 @@ class Stage(ABC):
         for unit in units:
             yield unit, self.make(unit, device)
 
-    def size(self, unit: str) -> int | None:
-        """Values of the largest matrix that a unit's work is on; None if it is to be done in this process.
-
-        Stages that make all units together may do without.
-        """
-        raise NotImplementedError
+    def size(self, unit: str) -> int | None:  # noqa: ARG002
+        """Values of the largest matrix that a unit's work is on; None, as here, if this process is to do it."""
+        return None
 
     def make_all(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
         """Make units and keep them; by default some at a time, spread over the devices of a Trainer.

@@ -1,6 +1,6 @@
 """Absorption while SAEs train: a callback that judges them on words every so many steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -160,7 +160,10 @@ class AbsorptionMonitor(Callback):
 
     def _look(self, trainer: Trainer, module: SparseAutoencoderModule, step: int, batch: dict[str, Any]) -> None:
         # Every process looks at all SAEs: metrics of nested trainings wait for one another across processes.
-        saes, portions, forks = module.inference_saes(), list[tuple[str, list[str]]](), self._forks(trainer, module)
+        saes, portions = module.inference_saes(), list[tuple[str, list[str]]]()
+        forks = self._forks(
+            trainer, [(hook, saes[name]) for hook, name in zip(module.hooks, module.names, strict=True)]
+        )
         for hook in dict.fromkeys(module.hooks):
             names = [name for name, own in zip(module.names, module.hooks, strict=True) if own == hook]
             widths = [len(saes[name].W_dec) for name in names]
@@ -179,14 +182,12 @@ class AbsorptionMonitor(Callback):
         self.checks = typed(stacked([earlier, table]), CHECKS)
         self._log(trainer, module, table)
 
-    def _forks(self, trainer: Trainer, module: SparseAutoencoderModule) -> int:
+    def _forks(self, trainer: Trainer, saes: Sequence[tuple[str, SparseAutoencoder]]) -> int:
         """How many processes look at SAEs; one where rules run the language model, which uses threads well."""
         if any(rule.evidence is Gradients for rule in self.rules):
             return 1
-        words = {hook: len(training[0]) for hook, (training, _) in self._rows.items()}
-        saes = module.inference_saes()
-        sizes = [words[hook] * len(saes[name].W_dec) for name, hook in zip(module.names, module.hooks, strict=True)]
-        return forks_on(trainer, len(sizes), sizes)
+        words = {hook: max(len(training[0]), len(rows.x)) for hook, (training, rows) in self._rows.items()}
+        return forks_on(trainer, len(saes), [words[hook] * len(sae.W_dec) for hook, sae in saes])
 
     def _judged(self, saes: Mapping[str, Any], hook: str, device: torch.device) -> dict[str, pd.DataFrame]:
         """What the rules say of SAEs of a hook, by their names."""

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
+from absorb_pl.data import forks
 from absorb_pl.data.forked_steps import ForkedSteps
-from absorb_pl.data.forks import MOST_VALUES, at_a_time, forks_for, in_forks
+from absorb_pl.data.forks import MOST_VALUES, at_a_time, forks_for, in_forks, without_forks
 from absorb_pl.data.shares import Share
 from absorb_pl.errors import RangeError, WorkerError
 from absorb_pl.interruption import interruptible
@@ -148,7 +149,7 @@ from absorb_pl.data.forks import in_forks
 
 def work(number):
     print("begun", flush=True)
-    time.sleep(1)
+    time.sleep(600)
 
 list(in_forks(work, range(100), forks=2))
 """
@@ -181,8 +182,8 @@ class Squares(ForkedSteps):
         return {"gradient": torch.autograd.grad(loss, self.weight)[0], "pid": os.getpid()}
 
 
-def predicted(module, **settings):
-    trainer = Trainer(
+def quiet_trainer(**settings):
+    return Trainer(
         accelerator="cpu",
         devices=1,
         logger=False,
@@ -192,6 +193,10 @@ def predicted(module, **settings):
         inference_mode=False,
         **settings,
     )
+
+
+def predicted(module, **settings):
+    trainer = quiet_trainer(**settings)
     return trainer.predict(module, Share(range(10), 0, trainer).loader(3))
 
 
@@ -204,6 +209,34 @@ def test_small_predict_steps_are_done_in_forked_processes():
     for large in (MOST_VALUES + 1, None):
         assert {step["pid"] for step in predicted(Squares(size=large))} == {os.getpid()}
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("_three_threads")
+def test_a_trainer_goes_on_to_other_modules():
+    class Other(LightningModule):
+        def predict_step(self, batch, _):
+            return batch
+
+    trainer = quiet_trainer()
+    for module in (Squares(), Other(), Squares()):
+        assert len(trainer.predict(module, Share(range(10), 0, trainer).loader(3))) == 4
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("_three_threads")
+def test_a_profiler_sees_the_steps():
+    assert {step["pid"] for step in predicted(Squares(), profiler="simple")} == {os.getpid()}
+    with without_forks():
+        assert forks_for(9) == 1
+    assert forks_for(9) == 3
+
+
+def test_where_no_process_can_be_forked_this_one_does_the_work(monkeypatch):
+    def full(*_):
+        raise BlockingIOError
+
+    monkeypatch.setattr(forks, "_start", full)
+    assert list(in_forks(abs, [-1, 2], forks=2)) == [1, 2]
 
 
 class Failing(Callback):

@@ -22,9 +22,6 @@ class Counting(Stage):
     def identity(self, unit):
         return {"unit": unit}
 
-    def size(self, _):
-        return None
-
     def make(self, unit, *_):
         self.begun.set()
         if unit == "slow":
