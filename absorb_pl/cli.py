@@ -216,7 +216,7 @@ def _run(command: str, words: list[str]) -> None:
             if own is None:
                 super()._run_subcommand(subcommand)
             else:
-                settings = self.parser.instantiate_classes(self.config)[command]
+                settings = self.parser.instantiate(self.config)[command]
                 own.run({name: value for name, value in vars(settings).items() if name != "config"})
 
     CommandLine(

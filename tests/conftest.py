@@ -163,7 +163,7 @@ def study_config() -> Callable[..., Any]:
         parser.add_class_arguments(StudyConfig)
         given = [f"--run_dir={folder / 'run'}", f"--cache_dir={folder / 'cache'}", *words]
         file = Path(__file__).parent / "conf" / "study.yaml"
-        settings = parser.instantiate_classes(parser.parse_args(with_rule_settings([f"--config={file}", *given])))
+        settings = parser.instantiate(parser.parse_args(with_rule_settings([f"--config={file}", *given])))
         settings.pop("config")
         return StudyConfig(**settings)
 

@@ -95,7 +95,7 @@ def _made(argument: str, given: dict[str, Any]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--made", type=_KINDS[argument])
     try:
-        return parser.instantiate_classes(parser.parse_object({"made": given}))["made"]
+        return parser.instantiate(parser.parse_object({"made": given}))["made"]
     except (ArgumentError, TypeError, ValueError) as error:
         raise TrainerError(
             f"trainer.{argument}",

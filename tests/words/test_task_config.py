@@ -55,7 +55,7 @@ def test_settings_are_read_from_plain_values(byte_level):
         "template": "{word} lies in",
         "table": {"path": "city_country", "text": "city", "label": "country", "parent": "continent"},
     }
-    config = parser.instantiate_classes(parser.parse_object({"task": plain})).task
+    config = parser.instantiate(parser.parse_object({"task": plain})).task
     assert config == TaskConfig(
         "table", template="{word} lies in", table=dataclasses.replace(TABLE, parent="continent")
     )
