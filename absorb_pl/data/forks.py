@@ -128,16 +128,14 @@ def in_forks(work: Callable[[Item], Made], items: Sequence[Item], forks: int) ->
             return
         waiting = iter(range(len(items)))
         for connection in workers:
-            connection.send(next(waiting))
+            _ask(connection, waiting)
         found: dict[int, Made] = {}
         for number in range(len(items)):
             while number not in found:
                 for connection in cast("list[Connection]", wait(list(workers))):
                     made, outcome = _received(connection, workers)
                     found[made] = outcome
-                    if (upcoming := next(waiting, None)) is not None:
-                        with suppress(BrokenPipeError):  # it was killed, which is told when its answer is missing
-                            connection.send(upcoming)
+                    _ask(connection, waiting)
             yield found.pop(number)
     finally:
         _end(workers)
@@ -157,6 +155,13 @@ def _start(work: Callable[[Item], Made], items: Sequence[Item], workers: dict[Co
         worker.start()
         workers[ours] = worker
     theirs.close()
+
+
+def _ask(connection: Connection, waiting: Iterator[int]) -> None:
+    """Give a worker the number of the next item, if there is one."""
+    if (number := next(waiting, None)) is not None:
+        with suppress(BrokenPipeError):  # it was killed, which is told when its answer is missing
+            connection.send(number)
 
 
 def _end(workers: Mapping[Connection, BaseProcess]) -> None:
