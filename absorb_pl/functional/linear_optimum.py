@@ -3,6 +3,7 @@
 Shapes: r rows, c classes, d features (with the intercept's constant 1 as the last).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,11 +12,10 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from absorb_pl.errors import ConvergenceError
+from absorb_pl.functional.line_search import halved_steps
 from absorb_pl.functional.validation import require_finite, require_two_sided
 from absorb_pl.ranges import Count, Positive, check_ranges
 
-_ARMIJO = 1e-4
-_MAX_HALVINGS = 40
 _LOOSEST = 0.05
 """How far from their solution the equations of a Newton step may stay, as a share of where they begin."""
 
@@ -79,7 +79,8 @@ def minimise_probe_loss(
         accuracy = min(_LOOSEST, largest**0.5)
         step_cd, change_rc, steps_with_it = _newton_step(problem, gradient_cd, curvature_rc, factor_dd, accuracy)
         slope_c = (gradient_cd * step_cd).sum(dim=1)
-        length_c, loss_c = _line_search(problem, logits_rc, theta_cd, change_rc, step_cd, slope_c, loss_c)
+        along = partial(problem.loss_along, logits_rc, theta_cd, change_rc, step_cd)
+        length_c, loss_c = halved_steps(along, slope_c, loss_c)
         theta_cd = theta_cd + length_c[:, None] * step_cd
         logits_rc = logits_rc + change_rc * length_c
         largest = float(slope_c.abs().max().sqrt())
@@ -110,6 +111,12 @@ class _Problem(NamedTuple):
     def loss(self, logits_rc: Tensor, theta_cd: Tensor) -> Tensor:
         of_rows = (self.mass_rc * softplus(logits_rc) - self.pull_rc * logits_rc).sum(dim=0)
         return of_rows + 0.5 * self.weight_decay * theta_cd.square().sum(dim=1)
+
+    def loss_along(
+        self, logits_rc: Tensor, theta_cd: Tensor, change_rc: Tensor, step_cd: Tensor, length_c: Tensor
+    ) -> Tensor:
+        """The loss at so much of each class's step."""
+        return self.loss(logits_rc + change_rc * length_c, theta_cd + length_c[:, None] * step_cd)
 
     def derivatives(self, logits_rc: Tensor, theta_cd: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient, and second derivative by each logit."""
@@ -146,25 +153,3 @@ def _newton_step(
         before_c, size_c = size_c, (residual_cd * near_cd).sum(dim=1)
         along_cd = near_cd + torch.where(before_c > 0, size_c / before_c, 0.0)[:, None] * along_cd
     return step_cd, change_rc, taken
-
-
-def _line_search(
-    problem: _Problem,
-    logits_rc: Tensor,
-    theta_cd: Tensor,
-    change_rc: Tensor,
-    step_cd: Tensor,
-    slope_c: Tensor,
-    before_c: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Halve each class's step until its loss falls enough (Armijo's rule); gives the loss there, too."""
-    length_c, loss_c = torch.ones_like(slope_c), before_c
-    # Close to the optimum the fall is below rounding; the allowance lets full Newton steps finish the job.
-    allowed_c = before_c + 1e-13 * (1 + before_c.abs())
-    for _ in range(_MAX_HALVINGS):
-        loss_c = problem.loss(logits_rc + change_rc * length_c, theta_cd + length_c[:, None] * step_cd)
-        short = loss_c > allowed_c + _ARMIJO * length_c * slope_c
-        if not bool(short.any()):
-            break
-        length_c = torch.where(short, length_c / 2, length_c)
-    return length_c, loss_c

@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from absorb_pl.errors import ConvergenceError
+from absorb_pl.functional.line_search import halved_steps
 from absorb_pl.functional.validation import require_finite, require_two_sided
 from absorb_pl.ranges import Count, Positive, check_ranges
-
-_ARMIJO = 1e-4
-_MAX_HALVINGS = 40
 
 
 def balanced_row_weights(y: Bool[Tensor, "problems rows"]) -> Float[Tensor, "problems rows"]:
@@ -185,14 +183,5 @@ def _line_search(
 
     if before_p is None:
         before_p = objective(torch.zeros_like(slope_p))
-    length_p = torch.ones_like(slope_p)
-    # Close to the optimum the fall is below rounding; the allowance lets full Newton steps finish the job.
-    allowed_p = before_p + 1e-13 * (1 + before_p.abs())
-    loss_p = objective(length_p)
-    for _ in range(_MAX_HALVINGS):
-        short = loss_p > allowed_p + _ARMIJO * length_p * slope_p
-        if not bool(short.any()):
-            break
-        length_p = torch.where(short, length_p / 2, length_p)
-        loss_p = objective(length_p)
+    length_p, loss_p = halved_steps(objective, slope_p, before_p)
     return theta_pg + length_p[:, None] * step_pg, loss_p

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 
 from absorb_pl.data import forks
 from absorb_pl.data.forked_steps import ForkedSteps
@@ -182,26 +182,19 @@ class Squares(ForkedSteps):
         return {"gradient": torch.autograd.grad(loss, self.weight)[0], "pid": os.getpid()}
 
 
-def quiet_trainer(**settings):
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        inference_mode=False,
-        **settings,
-    )
+@pytest.fixture
+def predicted(trainer_of):
+    """What a module predicts of ten numbers, three at a time."""
 
+    def predict(module, callbacks=(), **settings):
+        trainer = trainer_of(list(callbacks), inference_mode=False, **settings)
+        return trainer.predict(module, Share(range(10), 0, trainer).loader(3))
 
-def predicted(module, **settings):
-    trainer = quiet_trainer(**settings)
-    return trainer.predict(module, Share(range(10), 0, trainer).loader(3))
+    return predict
 
 
 @pytest.mark.usefixtures("_three_threads")
-def test_small_predict_steps_are_done_in_forked_processes():
+def test_small_predict_steps_are_done_in_forked_processes(predicted):
     found = predicted(Squares())
     assert [float(step["gradient"]) for step in found] == [6.0 * total for total in (3, 12, 21, 9)]
     assert os.getpid() not in {step["pid"] for step in found}
@@ -212,19 +205,19 @@ def test_small_predict_steps_are_done_in_forked_processes():
 
 
 @pytest.mark.usefixtures("_three_threads")
-def test_a_trainer_goes_on_to_other_modules():
+def test_a_trainer_goes_on_to_other_modules(trainer_of):
     class Other(LightningModule):
         def predict_step(self, batch, _):
             return batch
 
-    trainer = quiet_trainer()
+    trainer = trainer_of([], inference_mode=False)
     for module in (Squares(), Other(), Squares()):
         assert len(trainer.predict(module, Share(range(10), 0, trainer).loader(3))) == 4
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.usefixtures("_three_threads")
-def test_a_profiler_sees_the_steps():
+def test_a_profiler_sees_the_steps(predicted):
     assert {step["pid"] for step in predicted(Squares(), profiler="simple")} == {os.getpid()}
     with without_forks():
         assert forks_for(9) == 1
@@ -248,7 +241,7 @@ class Failing(Callback):
 @pytest.mark.parametrize(
     ("module", "callbacks", "error"), [(Squares(fails_at=4.0), [], RuntimeError), (Squares(), [Failing()], OSError)]
 )
-def test_a_predict_loop_that_fails_leaves_no_process(module, callbacks, error):
+def test_a_predict_loop_that_fails_leaves_no_process(predicted, module, callbacks, error):
     with pytest.raises(error):
         predicted(module, callbacks=callbacks)
     assert not multiprocessing.active_children()
