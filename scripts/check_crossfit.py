@@ -4,13 +4,15 @@
 
 Scores every SAE with each seed, once with a single split as published and once cross-fitted (5 folds, 3 repeats), by
 the rules that need no model. For each way and rule it prints in how many cases the 95 % interval of one seed holds the
-mean over all seeds, and the standard deviation over seeds, as a share of the single split's. Rows that stand in the
-file already are not computed again, so it can be stopped and taken up.
+mean over all seeds, and the standard deviation over seeds, as a share of the single split's. Then it compares each SAE
+with itself under another seed, letter by letter, and prints how often that is called a difference at 5 %. Rows that
+stand in the file already are not computed again, so it can be stopped and taken up.
 """
 
 import argparse
 import csv
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +22,7 @@ from absorb_pl import evaluate_activations, load_sae
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.evaluators.crossfit import crossfit
 from absorb_pl.evaluators.folds import CrossfitSettings, Folds
+from absorb_pl.functional.paired import sign_flip_test
 from absorb_pl.rules import configured_rules
 from absorb_pl.saes import expand_sae_names
 from absorb_pl.saes.properties import sae_hook_name
@@ -29,14 +32,17 @@ AMOUNTS = {
     "rate": ("absorption_rate", "ci_low", "ci_high"),
     "share": ("absorption_fraction", "fraction_ci_low", "fraction_ci_high"),
 }
-COLUMNS = ["sae", "seed", "way", "rule", "amount", "value", "low", "high"]
+COLUMNS = ["sae", "seed", "way", "rule", "label", "amount", "value", "low", "high"]
+LEVEL = 0.05
+LETTERS_FOR_LEVEL = 6
+"""Letters that must differ before flipped signs can give a p-value below the level: 2 of 2⁶ signs are 0.03."""
 
 
 def rows_of(table: pd.DataFrame, way: str, sae: str, seed: int) -> Iterator[list[object]]:
-    """Rate and share of an SAE by each rule, as rows of the file."""
+    """Rate and share of an SAE by each rule, of all letters together and of each, as rows of the file."""
     for row in table.to_dict("records"):
         for amount, names in AMOUNTS.items():
-            yield [sae, seed, way, row["rule"], amount, *(row[name] for name in names)]
+            yield [sae, seed, way, row["rule"], row.get("label", ""), amount, *(row[name] for name in names)]
 
 
 def measure(names: list[str], seeds: int, out: Path) -> None:
@@ -64,7 +70,7 @@ def measure(names: list[str], seeds: int, out: Path) -> None:
                 with out.open("a", newline="") as file:
                     writer = csv.writer(file)
                     writer.writerows(rows_of(single, "single", name, seed))
-                    writer.writerows(rows_of(crossed[crossed["label"] == ""], "crossfit", name, seed))
+                    writer.writerows(rows_of(crossed, "crossfit", name, seed))
                 print(name, seed, flush=True)
 
 
@@ -82,6 +88,28 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def against_itself(found: pd.DataFrame) -> pd.DataFrame:
+    """How often an SAE is called different from itself under another seed, over all pairs of seeds."""
+    rows = []
+    for (amount, rule, sae), letters in found.groupby(["amount", "rule", "sae"]):
+        by_seed = letters.pivot_table(index="label", columns="seed", values="value")
+        for a, b in combinations(by_seed.columns, 2):
+            differences = (by_seed[a] - by_seed[b]).dropna()
+            p = sign_flip_test(differences.tolist())
+            rows.append({"amount": amount, "rule": rule, "sae": sae, "letters": (differences != 0).sum(), "p": p})
+    pairs = pd.DataFrame(rows)
+    pairs["differs"] = pairs["p"] < LEVEL
+    can_differ = pairs[pairs["letters"] >= LETTERS_FOR_LEVEL]
+    return pd.DataFrame(
+        {
+            "pairs": pairs.groupby(["amount", "rule"]).size(),
+            "differ": pairs.groupby(["amount", "rule"])["differs"].mean(),
+            "pairs_that_can": can_differ.groupby(["amount", "rule"]).size(),
+            "of_them_differ": can_differ.groupby(["amount", "rule"])["differs"].mean(),
+        }
+    ).reset_index()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--saes", nargs="+", default=["speller/*"])
@@ -89,4 +117,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("lightning_logs/check_crossfit.csv"))
     options = parser.parse_args()
     measure(expand_sae_names(options.saes), options.seeds, options.out)
-    print(summary(pd.read_csv(options.out)).round(4).to_string(index=False))
+    table = pd.read_csv(options.out, keep_default_na=False, na_values={"value": "nan", "low": "nan", "high": "nan"})
+    whole = table["label"] == ""
+    print(summary(table[whole].drop(columns="label")).round(4).to_string(index=False))
+    print(against_itself(table[~whole]).round(4).to_string(index=False))
