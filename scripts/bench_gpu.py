@@ -59,7 +59,8 @@ SHAPES = {
 RUN_SIZES = (64, 1024)
 PROFILED_WORDS = 16
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
-PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu")
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_linear_pointwise", "_scaled_dot_product_flash_attention_for_cpu")
+LIBRARIES = ("aten", "mkldnn")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
@@ -135,8 +136,9 @@ def _profiled(run: Callable[[int], None], words: int, on_gpu: bool) -> dict[str,
     counts, times = Counter[str](), Counter[str]()
     for event in profiler.key_averages():
         counts[event.key] += event.count
-        if event.key.startswith("aten::") and event.self_cpu_time_total > 0:
-            times[event.key.removeprefix("aten::")] += event.self_cpu_time_total
+        library, _, name = event.key.partition("::")
+        if library in LIBRARIES and event.self_cpu_time_total > 0:
+            times[name] += event.self_cpu_time_total
     if on_gpu:
         return {
             "launches a word": round(sum(counts[key] for key in LAUNCHES) / words, 1),
@@ -145,7 +147,7 @@ def _profiled(run: Callable[[int], None], words: int, on_gpu: bool) -> dict[str,
     spent = sum(times.values())
     products = sum(times.pop(name, 0) for name in PRODUCTS)
     others = ", ".join(f"{name} {time / spent:.1%}" for name, time in times.most_common(3))
-    operators = sum(counts[f"aten::{name}"] for name in (*times, *PRODUCTS))
+    operators = sum(counts[f"{library}::{name}"] for name in (*times, *PRODUCTS) for library in LIBRARIES)
     return {
         "operators a word": round(operators / words),
         "in matrix products": f"{products / spent:.1%}",

@@ -15,6 +15,7 @@ from absorb_pl.engine.splice import FwdHook, SaeReconstructionCache, apply_saes_
 from absorb_pl.errors import AbsorbError, PromptError
 from absorb_pl.functional.absorption import SILENT
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.matrix_products import fast_products
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.ranges import Count, NotNegative, check_ranges
@@ -38,6 +39,7 @@ class FeatureAblationsOutput:
     original_score: float
 
 
+@fast_products()
 def calculate_individual_feature_ablations(
     model: HookedModel,
     input: Any,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from absorb_pl.engine.splice import FwdHook, SaeReconstructionCache, apply_saes_and_run
 from absorb_pl.errors import AbsorbError, NonFiniteError, ShapeError
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.matrix_products import fast_products
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.quantized import keep_gradients
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -67,6 +68,7 @@ class Attribution:
     sae_error_grads: dict[str, Tensor]
 
 
+@fast_products()
 def calculate_attribution_grads(
     model: HookedModel,
     prompt: Any,

@@ -12,6 +12,7 @@ from absorb_pl.attribution.positions import PatchIndices, patch_columns
 from absorb_pl.engine.splice import ApplySaesAndRunOutput, FwdHook, apply_saes_and_run
 from absorb_pl.errors import PromptError
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.matrix_products import fast_products
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.prompt_batch import PromptBatch, read_prompts
 from absorb_pl.ranges import Count, check_ranges
@@ -52,6 +53,7 @@ class PatchedAttribution:
     corrupted_sae_feature_activations: dict[str, Tensor] | None
 
 
+@fast_products()
 def calculate_integrated_gradient_attribution_patching(
     model: HookedModel,
     input: Any,

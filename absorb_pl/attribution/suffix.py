@@ -12,6 +12,7 @@ from absorb_pl.attribution.gradients import activation_gradients, check_metric
 from absorb_pl.engine.prefix import Engine, PrefixBucket, WordPrefix, bucket_logits, compute_prefix
 from absorb_pl.errors import HookNotFoundError, PromptError
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.matrix_products import fast_products
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.ranges import Count, check_ranges
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -210,6 +211,7 @@ def _check_prefix(prefix: WordPrefix, hook_name: str, wanted: list[int]) -> None
         )
 
 
+@fast_products()
 def _integrate(
     model: HookedModel,
     sae: SparseAutoencoder,

@@ -26,7 +26,6 @@ from absorb_pl.engine.prefix_attention import (
     attention_run,
 )
 from absorb_pl.engine.unwrapped import unwrapped, wrappers
-from absorb_pl.models.divided import is_divided
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.placement import model_device
 
@@ -87,7 +86,9 @@ class BareModel:
         self.module = unwrapped(model.original_model)
         self._accepted = set(inspect.signature(self.module.forward).parameters)
         names = {component: name for name, component in wrappers(model.original_model, self.module).items()}
-        self._is_divided = is_divided(self.module)
+        if (unembedding := self.module.get_output_embeddings()) is not None:
+            # the last of the hidden states are not contiguous, which makes this product several times slower
+            unembedding.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
         self._block_names = [names[block] for block in model.blocks]
         self._sites: dict[str, Site | None] = {}
         self._pass = _Pass()
@@ -118,6 +119,18 @@ class BareModel:
             self._sites[hook_name] = site and self._tried(model, hook_name, site, token_ids, position)
         return self._sites[hook_name]
 
+    def _tried(self, model: Any, hook_name: str, site: Site, token_ids: Tensor, position: int) -> Site | None:
+        try:
+            found = self._compared(model, hook_name, site, token_ids, position)
+            reason = f"from {hook_name} on it gives other logits than in its wrappers"
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a module that lays tokens out in a way of its own
+            found, reason = None, f"at {hook_name}: {error}"
+        if found is None:
+            _warn_of_whole_sequences(model, reason)
+        return found
+
     def _find(self, model: Any, point: Any) -> Site | None:
         components = wrappers(model.original_model, self.module)
         for number, name in enumerate(self._block_names):
@@ -132,7 +145,8 @@ class BareModel:
         return None
 
     @torch.no_grad()
-    def _tried(self, model: Any, hook_name: str, site: Site, token_ids: Tensor, position: int) -> Site | None:
+    def _compared(self, model: Any, hook_name: str, site: Site, token_ids: Tensor, position: int) -> Site | None:
+        """The site with its shape; None if the hooked model gives something else there or from there on."""
         clean: list[Tensor] = []
 
         def halve(activation: Tensor, **_: Any) -> Tensor:
@@ -149,8 +163,6 @@ class BareModel:
         found = self.logits(rest, run, site, residuals[site.block], clean[0] / 2, 0)[:, -1]
         read = activations[site][:, 0].reshape(clean[0].shape)
         agree = _close(found, expected) and _close(read, clean[0])
-        if not agree:
-            _warn_of_whole_sequences(model, f"from {hook_name} on it gives other logits than in its wrappers")
         return replace(site, shape=tuple(clean[0].shape[1:])) if agree else None
 
     @torch.no_grad()
@@ -231,9 +243,7 @@ class BareModel:
         positions = torch.arange(run.width, run.width + token_ids.shape[1], device=token_ids.device)
         options: dict[str, Any] = {"position_ids": positions[None], "use_cache": False}
         if last_only and "logits_to_keep" in self._accepted:
-            # An index, not a count: slices of hidden states are not contiguous, and their product with the unembedding
-            # is several times slower. In a divided model the index would be on another device than hidden states.
-            options["logits_to_keep"] = 1 if self._is_divided else positions[-1:] - run.width
+            options["logits_to_keep"] = 1
         self._pass = blocks
         try:
             with attention_run(run):

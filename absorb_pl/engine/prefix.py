@@ -19,6 +19,7 @@ from torch import Tensor
 from absorb_pl.engine.bare import AttentionRun, BareModel, PrefixStates, Site, bare_model, put_at
 from absorb_pl.errors import AbsorbError, HookNotFoundError, PromptError
 from absorb_pl.functional.precision import at_least_float32
+from absorb_pl.matrix_products import fast_products
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.models.language_model import check_hook
 from absorb_pl.models.placement import model_device
@@ -83,6 +84,7 @@ class WordPrefix:
     engine: Literal["suffix", "whole"]
 
 
+@fast_products()
 def compute_prefix(
     model: HookedModel,
     prompts: TokenizedPrompts,

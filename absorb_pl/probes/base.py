@@ -13,6 +13,7 @@ from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.errors import AbsorbError, ShapeError
 from absorb_pl.functional.probe_loss import l1_penalty, learnable_classes, positive_weights, probe_loss
 from absorb_pl.functional.validation import require_finite
+from absorb_pl.matrix_products import fast_products
 from absorb_pl.probes.rows import training_batches, training_labels
 
 OptimizerName = Literal["Adam", "SGD", "AdamW"]
@@ -361,6 +362,7 @@ class OneVsRestModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
 
+@fast_products()
 def take_steps(
     optimizer: Any, batch: Batch, rows_per_step: int | None, losses: Callable[[Batch], Float[Tensor, "..."]]
 ) -> Float[Tensor, "..."]:

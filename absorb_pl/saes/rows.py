@@ -9,6 +9,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from absorb_pl.errors import SaeInterfaceError
+from absorb_pl.matrix_products import fast_products
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.properties import require_rows, require_width
 from absorb_pl.saes.scale import unwrapped_sae
@@ -40,7 +41,7 @@ def encode(sae: SparseAutoencoder, x: Float[Tensor, "..."]) -> Float[Tensor, "..
     """
     if x.ndim == 2:
         require_rows(sae)
-    with torch.no_grad():
+    with torch.no_grad(), fast_products():
         return sae.encode(x.to(sae.W_dec)).detach()
 
 

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from absorb_pl.data.drafts import whole_folder
 from absorb_pl.errors import AbsorbError, CheckpointError, HookMismatchError, NonFiniteError
+from absorb_pl.matrix_products import fast_products
 from absorb_pl.ranges import Seed, check_ranges
 from absorb_pl.training.export import inference_sae
 from absorb_pl.training.metrics import ReconstructionMetrics
@@ -164,7 +165,7 @@ class SparseAutoencoderModule(LightningModule):
         for sae, settings in zip(self._saes(), self.settings.values(), strict=True):
             by_lr.setdefault(settings.lr or chosen.lr, []).extend(sae.parameters())
         groups = [{"params": weights, "lr": lr} for lr, weights in by_lr.items()]
-        optimizer = Adam(groups, betas=(chosen.adam_beta1, chosen.adam_beta2))
+        optimizer = Adam(groups, betas=(chosen.adam_beta1, chosen.adam_beta2), fused=True)
         schedule = get_lr_scheduler(
             chosen.lr_scheduler,
             optimizer=optimizer,
@@ -215,10 +216,10 @@ class SparseAutoencoderModule(LightningModule):
         loss = torch.zeros((), device=self.device)
         for number, (name, hook, sae) in enumerate(zip(self.names, self.hooks, self._saes(), strict=True)):
             output = self._forward(number, sae, batch[hook], is_logged=is_logged)
-            fired = self._count_fired(name, output)
+            self._count_fired(name, output)
             loss = loss + output.loss
             if is_logged:
-                self._log_step(name, output, fired)
+                self._log_step(name, output)
         return loss
 
     @override
@@ -241,6 +242,12 @@ class SparseAutoencoderModule(LightningModule):
                 if figure == "l0":
                     self.findings[name]["l0"] = float(value)
             metric.reset()
+
+    @override
+    @fast_products()
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, with the forward and the backward pass that Lightning puts into its closure."""
+        super().optimizer_step(*args, **kwargs)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -298,24 +305,21 @@ class SparseAutoencoderModule(LightningModule):
         )
 
     @torch.no_grad()
-    def _count_fired(self, name: str, output: TrainStepOutput) -> Bool[Tensor, "rows latents"]:
-        acts = output.feature_acts
-        fired = (acts.to_dense() if acts.is_sparse else acts) != 0
-        did_fire = fired.any(dim=0)
+    def _count_fired(self, name: str, output: TrainStepOutput) -> None:
+        did_fire = _latents(output).abs().sum(dim=0) != 0  # several times faster than `any` on a CPU
         if self.trainer.world_size > 1:
             did_fire = cast(Tensor, self.trainer.strategy.reduce(did_fire.float(), reduce_op="sum")) > 0
         since = self.steps_since_fired[name]
         since += 1
         since[did_fire] = 0
-        return fired
 
     @torch.no_grad()
-    def _log_step(self, name: str, output: TrainStepOutput, fired: Bool[Tensor, "rows latents"]) -> None:
+    def _log_step(self, name: str, output: TrainStepOutput) -> None:
         x = output.sae_in.double()
         figures = {"loss": output.loss, **output.losses, **output.metrics}
         error = (x - output.sae_out.double()).square().sum()
         figures["explained_variance"] = 1 - error / (x - x.mean(dim=0)).square().sum()
-        figures["l0"] = fired.sum() / len(fired)
+        figures["l0"] = _latents(output).count_nonzero() / len(x)
         figures["dead_latents"] = self.dead_latents(name).sum()
         if not torch.isfinite(output.loss):
             raise NonFiniteError(
@@ -367,6 +371,10 @@ class SparseAutoencoderModule(LightningModule):
                         expected="finite weights; nothing was written",
                         remedy="Lower `optimisation.lr`, or go on from the last checkpoint, which is good.",
                     )
+
+
+def _latents(output: TrainStepOutput) -> Float[Tensor, "rows latents"]:
+    return output.feature_acts.to_dense() if output.feature_acts.is_sparse else output.feature_acts
 
 
 def require_saes_in_training(callback: Callback, module: LightningModule) -> SparseAutoencoderModule:
