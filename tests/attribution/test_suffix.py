@@ -411,3 +411,14 @@ def test_a_hooked_transformer_takes_whole_sequences(prompts_of: Any):
     assert found.scores.abs().max().item() == pytest.approx(abs(change), rel=1e-4)
     scores = word_integrated_gradients(model, sae, prompts, margin, hook_name=HOOK)
     assert scores.scores[0, latent].item() == pytest.approx(change, rel=0.5)
+
+
+def test_whole_sequences_are_run_where_a_module_lays_tokens_side_by_side(load_tiny, mixed_prompts, caplog):
+    model = load_tiny("OPT")  # its MLPs read a matrix of all tokens of all runs
+    sae = TinySae(dtype=torch.float32)
+    options = {"hook_name": "blocks.1.hook_mlp_out", "steps": 2}
+    found = word_integrated_gradients(model, sae, mixed_prompts, margin, engine="auto", **options)
+    assert "whole sequences are run instead" in caplog.text
+    whole = word_integrated_gradients(model, sae, mixed_prompts, margin, engine="whole", **options)
+    assert torch.equal(found.scores, whole.scores)
+    assert whole.scores.abs().max() > 0
