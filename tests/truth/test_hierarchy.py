@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from absorb_pl.errors import SaeNotFoundError, ShapeError
 from absorb_pl.evaluators import SplitSettings, evaluate_activations
 from absorb_pl.saes import load_sae
-from absorb_pl.truth.hierarchy import HIERARCHIES, HierarchySettings, HierarchyWorld, hierarchy_truth
+from absorb_pl.truth.hierarchy import HIERARCHIES, HierarchySettings, HierarchyWorld, hierarchy_edges, hierarchy_truth
 from absorb_pl.truth.scoring import score_against_truth
 from absorb_pl.truth.trained import list_trained_saes, trained_sae_path
 
@@ -76,6 +76,39 @@ def test_the_truth_of_a_hand_made_sae_is_which_children_absorb():
     overlap = world.directions @ world.directions.T - torch.eye(len(world.directions))
     assert truth.loc[~expected.numpy(), "share"].max() <= 4 * float(overlap.abs().max())
     assert not hierarchy_truth(world, Read(world, []), sizes, activations)["is_absorbed"].any()
+
+
+class Humming(Read):
+    """Its latents of parents fire a little on every sample; one more fires on most samples of parent 0 and no others.
+
+    That one's decoder row is nearer to a child.
+    """
+
+    def __init__(self, world: HierarchyWorld) -> None:
+        super().__init__(world, [])
+        row = 0.6 * world.directions[0] + 0.8 * world.directions[world.children_of(0)[0]]
+        self.W_dec = torch.cat([self.W_dec, normalize(row[None], dim=1)])
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        sizes = super().encode(x)
+        most = (sizes[:, :1] > sizes[:, :1].max() / 3).float()
+        sizes[:, : self.world.settings.parents] += 0.01
+        return torch.cat([sizes, most], dim=1)
+
+
+def test_a_parent_is_tracked_by_the_latent_whose_activation_tells_it_and_not_by_what_fires_less_often():
+    world = HierarchyWorld(SETTINGS)
+    sizes, activations, _ = world.labelled(60, seed=1)
+    sae = Humming(world)
+    fires = sae.encode(activations) != 0
+    is_there = sizes[:, 0] > 0
+    # By firing alone, the other latent tells the parent better.
+    assert fires[:, 0].all()
+    assert (fires[:, -1] == is_there).float().mean() > 0.9
+    truth = hierarchy_truth(world, sae, sizes, activations)
+    assert truth["tracking_latent"].tolist() == [row // 60 for row in range(240)]
+    edges = hierarchy_edges(world, sae, sizes, activations)
+    assert edges["tracking_latent"].tolist() == [parent for parent in range(4) for _ in range(3)]
 
 
 def test_there_are_trained_saes_of_several_architectures_in_each_world():
