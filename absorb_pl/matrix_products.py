@@ -1,8 +1,8 @@
 """Products of float32 matrices on processors whose vectors MKL leaves half empty.
 
-PyTorch multiplies float32 matrices on a CPU with MKL, which computes on processors of other makers than Intel in
-vectors of 256 bits, also where they have 512. oneDNN, which PyTorch has as well (for `torch.compile`), uses all of
-them, which makes large products twice as fast on AMD's processors with AVX-512. Both compute in float32 throughout.
+PyTorch multiplies float32 matrices on a CPU with MKL, which computes in vectors of 256 bits on AMD's processors, also
+where they have 512. oneDNN, which PyTorch has as well (for `torch.compile`), uses all of them, which makes large
+products twice as fast. Both compute in float32 throughout.
 """
 
 import functools
@@ -18,19 +18,20 @@ import torch
 from torch import Tensor
 
 SMALLEST = 2**22
-"""Multiplications in the smallest product that goes to oneDNN, which takes so long to prepare for a new shape."""
+"""Multiplications in the smallest product that goes to oneDNN, which takes as long to prepare for a new shape."""
 
-_LEAST_ROWS = 8
+_LEAST_SIDE = 8
 _CALLED = threading.local()
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @contextmanager
 def fast_products() -> Iterator[None]:
     """Multiply large float32 matrices by oneDNN for a while, in this thread, where it is faster than MKL.
 
-    That is on processors with AVX-512 that are not Intel's, in PyTorch 2.9 or later. Elsewhere nothing changes, nor
-    does it on GPUs, in other dtypes, or with `torch.backends.mkldnn.enabled` off. Backward passes that are begun here
-    are included. From the first use on, products outside ask whether they are inside, which takes microseconds.
+    That is on AMD's processors with AVX-512, in PyTorch 2.9 or later. Elsewhere nothing changes, nor does it on GPUs,
+    in other dtypes, or with `torch.backends.mkldnn.enabled` off. Backward passes that are begun here are included. From
+    the first use on, every product of matrices on the CPU passes through a check in Python, which takes microseconds.
 
     Example:
         >>> a, b = torch.randn(300, 200), torch.randn(200, 100)
@@ -40,7 +41,7 @@ def fast_products() -> Iterator[None]:
         True
     """
     depth = getattr(_CALLED, "depth", 0)
-    _CALLED.depth = depth + (torch.backends.mkldnn.enabled and _kernels() is not None)
+    _CALLED.depth = depth + (torch.backends.mkldnn.enabled and _is_chosen())
     try:
         yield
     finally:
@@ -50,13 +51,20 @@ def fast_products() -> Iterator[None]:
 def mkl_is_narrow() -> bool:
     """Whether MKL computes in narrower vectors than this processor has."""
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return has_both and torch.backends.cpu.get_cpu_capability() == "AVX512" and "GenuineIntel" not in _maker()
+    return has_both and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _maker()
 
 
 def _maker() -> str:
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.is_file() else [platform.processor()]
-    return next((line for line in lines if line.startswith("vendor_id")), lines[0])
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line for line in lines if line.startswith("vendor_id")), "")
+
+
+def _is_chosen() -> bool:
+    with _ONE_AT_A_TIME:
+        return _kernels() is not None
 
 
 @functools.cache
@@ -80,15 +88,16 @@ def _mm(own: Callable[..., Tensor], keys: Any, a: Tensor, b: Tensor) -> Tensor:
 def _addmm(
     own: Callable[..., Tensor], keys: Any, c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1
 ) -> Tensor:
-    is_bias = beta == 1 and alpha == 1 and c.ndim == 1 and len(c) == b.shape[1] and c.dtype == torch.float32
-    return _linear(a, b, c) if is_bias and _is_large(a, b) else own(keys, c, a, b, beta=beta, alpha=alpha)
+    if _is_large(a, b) and beta == 1 and alpha == 1 and c.dtype == torch.float32 and c.shape == b.shape[1:]:
+        return _linear(a, b, c)
+    return own(keys, c, a, b, beta=beta, alpha=alpha)
 
 
 def _is_large(a: Tensor, b: Tensor) -> bool:
-    if not getattr(_CALLED, "depth", 0) or not a.dtype == b.dtype == torch.float32 or a.shape[1] != b.shape[0]:
+    if not getattr(_CALLED, "depth", 0) or not a.dtype == b.dtype == torch.float32 or not a.ndim == b.ndim == 2:
         return False
-    rows, columns = len(a), b.shape[1]
-    return rows * a.shape[1] * columns >= SMALLEST and min(rows, columns) >= _LEAST_ROWS
+    (rows, inner), (also_inner, columns) = a.shape, b.shape
+    return inner == also_inner and rows * inner * columns >= SMALLEST and min(rows, columns) >= _LEAST_SIDE
 
 
 def _linear(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

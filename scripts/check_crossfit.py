@@ -11,6 +11,7 @@ stand in the file already are not computed again, so it can be stopped and taken
 
 import argparse
 import csv
+import io
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -51,6 +52,8 @@ def measure(names: list[str], seeds: int, out: Path) -> None:
     if not out.exists():
         out.write_text(",".join(COLUMNS) + "\n")
     known = pd.read_csv(out)
+    if list(known) != COLUMNS:
+        raise SystemExit(f"{out} has other columns than {', '.join(COLUMNS)}; name another file with --out.")
     done = set(zip(known["sae"], known["seed"], strict=True))
     saes = {name: load_sae(name) for name in names}
     for hook in sorted({sae_hook_name(sae) for sae in saes.values()}):
@@ -67,11 +70,17 @@ def measure(names: list[str], seeds: int, out: Path) -> None:
                     continue
                 single = evaluate_activations(sae, x, labels, RULES, seed=seed)["summary"]
                 crossed = crossfit(sae, folds, configured_rules(RULES), probe_of_fold=probes)["crossfit"]
-                with out.open("a", newline="") as file:
-                    writer = csv.writer(file)
-                    writer.writerows(rows_of(single, "single", name, seed))
-                    writer.writerows(rows_of(crossed, "crossfit", name, seed))
+                _append(out, [*rows_of(single, "single", name, seed), *rows_of(crossed, "crossfit", name, seed)])
                 print(name, seed, flush=True)
+
+
+def _append(out: Path, rows: list[list[object]]) -> None:
+    """Put an SAE's rows behind those of the file, which is replaced as a whole, so that none is there in part."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    draft = out.with_suffix(".part")
+    draft.write_text(out.read_text() + text.getvalue())
+    draft.replace(out)
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:

@@ -10,10 +10,17 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
 from absorb_pl import load_language_model, load_sae, matrix_products
-from absorb_pl.attribution import calculate_attribution_grads, word_integrated_gradients
-from absorb_pl.attribution.word_ablation import word_ablations
+from absorb_pl.attribution import (
+    calculate_attribution_grads,
+    calculate_individual_feature_ablations,
+    calculate_integrated_gradient_attribution_patching,
+    word_ablations,
+    word_integrated_gradients,
+)
 from absorb_pl.data.residuals import read_contexts, read_residuals
+from absorb_pl.engine import compute_prefix
 from absorb_pl.matrix_products import fast_products, mkl_is_narrow
+from absorb_pl.probes.base import take_steps
 from absorb_pl.saes import encode_rows
 from absorb_pl.training import SaeSettings, SparseAutoencoderModule
 from absorb_pl.words import SpellingPrompt, tokenize_prompts
@@ -23,6 +30,7 @@ pytestmark = pytest.mark.skipif(
     reason="this PyTorch has no oneDNN, or cannot put a kernel before its own",
 )
 ROWS, INNER, COLUMNS = 256, 192, 160
+TEXT = 20 * " cat"
 LAYOUTS = {
     "contiguous": lambda rows, columns: torch.randn(rows, columns),
     "transposed": lambda rows, columns: torch.randn(columns, rows).T,
@@ -111,9 +119,33 @@ def test_other_products_are_as_ever(name, product):
 
 
 @pytest.mark.usefixtures("narrow")
-def test_matrices_that_do_not_fit_are_refused_as_ever():
-    with fast_products(), pytest.raises(RuntimeError, match="cannot be multiplied"):
-        torch.randn(ROWS, INNER) @ torch.randn(INNER + 1, COLUMNS)
+@pytest.mark.parametrize("product", [torch.mm, lambda a, b: torch.addmm(torch.ones(COLUMNS), a, b)])
+@pytest.mark.parametrize("other", [(INNER + 1, COLUMNS), (INNER,)])
+def test_matrices_that_do_not_fit_are_refused_as_ever(product, other):
+    a, b = torch.randn(ROWS, INNER), torch.randn(other)
+    with pytest.raises(RuntimeError) as expected:
+        product(a, b)
+    with fast_products(), pytest.raises(RuntimeError) as found:
+        product(a, b)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_threads_that_begin_together_share_the_kernels():
+    a, b, found = torch.randn(ROWS, INNER), torch.randn(INNER, COLUMNS), []
+
+    def work():
+        with fast_products():
+            found.append(a @ b)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(torch.equal(each, found[0]) for each in found)
+    assert torch.allclose(a @ b, found[0], atol=1e-3)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -128,9 +160,10 @@ def test_it_is_on_inside_and_in_one_thread_alone():
         with fast_products():
             assert count() == 1
         assert count() == 1
-        thread = threading.Thread(target=lambda: elsewhere.append(a @ b))
-        plain = in_onednn(lambda: [thread.start(), thread.join()])
-    assert (plain, len(elsewhere), count()) == (0, 1, 0)
+        thread = threading.Thread(target=lambda: elsewhere.append(count()))
+        thread.start()
+        thread.join()
+    assert (elsewhere, count()) == ([0], 0)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -156,6 +189,8 @@ def test_it_can_be_switched_off():
     ("maker", "capability", "expected"),
     [
         ("vendor_id\t: AuthenticAMD", "AVX512", True),
+        ("AMD64 Family 26 Model 2 Stepping 1, AuthenticAMD", "AVX512", True),
+        ("", "AVX512", False),
         ("vendor_id\t: GenuineIntel", "AVX512", False),
         ("Intel64 Family 6 Model 143 Stepping 8, GenuineIntel", "AVX512", False),
         ("vendor_id\t: AuthenticAMD", "AVX2", False),
@@ -184,19 +219,40 @@ def case():
     model = load_language_model("speller")
     texts = [SpellingPrompt(" cat:", " C", " cat", 4), SpellingPrompt(" dog:", " D", " dog", 4)] * 8
     prompts = tokenize_prompts(model.tokenizer, texts, prepend_bos=True)
-    return SimpleNamespace(model=model, sae=load_sae("speller/l1-standard-w512-dense"), prompts=prompts)
+    sae = load_sae("speller/l1-standard-w512-dense")
+    return SimpleNamespace(model=model, sae=sae, prompts=prompts, prefix=compute_prefix(model, prompts, [HOOK]))
+
+
+def inside(*_):
+    return matrix_products._CALLED.depth > 0
 
 
 def margin(logits, rows):
+    assert inside()
     return logits.gather(1, rows[:, None])[:, 0] - logits.mean(dim=1)
 
 
-def train(steps):
+def last_logit(logits):
+    assert inside()
+    return logits[..., -1, 5]
+
+
+def train_sae(steps):
     saes = {"small": SaeSettings("topk", 64, settings={"k": 4})}
     module = SparseAutoencoderModule(saes, {"x": 16})
     data = DataLoader([{"x": torch.randn(16, 16)}] * steps, batch_size=None)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     Trainer(max_steps=steps, accelerator="cpu", enable_model_summary=False, **quiet).fit(module, data)
+
+
+def step_probe():
+    probe = torch.nn.Linear(16, 16)
+
+    def losses(batch):
+        assert inside()
+        return probe(batch["x"]).square().mean()
+
+    take_steps(torch.optim.SGD(probe.parameters(), lr=0.1), {"x": torch.randn(16, 16)}, None, losses)
 
 
 HOOK = "blocks.1.hook_resid_post"
@@ -206,12 +262,18 @@ WORK = {
         c.model, c.prompts.input_ids, c.prompts.attention_mask, c.prompts.word_positions, [HOOK]
     ),
     "encoding": lambda c: encode_rows(c.sae, torch.randn(64, 128)),
-    "integrated gradients": lambda c: word_integrated_gradients(c.model, c.sae, c.prompts, margin),
-    "ablations": lambda c: word_ablations(c.model, c.sae, c.prompts, margin),
-    "gradients": lambda c: calculate_attribution_grads(
-        c.model, 20 * " cat", lambda logits: logits[:, -1, 5], include_saes={HOOK: c.sae}
+    "prefixes": lambda c: compute_prefix(c.model, c.prompts, [HOOK]),
+    "scores of words": lambda c: word_integrated_gradients(c.model, c.sae, c.prompts, margin, prefix=c.prefix),
+    "ablations of words": lambda c: word_ablations(c.model, c.sae, c.prompts, margin, prefix=c.prefix),
+    "gradients": lambda c: calculate_attribution_grads(c.model, TEXT, last_logit, include_saes={HOOK: c.sae}),
+    "integrated gradients": lambda c: calculate_integrated_gradient_attribution_patching(
+        c.model, TEXT, last_logit, patch_indices=[3], include_saes={HOOK: c.sae}, interpolation_steps=2
     ),
-    "training": lambda _: train(2),
+    "ablations": lambda c: calculate_individual_feature_ablations(
+        c.model, TEXT, last_logit, c.sae, ablate_features=[1, 2], ablate_token_index=3
+    ),
+    "training SAEs": lambda _: train_sae(2),
+    "training probes": lambda _: step_probe(),
 }
 
 

@@ -143,6 +143,7 @@ def words_at_once(sae: SparseAutoencoder) -> int:
     return rows_at_once(sae.W_dec.shape[0], max(4, sae.W_dec.element_size()), _MATRICES)
 
 
+@fast_products()
 def visit_words(
     model: HookedModel,
     prompts: TokenizedPrompts,
@@ -211,7 +212,6 @@ def _check_prefix(prefix: WordPrefix, hook_name: str, wanted: list[int]) -> None
         )
 
 
-@fast_products()
 def _integrate(
     model: HookedModel,
     sae: SparseAutoencoder,

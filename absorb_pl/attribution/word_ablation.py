@@ -14,7 +14,6 @@ from absorb_pl.engine.prefix import Engine, PrefixBucket, WordPrefix, bucket_log
 from absorb_pl.errors import AbsorbError, ShapeError
 from absorb_pl.functional.absorption import SILENT
 from absorb_pl.functional.precision import at_least_float32
-from absorb_pl.matrix_products import fast_products
 from absorb_pl.models.hooked_model import HookedModel
 from absorb_pl.ranges import Count, NotNegative, check_ranges
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -160,7 +159,6 @@ def check_latents(sae: SparseAutoencoder, latents: Sequence[int] | None) -> None
             )
 
 
-@fast_products()
 def ablate_bucket(
     sae: SparseAutoencoder,
     bucket: PrefixBucket,

@@ -61,7 +61,9 @@ def read_contexts(
 ) -> dict[str, Float[Tensor, "contexts tokens d_hook"]]:
     """Activations at all tokens of contexts without padding, for several hooks at once; the pass ends as above.
 
-    Models that can be run out of their wrappers (`bare_model`) are, which takes less time.
+    Models that can be run out of their wrappers (`bare_model`) are, which takes less time; whether they can is tried on
+    the first context, all of the model, and again on longer ones. Hooks of TransformerLens are heard; such as are
+    placed on Hugging Face's modules by other ways are not.
 
     Args:
         model: A `TransformerBridge`.

@@ -86,11 +86,13 @@ class BareModel:
         self.module = unwrapped(model.original_model)
         self._accepted = set(inspect.signature(self.module.forward).parameters)
         names = {component: name for name, component in wrappers(model.original_model, self.module).items()}
-        if (unembedding := self.module.get_output_embeddings()) is not None:
-            # the last of the hidden states are not contiguous, which makes this product several times slower
-            unembedding.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+        unembedding = self.module.get_output_embeddings()
+        if unembedding is not None and unembedding not in set(model.original_model.modules()):
+            # A slice of the hidden states is not contiguous, which makes its product several times slower.
+            unembedding.register_forward_pre_hook(lambda _, args: _first(args, args[0].contiguous()) if args else None)
         self._block_names = [names[block] for block in model.blocks]
         self._sites: dict[str, Site | None] = {}
+        self._tried_on: dict[str, int] = {}
         self._pass = _Pass()
         for number, name in enumerate(self._block_names):
             block = self.module.get_submodule(name)
@@ -114,22 +116,47 @@ class BareModel:
             Where the hook's activation is; None if it is no block's nor its modules' input or output, or the models
             do not agree.
         """
-        if hook_name not in self._sites:
+        length = token_ids.shape[1]
+        known = self._sites.get(hook_name)
+        if hook_name not in self._sites or (known is not None and length > self._tried_on[hook_name]):
             site = self._find(model, model.hook_dict[hook_name])
             self._sites[hook_name] = site and self._tried(model, hook_name, site, token_ids, position)
+            self._tried_on[hook_name] = length
         return self._sites[hook_name]
 
+    @torch.no_grad()
     def _tried(self, model: Any, hook_name: str, site: Site, token_ids: Tensor, position: int) -> Site | None:
+        """The site with its shape; None if the hooked model gives something else there or from there on."""
+        clean: list[Tensor] = []
+
+        def halve(activation: Tensor, **_: Any) -> Tensor:
+            clean.append(activation[:, position].to(token_ids.device))
+            return put_at(activation, position, activation[:, position] / 2)
+
+        last_only = {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
+        with model.hooks(fwd_hooks=[(hook_name, halve)]):
+            expected = model.original_model(token_ids, **last_only).logits[:, -1]
         try:
-            found = self._compared(model, hook_name, site, token_ids, position)
-            reason = f"from {hook_name} on it gives other logits than in its wrappers"
+            found, read = self._changed(site, token_ids, position, clean[0])
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # a module that lays tokens out in a way of its own
-            found, reason = None, f"at {hook_name}: {error}"
-        if found is None:
-            _warn_of_whole_sequences(model, reason)
-        return found
+        except _OTHER_LAYOUT as error:
+            _warn_of_whole_sequences(model, f"at {hook_name}: {type(error).__name__}: {error}")
+            return None
+        if _close(found, expected) and _close(read, clean[0]):
+            return replace(site, shape=tuple(clean[0].shape[1:]))
+        _warn_of_whole_sequences(model, f"from {hook_name} on it gives other logits than in its wrappers")
+        return None
+
+    def _changed(self, site: Site, token_ids: Tensor, position: int, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Last logits with half of the activation at a token, and the activation there."""
+        run = AttentionRun(PrefixStates(), width=position)
+        if position:
+            run = AttentionRun(self.prefix_states(token_ids[:, :position]), runs_of=(1,), width=position)
+        rest = token_ids[:, position:]
+        residuals, activations = self.read(rest, run, [site])
+        found = self.logits(rest, run, site, residuals[site.block], clean / 2, 0)[:, -1]
+        return found, activations[site][:, 0].reshape(clean.shape)
 
     def _find(self, model: Any, point: Any) -> Site | None:
         components = wrappers(model.original_model, self.module)
@@ -143,27 +170,6 @@ class BareModel:
                 if path.startswith(f"{name}.") and (point is component.hook_in or point is component.hook_out):
                     return Site(number, path, point is component.hook_in)
         return None
-
-    @torch.no_grad()
-    def _compared(self, model: Any, hook_name: str, site: Site, token_ids: Tensor, position: int) -> Site | None:
-        """The site with its shape; None if the hooked model gives something else there or from there on."""
-        clean: list[Tensor] = []
-
-        def halve(activation: Tensor, **_: Any) -> Tensor:
-            clean.append(activation[:, position].to(token_ids.device))
-            return put_at(activation, position, activation[:, position] / 2)
-
-        with model.hooks(fwd_hooks=[(hook_name, halve)]):
-            expected = model.original_model(token_ids).logits[:, -1]
-        run = AttentionRun(PrefixStates(), width=position)
-        if position:
-            run = AttentionRun(self.prefix_states(token_ids[:, :position]), runs_of=(1,), width=position)
-        rest = token_ids[:, position:]
-        residuals, activations = self.read(rest, run, [site])
-        found = self.logits(rest, run, site, residuals[site.block], clean[0] / 2, 0)[:, -1]
-        read = activations[site][:, 0].reshape(clean[0].shape)
-        agree = _close(found, expected) and _close(read, clean[0])
-        return replace(site, shape=tuple(clean[0].shape[1:])) if agree else None
 
     @torch.no_grad()
     def prefix_states(self, token_ids: Int[Tensor, "prefixes tokens"]) -> PrefixStates:
@@ -281,6 +287,9 @@ class BareModel:
             lambda _, __, output: _first(output, see(output[0] if isinstance(output, tuple) else output))
         )
 
+
+_OTHER_LAYOUT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What goes wrong at modules that take or give something else than one tensor, `[runs, tokens, width]`."""
 
 _MADE: WeakKeyDictionary[Any, tuple[tuple[Any, ...], BareModel | None]] = WeakKeyDictionary()
 

@@ -1,7 +1,7 @@
 """How much of a feature other latents carry in place of its own: the definitions of the rule `absorb-pl-1`.
 
-The feature of a class is what its tracking latent writes: the unit decoder row `d` of the latent whose firing tells the
-class best. At a word with activation `x`,
+The feature of a class is what its tracking latent writes: the unit decoder row `d` of the latent whose activation tells
+the class best. At a word with activation `x`,
 
 - the feature's size is `P = ⟨x, d⟩` less what is along `d` without the feature: the mean over words x' of other classes
   of `⟨x', d⟩`, but for what the feature's own latents and those of other classes (see below) write there;

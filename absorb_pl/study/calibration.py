@@ -145,7 +145,7 @@ class CalibrationStage(Stage):
             "rules": self.config.rules,
             "splits": asdict(self.config.splits),
             "split_seed": self.config.seed,
-            "format": 4,
+            "format": 5,
         }
 
     @override

@@ -165,7 +165,9 @@ class SparseAutoencoderModule(LightningModule):
         for sae, settings in zip(self._saes(), self.settings.values(), strict=True):
             by_lr.setdefault(settings.lr or chosen.lr, []).extend(sae.parameters())
         groups = [{"params": weights, "lr": lr} for lr, weights in by_lr.items()]
-        optimizer = Adam(groups, betas=(chosen.adam_beta1, chosen.adam_beta2), fused=True)
+        # Under 16-mixed a fused Adam takes scaled gradients, which must not be clipped as if they were not.
+        fused = None if self.trainer.precision == "16-mixed" else True
+        optimizer = Adam(groups, betas=(chosen.adam_beta1, chosen.adam_beta2), fused=fused)
         schedule = get_lr_scheduler(
             chosen.lr_scheduler,
             optimizer=optimizer,

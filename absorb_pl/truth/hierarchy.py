@@ -14,7 +14,6 @@ from torch import Tensor
 
 from absorb_pl.errors import ShapeError
 from absorb_pl.functional.carried import aligned_latents
-from absorb_pl.functional.k_sparse import tracking_ranks
 from absorb_pl.functional.similarity import cosine_similarity_matrix
 from absorb_pl.functional.truth import edge_gap, true_absorption
 from absorb_pl.ranges import Count, CountOrZero, Fraction, Range, Seed, check_ranges
@@ -181,10 +180,10 @@ def hierarchy_truth(
 ) -> pd.DataFrame:
     """What is true of every sample that has a parent, for a trained SAE.
 
-    The latent that tracks a parent is, of the ten whose decoder rows are nearest to its direction, the one that tells
-    it best by its activation (F1 at its best threshold), the nearest of equally good ones. Latents whose decoder rows
-    point as that one's does are a split of the parent. Any other latent belongs to the feature, parents aside, that its
-    decoder row is nearest to; it carries a parent if that feature is one of the parent's and is there.
+    The latent that tracks a parent is, of the ten whose decoder rows are nearest to its direction, the one whose
+    activation goes best with its size (the largest correlation, over samples with and without it). Latents whose
+    decoder rows point as that one's does are a split of the parent. Any other latent belongs to the feature, parents
+    aside, that its decoder row is nearest to; it carries a parent if that feature is one of the parent's and is there.
 
     Args:
         world: The world.
@@ -207,7 +206,7 @@ def hierarchy_truth(
         rows = (sizes[:, parent] > 0).nonzero().squeeze(1)
         if not len(rows):
             continue
-        tracking = _tracking(cosines[parent], latents, sizes[:, parent] > 0)
+        tracking = _tracking(cosines[parent], latents, sizes[:, parent])
         own = aligned_latents(decoder, tracking, min_alignment)
         is_child = torch.zeros(world.settings.features, dtype=torch.bool)
         is_child[list(world.children_of(parent))] = True
@@ -250,7 +249,7 @@ def hierarchy_edges(
     found = []
     for parent in range(world.settings.parents):
         there = sizes[:, parent] > 0
-        tracking = _tracking(cosines[parent], latents, there)
+        tracking = _tracking(cosines[parent], latents, sizes[:, parent])
         for child in world.children_of(parent):
             edge = edge_gap(latents[:, tracking] != 0, there, sizes[:, child] > 0)
             found.append(
@@ -266,7 +265,10 @@ def hierarchy_edges(
     return pd.DataFrame(found)
 
 
-def _tracking(cosines: Tensor, latents: Tensor, is_there: Tensor) -> int:
+def _tracking(cosines: Tensor, latents: Tensor, sizes: Tensor) -> int:
     near = cosines.topk(min(_NEAREST, len(cosines))).indices
-    ranks, _ = tracking_ranks(latents[:, near][None], is_there[:, None])
-    return int(near[ranks[0]])
+    activations, size = latents[:, near].double(), sizes.double()
+    activations, size = activations - activations.mean(dim=0), size - size.mean()
+    spread = activations.norm(dim=0) * size.norm()
+    correlations = torch.where(spread > 0, size @ activations / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0)
+    return int(near[correlations.argmax()])

@@ -96,7 +96,7 @@ class Humming(Read):
         return torch.cat([sizes, most], dim=1)
 
 
-def test_a_parent_is_tracked_by_the_latent_whose_activation_tells_it_and_not_by_what_fires_less_often():
+def test_a_parent_is_tracked_by_the_latent_whose_activation_goes_with_its_size():
     world = HierarchyWorld(SETTINGS)
     sizes, activations, _ = world.labelled(60, seed=1)
     sae = Humming(world)
