@@ -21,6 +21,7 @@ import torch
 
 from absorb_pl import evaluate_activations, load_sae
 from absorb_pl.data import ActivationDataModule
+from absorb_pl.data.drafts import whole_file
 from absorb_pl.evaluators.crossfit import crossfit
 from absorb_pl.evaluators.folds import CrossfitSettings, Folds
 from absorb_pl.functional.paired import sign_flip_test
@@ -78,9 +79,8 @@ def _append(out: Path, rows: list[list[object]]) -> None:
     """Put an SAE's rows behind those of the file, which is replaced as a whole, so that none is there in part."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    draft = out.with_suffix(".part")
-    draft.write_text(out.read_text() + text.getvalue())
-    draft.replace(out)
+    with whole_file(out) as draft:
+        draft.write_text(out.read_text() + text.getvalue())
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ class _AllRead(Exception):
     """Ends a forward pass once every hook asked for has fired."""
 
 
+@fast_products()
 @torch.no_grad()
 def read_residuals(
     model: Any,
@@ -55,6 +56,7 @@ def read_residuals(
     return _read(model, input_ids, mask, hook_names, at_positions)
 
 
+@fast_products()
 @torch.no_grad()
 def read_contexts(
     model: Any, input_ids: Int[Tensor, "contexts tokens"], hook_names: Sequence[str]
@@ -78,8 +80,7 @@ def read_contexts(
         sites = {name: bare.site(model, name, input_ids[:1], input_ids.shape[1] // 2) for name in hook_names}
         known = [site for site in sites.values() if site is not None]
         if len(known) == len(sites):
-            with fast_products():
-                _, found = bare.read(input_ids, AttentionRun(PrefixStates()), known)
+            _, found = bare.read(input_ids, AttentionRun(PrefixStates()), known)
             return {name: found[site] for name, site in zip(sites, known, strict=True)}
     return _read(model, input_ids, None, hook_names, lambda activations: activations.flatten(2))
 
@@ -102,7 +103,7 @@ def _read(
     fwd_hooks = [(name, partial(keep, name=name)) for name in hook_names]
     options = {"use_cache": False} if hasattr(model.original_model.config, "use_cache") else {}
     try:
-        with fast_products(), model.hooks(fwd_hooks=fwd_hooks):
+        with model.hooks(fwd_hooks=fwd_hooks):
             model.original_model(input_ids=input_ids, attention_mask=mask, **options)
     except _AllRead:
         pass

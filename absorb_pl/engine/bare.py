@@ -91,8 +91,7 @@ class BareModel:
             # A slice of the hidden states is not contiguous, which makes its product several times slower.
             unembedding.register_forward_pre_hook(lambda _, args: _first(args, args[0].contiguous()) if args else None)
         self._block_names = [names[block] for block in model.blocks]
-        self._sites: dict[str, Site | None] = {}
-        self._tried_on: dict[str, int] = {}
+        self._sites: dict[str, tuple[Site | None, int]] = {}  # and the length of the longest text it was tried on
         self._pass = _Pass()
         for number, name in enumerate(self._block_names):
             block = self.module.get_submodule(name)
@@ -117,12 +116,25 @@ class BareModel:
             do not agree.
         """
         length = token_ids.shape[1]
-        known = self._sites.get(hook_name)
-        if hook_name not in self._sites or (known is not None and length > self._tried_on[hook_name]):
+        site, tried_on = self._sites.get(hook_name, (None, 0))
+        if hook_name not in self._sites or (site is not None and length > tried_on):
             site = self._find(model, model.hook_dict[hook_name])
-            self._sites[hook_name] = site and self._tried(model, hook_name, site, token_ids, position)
-            self._tried_on[hook_name] = length
-        return self._sites[hook_name]
+            site = site and self._tried(model, hook_name, site, token_ids, position)
+            self._sites[hook_name] = site, length
+        return site
+
+    def _find(self, model: Any, point: Any) -> Site | None:
+        components = wrappers(model.original_model, self.module)
+        for number, name in enumerate(self._block_names):
+            block = components[name]
+            if point is block.hook_in:
+                return Site(number)
+            if point is block.hook_out:
+                return Site(number + 1)
+            for path, component in components.items():
+                if path.startswith(f"{name}.") and (point is component.hook_in or point is component.hook_out):
+                    return Site(number, path, point is component.hook_in)
+        return None
 
     @torch.no_grad()
     def _tried(self, model: Any, hook_name: str, site: Site, token_ids: Tensor, position: int) -> Site | None:
@@ -157,19 +169,6 @@ class BareModel:
         residuals, activations = self.read(rest, run, [site])
         found = self.logits(rest, run, site, residuals[site.block], clean / 2, 0)[:, -1]
         return found, activations[site][:, 0].reshape(clean.shape)
-
-    def _find(self, model: Any, point: Any) -> Site | None:
-        components = wrappers(model.original_model, self.module)
-        for number, name in enumerate(self._block_names):
-            block = components[name]
-            if point is block.hook_in:
-                return Site(number)
-            if point is block.hook_out:
-                return Site(number + 1)
-            for path, component in components.items():
-                if path.startswith(f"{name}.") and (point is component.hook_in or point is component.hook_out):
-                    return Site(number, path, point is component.hook_in)
-        return None
 
     @torch.no_grad()
     def prefix_states(self, token_ids: Int[Tensor, "prefixes tokens"]) -> PrefixStates:
@@ -289,7 +288,7 @@ class BareModel:
 
 
 _OTHER_LAYOUT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What goes wrong at modules that take or give something else than one tensor, `[runs, tokens, width]`."""
+"""What goes wrong at modules that take or give something else than they do in most models."""
 
 _MADE: WeakKeyDictionary[Any, tuple[tuple[Any, ...], BareModel | None]] = WeakKeyDictionary()
 
@@ -326,7 +325,7 @@ def _try_to_make(model: HookedModel) -> BareModel | None:
         return bare
     except torch.OutOfMemoryError:
         raise
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except _OTHER_LAYOUT as error:
         _warn_of_whole_sequences(model, f"{type(error).__name__}: {error}")
         return None
 

@@ -267,8 +267,5 @@ def hierarchy_edges(
 
 def _tracking(cosines: Tensor, latents: Tensor, sizes: Tensor) -> int:
     near = cosines.topk(min(_NEAREST, len(cosines))).indices
-    activations, size = latents[:, near].double(), sizes.double()
-    activations, size = activations - activations.mean(dim=0), size - size.mean()
-    spread = activations.norm(dim=0) * size.norm()
-    correlations = torch.where(spread > 0, size @ activations / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0)
-    return int(near[correlations.argmax()])
+    correlations = torch.corrcoef(torch.stack([sizes, *latents[:, near].T]).double())[0, 1:]
+    return int(near[correlations.nan_to_num().argmax()])  # missing where a latent is the same on all samples
