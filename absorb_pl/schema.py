@@ -58,12 +58,15 @@ _CAUSAL = {
     "positive_token": Column("str", "Token of the right answer: `answer` (` X`) or `published` (the bare letter)."),
     "engine": Column("str", "`suffix` if only the tokens from the word on were run, `whole` if whole prompts were."),
 }
-_RANKED = {
-    "main_latents": Column("object", "The class's main latents."),
-    "main_scores": Column("object", "Their integrated-gradient scores.", "logits"),
+_SCORED = {
     "latents": Column("object", "Latents with the most negative scores, most negative first."),
     "scores": Column("object", "Their scores.", "logits"),
     "activations": Column("object", "Their activations.", "activation"),
+}
+_RANKED = {
+    "main_latents": Column("object", "The class's main latents."),
+    "main_scores": Column("object", "Their integrated-gradient scores.", "logits"),
+    **_SCORED,
     "probe_cos": Column("object", "Cosines of their decoder rows with the probe."),
 }
 _PROJECTED = {
@@ -92,6 +95,9 @@ _CARRIED = {
     "carrier_latents": Column("object", "Those of the others that write most along it."),
     "carrier_parts": Column("object", "What they write.", "activation"),
 }
+
+SCORES: Columns = {**_SAE, **_WORD, **_CAUSAL, **_SCORED}
+"""Integrated gradients at words, whatever probes and main latents say of them."""
 
 GRADIENTS: Columns = {**_SAE, **_WORD, **_CAUSAL, **_TOP, **_RANKED}
 """Evidence of the paper's rules: integrated gradients at the candidate words."""
@@ -415,6 +421,23 @@ CROSSFIT: Columns = {
 }
 """One row per SAE and rule, and one per class: rates over words that were all judged out of sample."""
 
+CROSSFIT_LETTERS: Columns = {
+    **_SAE,
+    **_RULE,
+    "repeat": Column("int64", "Number of the repeat."),
+    **_LABEL,
+    "main_latents": Column("object", "Main latents of the class's folds, those of most folds first."),
+    "num_words": Column("int64", "Words of the class.", "words"),
+    "num_probe_true_positives": Column(
+        "int64", "Those on which the linear probe of their fold sees the class.", "words"
+    ),
+    "num_candidates": Column("int64", "Those of them that the rule looks at.", "words"),
+    "sample_portion": Column("float64", "Share of the candidates that was judged."),
+    "probe_f1": Column("float64", "F1 of the linear probes on the words held out, mean over folds."),
+    "sae_fires": Column("bool", "Whether any latent of the SAE fires on any word."),
+}
+"""One row per SAE, rule, repeat and class: what its rate in `crossfit` is made of."""
+
 CROSSFIT_WORDS: Columns = {
     **_SAE,
     **_RULE,
@@ -426,7 +449,7 @@ CROSSFIT_WORDS: Columns = {
     "absorption_fraction": Column("float64", "Share of the feature that was absorbed, for rules that say so."),
     "top_latent": _TOP["top_latent"],
 }
-"""One row per SAE, rule, repeat and word on which the probe sees the class."""
+"""One row per SAE, rule, repeat and word that the rule judged; on others that the probe sees, nothing is absorbed."""
 
 SHUFFLES: Columns = {
     **_SAE,
@@ -509,6 +532,7 @@ TABLES: Mapping[str, Columns] = {
     "ablations": ABLATIONS,
     "spelling": SPELLING,
     "crossfit": CROSSFIT,
+    "crossfit_letters": CROSSFIT_LETTERS,
     "crossfit_words": CROSSFIT_WORDS,
     "shuffles": SHUFFLES,
     "comparison": COMPARISON,

@@ -2,8 +2,8 @@
 
     python scripts/check_crossfit.py [--saes 'speller/*'] [--seeds 16] [--out lightning_logs/check_crossfit.csv]
 
-Scores every SAE with each seed, once with a single split as published and once cross-fitted (5 folds, 3 repeats), by
-the rules that need no model. For each way and rule it prints in how many cases the 95 % interval of one seed holds the
+Scores every SAE with each seed, once with a single split as published and once cross-fitted (5 folds, 3 repeats). For
+each way and rule it prints in how many cases the 95 % interval of one seed holds the
 mean over all seeds, and the standard deviation over seeds, as a share of the single split's. Then it compares each SAE
 with itself under another seed, letter by letter, and prints how often that is called a difference at 5 %. Rows that
 stand in the file already are not computed again, so it can be stopped and taken up.
@@ -19,17 +19,26 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from absorb_pl import evaluate_activations, load_sae
+from absorb_pl import load_sae
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.data.drafts import whole_file
-from absorb_pl.evaluators.crossfit import crossfit
+from absorb_pl.data.splits import stratified_split
+from absorb_pl.evaluators.absorption import gather_gradients
+from absorb_pl.evaluators.crossfit import ScoreWords, crossfit
+from absorb_pl.evaluators.evaluation import evaluate_rules
 from absorb_pl.evaluators.folds import CrossfitSettings, Folds
+from absorb_pl.evaluators.gradients import score_words
+from absorb_pl.evaluators.sae_probing import EvaluationRows
+from absorb_pl.evaluators.training import train_linear_probe, train_sae_probes
 from absorb_pl.functional.paired import sign_flip_test
+from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.rules import configured_rules
+from absorb_pl.rules.evidence import Gradients
 from absorb_pl.saes import expand_sae_names
+from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.properties import sae_hook_name
 
-RULES = ["absorb-pl-1", "saebench-0.6.0", "saebench-0.3.2"]
+RULES = configured_rules(["absorb-pl-1", "saebench-0.6.0", "saebench-0.3.2", "paper"])
 AMOUNTS = {
     "rate": ("absorption_rate", "ci_low", "ci_high"),
     "share": ("absorption_fraction", "fraction_ci_low", "fraction_ci_high"),
@@ -48,7 +57,7 @@ def rows_of(table: pd.DataFrame, way: str, sae: str, seed: int) -> Iterator[list
 
 
 def measure(names: list[str], seeds: int, out: Path) -> None:
-    """Score all SAEs with all seeds, hook by hook, so that SAEs share the linear probes of folds."""
+    """Score all SAEs with all seeds, hook by hook, so that SAEs share linear probes."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.exists():
         out.write_text(",".join(COLUMNS) + "\n")
@@ -61,18 +70,50 @@ def measure(names: list[str], seeds: int, out: Path) -> None:
         data = ActivationDataModule(hook_name=hook, val_fraction=0.0)
         data.prepare_data()
         data.setup("fit")
-        x = data.rows(torch.arange(len(data.labels)))
-        labels = [data.class_names[c] for c in data.label_numbers.tolist()]
+        x, y = data.rows(torch.arange(len(data.labels))), data.labels.bool()
+        of_hook = {name: sae for name, sae in saes.items() if sae_hook_name(sae) == hook}
+        scored = {name: remembered(score_words(sae, data, "auto", "cpu")) for name, sae in of_hook.items()}
         for seed in range(seeds):
-            folds = Folds(x, data.labels.bool(), data.class_names, CrossfitSettings(), seed * 1_000)
+            missing = {name: sae for name, sae in of_hook.items() if (name, seed) not in done}
+            if not missing:
+                continue
+            split = stratified_split(data.label_numbers, (0.8, 0.2), seed)
+            probe, _ = train_linear_probe(
+                x[split[0]], y[split[0]].long(), LinearProbeSettings(), data.class_names, seed
+            )
+            weight, bias = probe.weights.detach(), probe.biases.detach()
+            rows = EvaluationRows.of(x[split[1]], y[split[1]], split[1], weight, bias, data.class_names)
+            folds = Folds(x, y, data.class_names, CrossfitSettings(), seed * 1_000)
             probes = folds.probe_of_fold()
-            for name, sae in saes.items():
-                if sae_hook_name(sae) != hook or (name, seed) in done:
-                    continue
-                single = evaluate_activations(sae, x, labels, RULES, seed=seed)["summary"]
-                crossed = crossfit(sae, folds, configured_rules(RULES), probe_of_fold=probes)["crossfit"]
+            for name, sae in missing.items():
+                single = single_split(sae, data, split[0], rows, seed)
+                crossed = crossfit(sae, folds, RULES, probe_of_fold=probes, score_words=scored[name])["crossfit"]
                 _append(out, [*rows_of(single, "single", name, seed), *rows_of(crossed, "crossfit", name, seed)])
                 print(name, seed, flush=True)
+
+
+def single_split(
+    sae: SparseAutoencoder, data: ActivationDataModule, train: torch.Tensor, rows: EvaluationRows, seed: int
+) -> pd.DataFrame:
+    """Rates of an SAE by each rule, as a study with this seed has them."""
+    x, y = data.rows(train), data.labels[train].long()
+    [(sparse, _)] = train_sae_probes([sae], x, y, KSparseSettings(), data.class_names, seed)
+    gather = gather_gradients(sae, data, rows.probe_weight, "auto", torch.device("cpu"))
+    _, judgements = evaluate_rules(sae, sparse, rows, RULES, gather_gradients=gather)
+    return pd.DataFrame([judgement.figures for judgement in judgements])
+
+
+def remembered(score: ScoreWords) -> ScoreWords:
+    """The same, with no word scored twice: a word's gradients do not depend on the seed."""
+    known: list[pd.DataFrame] = []
+
+    def scores(words: pd.DataFrame, evidence: Gradients) -> pd.DataFrame:
+        new = words[~words["row"].isin({row for table in known for row in table["row"]})]
+        if len(new) or not known:
+            known.append(score(new, evidence))
+        return pd.concat(known)
+
+    return scores
 
 
 def _append(out: Path, rows: list[list[object]]) -> None:

@@ -52,6 +52,7 @@ ABOUT = {
     "hedging": "One row per SAE in training and step at which it was measured; of `MeasureHedging`.",
     "shuffles": "One row per SAE, rule and amount; of a study with `shuffles`.",
     "crossfit": "One row per SAE and rule, and one per class; of a study with `crossfit`.",
+    "crossfit_letters": "One row per SAE, rule, repeat and class; of a study with `crossfit`.",
     "crossfit_words": "One row per SAE, rule, repeat and word; of a study with `crossfit`.",
     "comparison": "One row per rule and pair of SAEs, and one per class (`absorb-pl compare`).",
     "power": "One row per SAE and rule (`absorb-pl power`).",

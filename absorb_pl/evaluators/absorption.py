@@ -11,23 +11,22 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients, words_at_once
+from absorb_pl.attribution.suffix import WordScores
 from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.data.drafts import user_path
 from absorb_pl.data.publication import check_published
-from absorb_pl.engine.prefix import WordPrefix, compute_prefix
 from absorb_pl.engine.run_size import RunSize
 from absorb_pl.errors import AbsorbError, ManifestMismatchError
-from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts, read_probe_weights
+from absorb_pl.evaluators.causal import read_probe_weights
 from absorb_pl.evaluators.evaluation import GatherGradients
+from absorb_pl.evaluators.gradients import GradientEvaluator
 from absorb_pl.evaluators.sae_probing import SaeProbing
-from absorb_pl.functional.absorption import gradient_scores, most_negative_latents
+from absorb_pl.functional.absorption import gradient_scores
 from absorb_pl.ranges import check_ranges
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.saes.properties import check_hooks_agree
-from absorb_pl.schema import GRADIENTS, empty_table
-from absorb_pl.words.answers import PositiveToken
+from absorb_pl.schema import GRADIENTS
 from absorb_pl.words.prompting import SpellingPrompt
 from absorb_pl.words.tasks import Task
 
@@ -92,13 +91,12 @@ def check_words(candidates: pd.DataFrame, texts: Sequence[SpellingPrompt]) -> No
             )
 
 
-class AbsorptionEvaluator(CausalEvaluator):
+class AbsorptionEvaluator(GradientEvaluator):
     """Scores candidate words by integrated gradients, for any number of SAEs in one pass over the words.
 
-    Give batches of a `PromptDataModule`. The prefix of a batch is run once for all SAEs of all hooks, then each
-    SAE's candidates in the batch are scored from it. Predicts one table per batch, with the columns of
-    `absorb_pl.schema.GRADIENTS`: the evidence that the paper's rules judge (see `absorb_pl.rules`). Use a Trainer with
-    `inference_mode=False`: scores are gradients.
+    A `GradientEvaluator` that also says what the class's main latents do at each word, and how latents point along its
+    probe: predicts one table per batch, with the columns of `absorb_pl.schema.GRADIENTS`, the evidence that the paper's
+    rules judge (see `absorb_pl.rules`). Use a Trainer with `inference_mode=False`: scores are gradients.
 
     Args:
         model: A `TransformerBridge`, or a name for `load_language_model`.
@@ -127,11 +125,10 @@ class AbsorptionEvaluator(CausalEvaluator):
         model_dtype: str = "float32",
     ) -> None:
         check_ranges(AbsorptionEvaluator.__init__, locals())
-        evidence = evidence or Gradients()
-        self.evidence = (evidence,) if isinstance(evidence, Gradients) else tuple(evidence)
-        tokens: list[PositiveToken] = list(dict.fromkeys(each.positive_token for each in self.evidence))
-        super().__init__(model, saes, tokens, batch_size, sae_dtype, model_dtype)
         self.inputs = inputs if isinstance(inputs, AbsorptionInputs) else AbsorptionInputs.from_run(inputs)
+        super().__init__(
+            model, saes, self.inputs.candidates, evidence or Gradients(), batch_size, sae_dtype, model_dtype
+        )
         missing = sorted(set(self.saes) - set(self.inputs.letters["sae"]))
         if missing:
             raise AbsorbError(
@@ -140,9 +137,6 @@ class AbsorptionEvaluator(CausalEvaluator):
                 expected=f"SAEs that the inputs hold: {', '.join(self.inputs.letters['sae'].unique())}",
                 remedy="Put it into the study whose run folder is given.",
             )
-        self._candidates = {
-            name: rows.set_index("row")["label"] for name, rows in self.inputs.candidates.groupby("sae", sort=False)
-        }
         self._mains = {
             (row["sae"], row["label"]): [int(latent) for latent in row["main_latents"]]
             for row in self.inputs.letters.to_dict("records")
@@ -159,88 +153,24 @@ class AbsorptionEvaluator(CausalEvaluator):
         self._probe_cos = self.probe_cosines(self.inputs.probe_weights)
 
     @override
-    def tabulate(self, batch: dict[str, Tensor]) -> pd.DataFrame:
-        """Score the candidates among a batch of prompts, after `prepare`.
-
-        Args:
-            batch: A batch of a `PromptDataModule`.
-
-        Returns:
-            One row per SAE, evidence and candidate word.
-        """
-        place = {row: number for number, row in enumerate(batch["index"].tolist())}
-        wanted = {
-            name: rows
-            for name in self.saes
-            if name in self._candidates and (rows := [row for row in self._candidates[name].index if row in place])
-        }
-        if not wanted:
-            return empty_table(GRADIENTS)
-        with torch.enable_grad():
-            prefix = compute_prefix(
-                self.language_model,
-                batch_prompts(batch),
-                sorted({self.hooks[name] for name in wanted}),
-                rows=sorted({place[row] for rows in wanted.values() for row in rows}),
-                batch_size=self.sequences(batch),
-            )
-            tables = []
-            for name, rows in wanted.items():
-                at_once = words_at_once(self.saes[name])
-                for evidence in self.evidence:
-                    for start in range(0, len(rows), at_once):
-                        part = rows[start : start + at_once]
-                        found = self._scores(name, batch, prefix, [place[row] for row in part], evidence)
-                        table = self._table(name, part, found, evidence.top_latents)
-                        table = table.assign(positive_token=evidence.positive_token, engine=prefix.engine)
-                        tables.append(table[list(GRADIENTS)])
-        return pd.concat(tables, ignore_index=True)
-
-    def _scores(
-        self, name: str, batch: dict[str, Tensor], prefix: WordPrefix, places: list[int], evidence: Gradients
-    ) -> WordScores:
-        return word_integrated_gradients(
-            self.language_model,
-            self.saes[name],
-            batch_prompts(batch),
-            self.metric(batch, evidence.positive_token),
-            hook_name=self.hooks[name],
-            steps=evidence.steps,
-            prefix=prefix,
-            rows=places,
-            batch_size=self.sequences(batch),
-        )
-
-    def _table(self, name: str, rows: Sequence[int], words: WordScores, top_latents: int) -> pd.DataFrame:
-        labels, scores, activations = self._candidates[name].loc[list(rows)], words.scores, words.activations
-        top = most_negative_latents(scores, top_latents)
-        tables = []
-        for label in labels.unique():
-            here = torch.tensor((labels == label).to_numpy()).nonzero().squeeze(-1).to(scores.device)
-            mains = self._mains[name, label]
-            cosines = self._probe_cos[name][self.class_names.index(label)].to(scores.device)
-            found = gradient_scores(scores[here], activations[here], cosines, mains)
-            latents, numbers = top[0][here], labels.index[here.cpu().numpy()]
-            prompts = [self.texts[row] for row in numbers]
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "sae": name,
-                        "row": numbers,
-                        "word": [prompt.word for prompt in prompts],
-                        "label": label,
-                        "prompt": [prompt.base for prompt in prompts],
-                        **{field: values.tolist() for field, values in vars(found).items()},
-                        "main_latents": [mains] * len(here),
-                        "main_scores": scores[here][:, mains].tolist(),
-                        "latents": latents.tolist(),
-                        "scores": top[1][here].tolist(),
-                        "activations": activations[here].gather(1, latents).tolist(),
-                        "probe_cos": cosines[latents].tolist(),
-                    }
-                )
-            )
-        return pd.concat(tables, ignore_index=True)
+    def describe(self, name: str, rows: Sequence[int], words: WordScores, top_latents: int) -> pd.DataFrame:
+        table = super().describe(name, rows, words, top_latents)
+        of_labels = []
+        for label, own in table.groupby("label", sort=False):
+            here = torch.tensor(own.index.to_numpy(), device=words.scores.device)
+            mains = self._mains[name, str(label)]
+            scores, activations = words.scores[here], words.activations[here]
+            cosines = self._probe_cos[name][self.class_names.index(str(label))].to(scores.device)
+            top_two = gradient_scores(scores, activations, cosines, mains)
+            latents = torch.tensor(own["latents"].tolist(), device=cosines.device)
+            found = {
+                **{field: values.tolist() for field, values in vars(top_two).items()},
+                "main_latents": [mains] * len(here),
+                "main_scores": scores[:, mains].tolist(),
+                "probe_cos": cosines[latents].tolist(),
+            }
+            of_labels.append(own.assign(**found))
+        return pd.concat(of_labels, ignore_index=True)
 
 
 def gather_gradients(

@@ -4,33 +4,34 @@ With K folds a word is held out once, and what judges it comes from the other fo
 anew, so that the interval holds what the choice of words and seeds adds (`functional.rates.repeated_rate`).
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
+from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.evaluation import check_rules_without_model, gather_from_rows
-from absorb_pl.evaluators.folds import CrossfitSettings, Folds, ProbeOfFold
-from absorb_pl.evaluators.sae_probing import EvaluationRows, SplitSettings, aligned_mains
-from absorb_pl.evaluators.training import train_fold_ranking
-from absorb_pl.functional.k_sparse import rank_latents, tracking_ranks
-from absorb_pl.functional.metrics import f1_scores
+from absorb_pl.evaluators.fold_mains import FoldMains, fold_mains
+from absorb_pl.evaluators.folds import Folds, ProbeOfFold
+from absorb_pl.evaluators.sae_probing import EvaluationRows, SplitSettings
+from absorb_pl.functional.absorption import written_cosines
+from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.functional.rates import Rate, letter_rate, repeated_rate, sae_rate
-from absorb_pl.functional.splits import walked_main_latents
-from absorb_pl.probes.fold_ranking import FoldRanking
-from absorb_pl.probes.k_sparse import TRACKED_RANKS
+from absorb_pl.functional.similarity import unit_rows
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.probes.settings import KSparseSettings
-from absorb_pl.rules.evidence import Gradients
+from absorb_pl.rules.evidence import Evidence, Gradients, stored_scores
 from absorb_pl.rules.rates import RateSettings, outcomes_of
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.saes.interface import SparseAutoencoder
-from absorb_pl.saes.portions import rows_at_once
-from absorb_pl.saes.rows import encode_rows
 from absorb_pl.saes.scale import to_unit_norms
-from absorb_pl.schema import CROSSFIT, CROSSFIT_WORDS
+from absorb_pl.schema import CROSSFIT, CROSSFIT_LETTERS, CROSSFIT_WORDS, GRADIENTS, Columns, empty_table
+
+ScoreWords = Callable[[pd.DataFrame, Gradients], pd.DataFrame]
+"""Gives the scores (`absorb_pl.schema.SCORES`) of words, `row, label`, each named once."""
 
 
 def crossfit(
@@ -42,6 +43,7 @@ def crossfit(
     k_sparse: KSparseSettings | None = None,
     splits: SplitSettings | None = None,
     rates: RateSettings | None = None,
+    score_words: ScoreWords | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, pd.DataFrame]:
     """Judge every word of one SAE out of sample, once per repeat.
@@ -49,20 +51,22 @@ def crossfit(
     Args:
         sae: The SAE.
         folds: The labelled rows and how they are held out.
-        rules: Rules for which activations are enough.
+        rules: The rules.
         probe_of_fold: Gives the linear probes; trained here when None.
         k_sparse: Training of the k-sparse probes.
         splits: How main latents and candidate words are found.
         rates: How rates are summed up.
+        score_words: Gives integrated gradients at words; without it, rules that need them are refused.
         device: Where to compute.
 
     Returns:
-        The tables `crossfit` and `crossfit_words` (see `absorb_pl.schema`), without the SAE's name.
+        The tables `crossfit`, `crossfit_letters` and `crossfit_words` (see `absorb_pl.schema`), without the SAE's name.
 
     Raises:
-        RuleError: A rule needs gradients.
+        RuleError: A rule needs gradients and there is no way to get them.
 
     Example:
+        >>> from absorb_pl.evaluators.folds import CrossfitSettings
         >>> from absorb_pl.rules import configured_rules
         >>> from absorb_pl.truth import PlantedAbsorption, WorldSettings, make_world, planted_sae
         >>> world = make_world(WorldSettings(classes=3, words_per_class=20, unrelated=0, unrelated_active=0))
@@ -73,108 +77,140 @@ def crossfit(
         >>> len(found["crossfit_words"]), float(found["crossfit"]["absorption_rate"].iloc[0])
         (120, 0.25)
     """
-    check_rules_without_model(rules)
-    sae, rates, splits = to_unit_norms(sae), rates or RateSettings(), splits or SplitSettings()
+    if score_words is None:
+        check_rules_without_model(rules)
+    sae = to_unit_norms(sae)
     probe_of_fold = probe_of_fold or folds.probe_of_fold(device=device)
-    words: list[pd.DataFrame] = []
+    mains = fold_mains(sae, folds, probe_of_fold, k_sparse or KSparseSettings(), splits or SplitSettings(), device)
+    scores = {}
+    for needs in dict.fromkeys(rule.needs for rule in rules):
+        if isinstance(needs, Gradients) and score_words is not None:
+            scores[needs] = score_words(mains.to_score, needs)
+    return judge_folds(sae, folds, mains, rules, probe_of_fold, scores, rates or RateSettings())
+
+
+def judge_folds(
+    sae: SparseAutoencoder,
+    folds: Folds,
+    mains: FoldMains,
+    rules: Sequence[AbsorptionRule],
+    probe_of_fold: ProbeOfFold,
+    scores: Mapping[Gradients, pd.DataFrame],
+    rates: RateSettings,
+) -> dict[str, pd.DataFrame]:
+    """Judge the words that each fold holds out, by the main latents that were found without them.
+
+    Args:
+        sae: The SAE, in the scale of unit-norm decoder rows.
+        folds: The labelled rows and how they are held out.
+        mains: What `fold_mains` found.
+        rules: The rules.
+        probe_of_fold: Gives the linear probes.
+        scores: Integrated gradients at the candidate words of all folds, by how rules want them.
+        rates: How rates are summed up.
+
+    Returns:
+        The tables of `crossfit`.
+
+    Raises:
+        AbsorbError: A candidate word has no scores.
+    """
+    words: dict[str, list[pd.DataFrame]] = {rule.name: [] for rule in rules}
     letters: list[pd.DataFrame] = []
-    firing = _firing(sae, folds.x)
     for repeat in range(folds.settings.repeats):
-        ranking = train_fold_ranking(
-            sae,
-            folds.x,
-            folds.y.long(),
-            folds.held_out(repeat),
-            k_sparse or KSparseSettings(),
-            folds.seed + repeat,
-            device,
-            firing,
-        )
-        for fold, (train, test) in enumerate(folds.of_repeat(repeat)):
-            chosen = _chosen_latents(sae, ranking, fold, folds.x[train], folds.y[train], splits)
-            weight, bias = probe_of_fold(repeat, fold, train)
-            rows = EvaluationRows.of(folds.x[test], folds.y[test], test, weight, bias, folds.class_names)
-            of_fold = _letters(sae, rows, chosen, splits)
-            about = {"repeat": repeat, "fold": fold}
-            evidence: dict[Any, pd.DataFrame] = {}
+        for fold, (_, rows) in enumerate(folds.judged(repeat, probe_of_fold)):
+            of_fold = mains.of_fold(repeat, fold)
+            evidence: dict[Evidence, pd.DataFrame] = {}
             for rule in rules:
-                if not isinstance(rule.needs, Gradients) and rule.needs not in evidence:
-                    evidence[rule.needs] = gather_from_rows(sae, rows, of_fold, rule.needs)
-                words.append(rule.judge(evidence[rule.needs]).assign(**about))
-                letters.append(rule.count_candidates(of_fold).assign(rule=rule.name, **about))
-    verdicts, by_fold = pd.concat(words, ignore_index=True), pd.concat(letters, ignore_index=True)
-    by_fold["sae_fires"] = len(firing) > 0
-    table = pd.concat([_rates(rule, verdicts, by_fold, folds.settings, rates) for rule in rules], ignore_index=True)
-    kept = verdicts.reindex(columns=[name for name in CROSSFIT_WORDS if name != "sae"])
-    return {"crossfit": table, "crossfit_words": kept}
-
-
-class _Chosen(NamedTuple):
-    """What was chosen for a class without the words that are held out."""
-
-    main_latents: list[int]
-    tracking_latent: int
+                needs = rule.needs
+                if needs not in evidence:
+                    evidence[needs] = (
+                        _gradients(sae, rows, of_fold, scores[needs])
+                        if isinstance(needs, Gradients)
+                        else gather_from_rows(sae, rows, of_fold.letters, needs)
+                    )
+                words[rule.name].append(rule.judge(evidence[needs]).assign(repeat=repeat, fold=fold))
+                letters.append(rule.count_candidates(of_fold.letters).assign(rule=rule.name))
+    verdicts = {name: pd.concat(judged, ignore_index=True) for name, judged in words.items()}
+    by_repeat = _of_repeats(pd.concat(letters, ignore_index=True))
+    table = [_rates(rule, verdicts[rule.name], by_repeat, folds, rates) for rule in rules]
+    return {
+        "crossfit": _without_name(pd.concat(table, ignore_index=True), CROSSFIT),
+        "crossfit_letters": _without_name(by_repeat, CROSSFIT_LETTERS),
+        "crossfit_words": _without_name(pd.concat(verdicts.values(), ignore_index=True), CROSSFIT_WORDS),
+    }
 
 
 @torch.no_grad()
-def _chosen_latents(
-    sae: SparseAutoencoder, ranking: FoldRanking, fold: int, x: Tensor, y: Tensor, splits: SplitSettings
-) -> dict[int, _Chosen]:
-    """Main latents and tracking latents of the classes, by number, from the words that a fold does not hold out."""
-    classes = ranking.learnable[fold].nonzero().squeeze(1).cpu()
-    count = min(max(splits.max_k, TRACKED_RANKS), len(sae.W_dec))
-    ids = rank_latents(ranking.weight[fold][classes].cpu(), count)
-    activations = encode_latents(sae, x, ids.flatten()).unflatten(1, ids.shape).transpose(0, 1)
-    targets = y[:, classes].bool()
-    mains = walked_main_latents(activations, targets, ids, splits.f1_jump, splits.max_k)
-    ranks, _ = tracking_ranks(activations[:, :, :TRACKED_RANKS], targets)
-    tracking = ids.gather(1, ranks[:, None]).squeeze(1).tolist()
-    return {c: _Chosen(own, latent) for c, own, latent in zip(classes.tolist(), mains, tracking, strict=True)}
-
-
-def _letters(
-    sae: SparseAutoencoder, rows: EvaluationRows, chosen: dict[int, _Chosen], splits: SplitSettings
-) -> pd.DataFrame:
-    """The held-out words of each class, counted, with what was chosen for the class."""
-    f1, labels = f1_scores(rows.probe_logits, rows.y), rows.class_names
-    present = [c for c in chosen if bool(rows.y[:, c].any())]
-    mains = aligned_mains(sae, rows, {labels[c]: chosen[c].main_latents for c in present}, splits)
-    return pd.DataFrame(
-        [
-            {
-                "label": labels[c],
-                "main_latents": mains[labels[c]],
-                "tracking_latent": chosen[c].tracking_latent,
-                "num_words": int(rows.y[:, c].sum()),
-                "num_probe_true_positives": int((rows.probe_logits[rows.y[:, c], c] > 0).sum()),
-                "probe_f1": float(f1[c]),
-            }
-            for c in present
-        ]
+def _gradients(sae: SparseAutoencoder, rows: EvaluationRows, of_fold: FoldMains, scores: pd.DataFrame) -> pd.DataFrame:
+    """What the paper's rules are decided on at a fold's candidate words: their scores beside its probe and mains."""
+    words = of_fold.candidates[["row", "label"]].merge(scores, on=["row", "label"], validate="one_to_one")
+    if len(words) < len(of_fold.candidates):
+        raise AbsorbError(
+            "scores",
+            f"{len(words)} words",
+            expected=f"scores of all {len(of_fold.candidates)} candidate words of a fold",
+            remedy="Score every word of `FoldMains.to_score`.",
+        )
+    if words.empty:
+        return empty_table(GRADIENTS)
+    stored = stored_scores(words, ["latents", "scores", "activations"])
+    top, second = stored["latents"].long()[:, 0], stored["latents"].long()[:, 1]
+    classes = [rows.class_names.index(label) for label in words["label"]]
+    places = torch.searchsorted(rows.index, torch.tensor(words["row"].to_numpy(int)))
+    decoder = unit_rows(at_least_float32(sae.W_dec.detach()[top.to(sae.W_dec.device)]).cpu())
+    cosines = (unit_rows(rows.probe_weight.float())[classes] * decoder).sum(dim=1)
+    main_latents = of_fold.letters.set_index("label")["main_latents"].to_dict()
+    chosen = [main_latents[label] for label in words["label"]]
+    ids = sorted(set(chain.from_iterable(chosen)))
+    fired = encode_latents(sae, rows.x[places], torch.tensor(ids, dtype=torch.long))
+    of_words = [fired[number, [ids.index(latent) for latent in own]] for number, own in enumerate(chosen)]
+    return words[["row", "label"]].assign(
+        top_latent=top.numpy(),
+        top_score=stored["scores"][:, 0].numpy(),
+        top_probe_cos=written_cosines(stored["activations"][:, 0], cosines).numpy(),
+        second_latent=second.numpy(),
+        second_score=stored["scores"][:, 1].numpy(),
+        main_activation=[float(own.sum()) for own in of_words],
+        main_max=[float(own.abs().max()) for own in of_words],
     )
 
 
-def _firing(sae: SparseAutoencoder, x: Tensor) -> Tensor:
-    """Latents that fire on some word."""
-    parts = [(encode_rows(sae, part) != 0).any(dim=0) for part in x.split(rows_at_once(len(sae.W_dec)))]
-    return torch.stack(parts).any(dim=0).nonzero().squeeze(1).cpu()
+def _of_repeats(letters: pd.DataFrame) -> pd.DataFrame:
+    """The folds of each repeat as one row per rule and class: counts added up, F1 of probes averaged."""
+    grouped = letters.groupby(["rule", "repeat", "label"], sort=False)
+    table = grouped[["num_words", "num_probe_true_positives", "num_candidates"]].sum()
+    return table.assign(
+        main_latents=grouped["main_latents"].agg(_most_common_first),
+        sample_portion=grouped["sample_portion"].first(),
+        probe_f1=grouped["probe_f1"].mean(),
+        sae_fires=grouped["sae_fires"].any(),
+    ).reset_index()
+
+
+def _most_common_first(main_latents: pd.Series) -> list[int]:
+    return [latent for latent, _ in Counter(chain.from_iterable(main_latents)).most_common()]
+
+
+def _without_name(table: pd.DataFrame, columns: Columns) -> pd.DataFrame:
+    """A table with the columns that it will have, but for the SAE's name."""
+    return table.reindex(columns=[name for name in columns if name != "sae"])
 
 
 def _rates(
     rule: AbsorptionRule,
     words: pd.DataFrame,
     letters: pd.DataFrame,
-    folds: CrossfitSettings,
+    folds: Folds,
     rates: RateSettings,
 ) -> pd.DataFrame:
     """Rates of an SAE and of each class by one rule: means over repeats, with their intervals."""
-    words, letters = words[words["rule"] == rule.name], letters[letters["rule"] == rule.name]
+    letters = letters[letters["rule"] == rule.name]
     mode, confidence = rule.letters or rates.letters, rates.confidence
-    has_fraction = "absorption_fraction" in words and bool(words["absorption_fraction"].notna().all())
-    amounts = ["is_absorption", "absorption_fraction"] if has_fraction else ["is_absorption"]
+    amounts = [name for name in ("is_absorption", "absorption_fraction") if name in words]
     found: dict[str, dict[str, list[Rate]]] = {amount: {} for amount in (*amounts, "pooled")}
-    for repeat in range(folds.repeats):
-        of_repeat = _joined(letters[letters["repeat"] == repeat])
+    for repeat in range(folds.settings.repeats):
+        of_repeat = letters[letters["repeat"] == repeat]
         judged = words[words["repeat"] == repeat]
         for amount in amounts:
             outcomes = outcomes_of(of_repeat, judged, amount, rates)
@@ -190,8 +226,8 @@ def _rates(
         row: dict[str, Any] = {
             "rule": rule.name,
             "label": label,
-            "folds": folds.folds,
-            "repeats": folds.repeats,
+            "folds": folds.settings.folds,
+            "repeats": folds.settings.repeats,
             "num_words": rate.num_words,
             "absorption_rate": rate.value,
             **{name: getattr(rate, name) for name in ("ci_low", "ci_high", "evaluable", "reason")},
@@ -205,13 +241,4 @@ def _rates(
                 other = repeated_rate(found[amount][label], confidence=confidence)
                 row |= dict(zip(names, (other.value, other.ci_low, other.ci_high), strict=True))
         rows.append(row)
-    return pd.DataFrame(rows).reindex(columns=[name for name in CROSSFIT if name != "sae"])
-
-
-def _joined(letters: pd.DataFrame) -> pd.DataFrame:
-    """The folds of one repeat as one table of letters: counts added up, F1 of probes averaged."""
-    grouped = letters.groupby("label", sort=False)
-    table = grouped[["num_words", "num_probe_true_positives"]].sum()
-    return table.assign(
-        sample_portion=1.0, probe_f1=grouped["probe_f1"].mean(), sae_fires=grouped["sae_fires"].any()
-    ).reset_index()
+    return pd.DataFrame(rows)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from absorb_pl.data.splits import stratified_split
 from absorb_pl.errors import LabelError
+from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.evaluators.training import train_linear_probe
 from absorb_pl.probes.settings import LinearProbeSettings
 from absorb_pl.ranges import Count, Range, check_ranges
@@ -90,6 +91,17 @@ class Folds:
         held_out = self.held_out(repeat)
         for fold in range(self.settings.folds):
             yield (held_out != fold).nonzero().squeeze(1), (held_out == fold).nonzero().squeeze(1)
+
+    def judged(self, repeat: int, probe_of_fold: ProbeOfFold) -> Iterator[tuple[Int[Tensor, " train"], EvaluationRows]]:
+        """Rows to train on, and those to judge with the linear probe's opinion of them, fold by fold.
+
+        Args:
+            repeat: Number of the repeat.
+            probe_of_fold: Gives the linear probes.
+        """
+        for fold, (train, test) in enumerate(self.of_repeat(repeat)):
+            weight, bias = probe_of_fold(repeat, fold, train)
+            yield train, EvaluationRows.of(self.x[test], self.y[test], test, weight, bias, self.class_names)
 
     def probe_of_fold(
         self, settings: LinearProbeSettings | None = None, device: torch.device | str = "cpu"

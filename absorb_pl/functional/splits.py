@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -65,6 +66,20 @@ def main_latents(
     return [int(latent) for latent in latents_by_rank[:kept]]
 
 
+class WalkedMains(NamedTuple):
+    """The main latents of a class, with the k-sparse probe on them.
+
+    Attributes:
+        latents: The main latents, best first.
+        weight: Weight of each.
+        bias: Intercept of the probe.
+    """
+
+    latents: list[int]
+    weight: Float[Tensor, " mains"]
+    bias: Float[Tensor, ""]
+
+
 def walked_main_latents(
     activations: Float[Tensor, "classes rows ranks"],
     y: Bool[Tensor, "rows classes"],
@@ -73,7 +88,7 @@ def walked_main_latents(
     max_k: Count = 15,
     *,
     l2: Positive = 1.0,
-) -> list[list[int]]:
+) -> list[WalkedMains]:
     """Find each class's main latents on the rows that its k-sparse probes are trained on.
 
     The same as `main_latents` of the F1 of all k-sparse probes; those that no walk reaches are not solved.
@@ -87,7 +102,7 @@ def walked_main_latents(
         l2: Strength of the penalty of the probes, `1/C`.
 
     Returns:
-        The main latents of each class, best first.
+        The main latents of each class, and the k-sparse probe on them.
 
     Raises:
         NonFiniteError: `activations` holds NaN or infinite values.
@@ -97,11 +112,11 @@ def walked_main_latents(
         >>> import torch
         >>> activations = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [0.0, 0.0], [0.0, 0.0]]])
         >>> y = torch.tensor([[True], [True], [False], [False]])
-        >>> walked_main_latents(activations, y, torch.tensor([[8, 5]]))
-        [[8, 5]]
+        >>> walked_main_latents(activations, y, torch.tensor([[8, 5]]))[0].latents
+        [8, 5]
     """
     check_ranges(walked_main_latents, locals())
-    found: dict[int, list[int]] = {}
+    found: dict[int, WalkedMains] = {}
     walking, last = list(range(y.shape[1])), min(max_k, activations.shape[2])
     reach = min(2, last)
     while walking:
@@ -111,8 +126,10 @@ def walked_main_latents(
         logits = k_sparse_logits(part.transpose(0, 1), solution.weight, solution.bias)
         f1 = f1_scores(logits.flatten(1), targets.repeat(1, reach)).view(reach, -1)
         for place, c in enumerate(walking):
-            found[c] = main_latents(f1[:, place].tolist(), ks, latents_by_rank[c].tolist(), threshold, max_k)
-        walking = [c for c in walking if len(found[c]) == reach < last]
+            latents = main_latents(f1[:, place].tolist(), ks, latents_by_rank[c].tolist(), threshold, max_k)
+            k = len(latents)
+            found[c] = WalkedMains(latents, solution.weight[k - 1, place, :k], solution.bias[k - 1, place])
+        walking = [c for c in walking if len(found[c].latents) == reach < last]
         reach = min(2 * reach, last)
     return [found[c] for c in range(len(found))]
 

@@ -95,15 +95,18 @@ def print_crossfit(crossfit: pd.DataFrame, console: Console | None = None) -> No
     short = short_names(of_saes["sae"])
     found = Table(box=SIMPLE_HEAD, pad_edge=False)
     found.add_column("SAE", no_wrap=True)
-    rules = list(of_saes["rule"].unique())
-    for rule in rules:
+    has_fraction = of_saes["absorption_fraction"].notna().groupby(of_saes["rule"], sort=False).any().to_dict()
+    for rule, fraction in has_fraction.items():
         found.add_column(f"{rule}\nrate", justify="right", no_wrap=True)
-        found.add_column("\nfraction", justify="right", no_wrap=True)
+        if fraction:
+            found.add_column("\nfraction", justify="right", no_wrap=True)
     for sae, rows in of_saes.groupby("sae", sort=False):
         cells = []
-        for row in rows.set_index("rule").loc[rules].to_dict("records"):
-            has_fraction = row["evaluable"] and pd.notna(row["absorption_fraction"])
-            cells += [rate_text(row), fraction_text(row) if has_fraction else "-"]
+        for row in rows.set_index("rule", drop=False).loc[list(has_fraction)].to_dict("records"):
+            cells.append(rate_text(row))
+            if has_fraction[row["rule"]]:
+                known = row["evaluable"] and pd.notna(row["absorption_fraction"])
+                cells.append(fraction_text(row) if known else "-")
         found.add_row(short[str(sae)], *cells)
     print_whole(console, found)
 

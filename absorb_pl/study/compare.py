@@ -27,8 +27,9 @@ _SHARED = ("task", "test_fraction", "seed", "crossfit", "splits", "rates", "acti
 """Settings that two studies must share for their SAEs to be compared."""
 
 
-_OF_LETTERS = ["sae", "rule", "label", "evaluable"]
-_NEEDED = ("words", "letters", "crossfit_words", "crossfit")
+_NEEDED = ("words", "letters", "crossfit_words", "crossfit_letters", "crossfit")
+_OF_LETTERS = ["sae", "rule", "label"]
+_COUNTS = ["repeat", "num_probe_true_positives", "sample_portion"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class FinishedStudy:
     Attributes:
         config: Its settings.
         words: Verdicts: `sae, rule, repeat, row, label, is_absorption, top_latent`; of the cross-fit if there is one.
-        letters: Which classes count for each SAE and rule: `sae, rule, label, evaluable`, and how many words their
-            rates are over, if not all of them were judged.
+        letters: Which classes count for each SAE and rule, and what their rates are over:
+            `sae, rule, label, evaluable, repeat, num_probe_true_positives, sample_portion`.
     """
 
     config: Mapping[str, Any]
@@ -58,7 +59,8 @@ class FinishedStudy:
             CacheCorruptedError: The folder holds no finished study, or its report was cut short.
         """
         folder = user_path(run_dir)
-        config = settings_of_run(folder, ("words", "letters"))
+        crossfitted = (folder / "tables/crossfit_words.parquet").is_file()
+        config = settings_of_run(folder, ("words", "letters", *(("crossfit_letters",) if crossfitted else ())))
         files = {name: folder / "tables" / f"{name}.parquet" for name in _NEEDED}
         return cls.of(config, {name: pd.read_parquet(file) for name, file in files.items() if file.is_file()})
 
@@ -68,12 +70,14 @@ class FinishedStudy:
 
         Args:
             config: Its settings.
-            tables: `words` and `letters`, or `crossfit_words` and `crossfit`, which count if they are there.
+            tables: `words` and `letters`, or `crossfit_words`, `crossfit_letters` and `crossfit`, which count if they
+                are there.
         """
         if "crossfit_words" in tables:
-            crossfit = tables["crossfit"]
-            return cls(config, tables["crossfit_words"], crossfit.loc[crossfit["label"] != "", _OF_LETTERS])
-        letters = tables["letters"][[*_OF_LETTERS, "num_probe_true_positives", "sample_portion"]]
+            counted = tables["crossfit_letters"][[*_OF_LETTERS, *_COUNTS]]
+            evaluable = tables["crossfit"][[*_OF_LETTERS, "evaluable"]]
+            return cls(config, tables["crossfit_words"], counted.merge(evaluable, on=_OF_LETTERS))
+        letters = tables["letters"].assign(repeat=0)[[*_OF_LETTERS, *_COUNTS, "evaluable"]]
         return cls(config, tables["words"].assign(repeat=0), letters)
 
     def judged(self, rule: str, sae: str) -> "_Judged":
@@ -351,16 +355,11 @@ def _judged(study: FinishedStudy, rule: str, sae: str) -> _Judged:
     ]
     words = study.words[(study.words["sae"] == sae) & (study.words["rule"] == rule)]
     judged = {key: (own["row"].to_numpy(), own["is_absorption"].to_numpy(float)) for key, own in _by_letter(words)}
-    repeats = [int(repeat) for repeat in sorted(study.words["repeat"].unique())]
     nothing = np.zeros(0, dtype=int), np.zeros(0)
     found: dict[str, dict[int, _Letter]] = {}
-    for row in letters.to_dict("records"):
-        for repeat in repeats:
-            rows, absorbed = judged.get((row["label"], repeat), nothing)
-            total = int(row.get("num_probe_true_positives", len(rows)))
-            if total:
-                portion = float(row.get("sample_portion", 1.0))
-                found.setdefault(str(row["label"]), {})[repeat] = _Letter(rows, absorbed, total, portion)
+    for label, repeat, total, portion in letters[["label", *_COUNTS]].itertuples(index=False, name=None):
+        if total:
+            found.setdefault(label, {})[repeat] = _Letter(*judged.get((label, repeat), nothing), total, portion)
     absorbers = [torch.tensor(own["top_latent"].to_numpy(int)) for _, own in _by_letter(words[words["is_absorption"]])]
     return _Judged(found, design_effect(absorbers))
 

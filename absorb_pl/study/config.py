@@ -8,7 +8,6 @@ from absorb_pl.data.activation_cache import StorageDtype
 from absorb_pl.data.drafts import user_path
 from absorb_pl.engine.run_size import RunSize
 from absorb_pl.errors import AbsorbError
-from absorb_pl.evaluators.evaluation import check_any_without_model
 from absorb_pl.evaluators.folds import CrossfitSettings
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.evaluators.shuffles import Copies, check_shuffles
@@ -116,8 +115,8 @@ class StudyConfig:
         shuffles: Copies of each SAE with shuffled decoder rows that its rates are held against, by the rules that
             activations are enough for: the table `shuffles` says by how much a rate exceeds theirs. 0 for none; 19 is
             the least for a p-value of 0.05.
-        crossfit: Judges every word out of sample as well, several times over, by the rules that activations are enough
-            for; the tables `crossfit` and `crossfit_words` say what is found. Left out when None.
+        crossfit: Judges every word out of sample as well, several times over; the tables `crossfit`, `crossfit_letters`
+            and `crossfit_words` say what is found. Left out when None.
         trainer: Where the study runs.
         profile: Whether each stage leaves traces of `torch.profiler` in `run_dir/profile`.
         columns: Columns of the printed table: `fit` for those that fit the terminal, or `all`.
@@ -180,8 +179,6 @@ class StudyConfig:
                 remedy="Give SAEs themselves as `saes`, of one model.",
             )
         object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in configured_rules(self.rules)})
-        if self.crossfit is not None:
-            check_any_without_model("crossfit", self.chosen_rules())
         check_shuffles(self.shuffles, self.chosen_rules())
         self._check_until()
         for rule in self.chosen_rules():

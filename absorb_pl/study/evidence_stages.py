@@ -1,6 +1,7 @@
 """The stages that gather evidence: projections from cached activations, and gradients from the model."""
 
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from absorb_pl.engine.run_size import RunSize
 from absorb_pl.errors import CacheCorruptedError
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
 from absorb_pl.evaluators.evaluation import gather_from_rows, with_one_main, with_texts
+from absorb_pl.evaluators.gradients import GradientEvaluator
 from absorb_pl.evaluators.writers import PredictionTableWriter
 from absorb_pl.rules.evidence import Carried, Evidence, Gradients, Projections
+from absorb_pl.saes.source import SaeSource
 from absorb_pl.study.probing_stages import SaeProbingStage
 from absorb_pl.study.stage import Files, Stage
 
@@ -104,11 +107,105 @@ class ProjectionStage(Stage):
         return self.read(unit, "sae_cfg.json")
 
 
-class GradientStage(Stage):
-    """Scores the candidate words of each SAE by integrated gradients.
+class ScoringStage(Stage):
+    """Scores words of each SAE by integrated gradients.
 
     SAEs are taken a few at a time. Each pass over their words shares one prefix cache, also between positive tokens. A
-    unit is an SAE with one way of scoring (see `units`).
+    unit is an SAE with one way of scoring. A subclass says which words and by what evaluator.
+
+    Args:
+        cache_dir: Root of the cache.
+        run_dir: The run's folder, where a pass under way keeps its table.
+        words: The prompts.
+        saes: The SAEs by name.
+        evidence: How to score, for several rules.
+        batch_size: Most sequences in one run of the model; `auto` takes what the device's memory allows.
+        saes_per_pass: SAEs held in memory at once.
+    """
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        run_dir: Path,
+        words: PromptDataModule,
+        saes: Mapping[str, SaeSource],
+        evidence: Iterable[Gradients],
+        batch_size: RunSize,
+        saes_per_pass: int,
+    ) -> None:
+        super().__init__(cache_dir)
+        self.run_dir, self.words, self.saes = run_dir, words, saes
+        self.batch_size: RunSize = batch_size
+        self.saes_per_pass = saes_per_pass
+        self._units = {
+            _unit(sae, each): (sae, each)
+            for sae in saes
+            for each in sorted(dict.fromkeys(evidence), key=lambda each: each.positive_token)
+        }
+
+    @abstractmethod
+    def scored_from(self, sae: str) -> dict[str, Any]:
+        """What decides an SAE's words and their table, beside how they are scored."""
+
+    @abstractmethod
+    def candidates(self, sae: str) -> pd.DataFrame:
+        """An SAE's words: `row, label`."""
+
+    @abstractmethod
+    def evaluator(self, saes: Mapping[str, Any], evidence: Sequence[Gradients]) -> GradientEvaluator:
+        """What scores the words of some SAEs, given by name."""
+
+    @override
+    def identity(self, unit: str) -> dict[str, Any]:
+        sae, evidence = self._units[unit]
+        return {**self.scored_from(sae), **asdict(evidence), "format": 4}
+
+    @override
+    def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
+        """Make what is missing of SAEs; returns how many units that were."""
+        return super().run([unit for unit, (sae, _) in self._units.items() if sae in units], make_trainer)
+
+    @override
+    def make_all(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
+        for evidence, saes in self._passes(units).items():
+            for start in range(0, len(saes), self.saes_per_pass):
+                self._run_pass(saes[start : start + self.saes_per_pass], evidence, make_trainer)
+
+    def table(self, unit: str, evidence: Gradients) -> pd.DataFrame:
+        """Scores of an SAE's words."""
+        return self.read(_unit(unit, evidence), "words.parquet").assign(sae=unit)
+
+    def _passes(self, units: Sequence[str]) -> dict[tuple[Gradients, ...], list[str]]:
+        """SAEs by what is to be scored of them in one pass, in which only the positive token may differ."""
+        wanted: dict[tuple[str, int, int], list[Gradients]] = {}
+        for unit in units:
+            sae, evidence = self._units[unit]
+            wanted.setdefault((sae, evidence.steps, evidence.top_latents), []).append(evidence)
+        passes: dict[tuple[Gradients, ...], list[str]] = {}
+        for (sae, *_), evidence in wanted.items():
+            passes.setdefault(tuple(evidence), []).append(sae)
+        return passes
+
+    def _run_pass(self, saes: Sequence[str], evidence: Sequence[Gradients], make_trainer: TrainerFactory) -> None:
+        candidates = {sae: self.candidates(sae) for sae in saes}
+        writer = PredictionTableWriter(self.run_dir / ".words.parquet", ("sae", "positive_token", "row"))
+        trainer = make_trainer([writer])
+        evaluator = self.evaluator({sae: self.saes[sae].load(torch.device("cpu")) for sae in saes}, evidence)
+        rows = sorted({row for found in candidates.values() for row in found["row"]})
+        trainer.predict(evaluator, datamodule=self.words.only(rows), return_predictions=False)
+        if trainer.is_global_zero:
+            table = pd.read_parquet(writer.path)
+            for sae in saes:
+                for each in evidence:
+                    words = table[(table["sae"] == sae) & (table["positive_token"] == each.positive_token)]
+                    check_complete(sae, words, candidates[sae])
+                    self.keep(_unit(sae, each), {"words.parquet": words})
+            writer.path.unlink()
+        trainer.strategy.barrier()
+
+
+class GradientStage(ScoringStage):
+    """Scores the candidate words of each SAE, beside what their main latents and probes say there.
 
     Args:
         cache_dir: Root of the cache.
@@ -133,76 +230,27 @@ class GradientStage(Stage):
         batch_size: RunSize,
         saes_per_pass: int,
     ) -> None:
-        super().__init__(cache_dir)
-        self.run_dir, self.words, self.probing = run_dir, words, probing
-        self.batch_size: RunSize = batch_size
-        self.saes_per_pass = saes_per_pass
-        self._units = {
-            _unit(sae, each): (sae, each)
-            for sae in probing.saes
-            for each in sorted(dict.fromkeys(evidence), key=lambda each: each.positive_token)
-        }
+        super().__init__(cache_dir, run_dir, words, probing.saes, evidence, batch_size, saes_per_pass)
+        self.probing = probing
 
     @override
-    def identity(self, unit: str) -> dict[str, Any]:
-        sae, evidence = self._units[unit]
-        return {"probing": self.probing.identity(sae), **asdict(evidence), "format": 4}
+    def scored_from(self, sae: str) -> dict[str, Any]:
+        return {"probing": self.probing.identity(sae)}
 
     @override
-    def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
-        """Make what is missing of SAEs; returns how many units that were."""
-        return super().run([unit for unit, (sae, _) in self._units.items() if sae in units], make_trainer)
+    def candidates(self, sae: str) -> pd.DataFrame:
+        return self.probing.result(sae).candidates
 
     @override
-    def make_all(self, units: Sequence[str], make_trainer: TrainerFactory) -> None:
-        for evidence, saes in self._passes(units).items():
-            for start in range(0, len(saes), self.saes_per_pass):
-                self._run_pass(saes[start : start + self.saes_per_pass], evidence, make_trainer)
-
-    def table(self, unit: str, evidence: Gradients) -> pd.DataFrame:
-        """Scores of an SAE's candidate words."""
-        return self.read(_unit(unit, evidence), "words.parquet").assign(sae=unit)
-
-    def _passes(self, units: Sequence[str]) -> dict[tuple[Gradients, ...], list[str]]:
-        """SAEs by what is to be scored of them in one pass, in which only the positive token may differ."""
-        wanted: dict[tuple[str, int, int], list[Gradients]] = {}
-        for unit in units:
-            sae, evidence = self._units[unit]
-            wanted.setdefault((sae, evidence.steps, evidence.top_latents), []).append(evidence)
-        passes: dict[tuple[Gradients, ...], list[str]] = {}
-        for (sae, *_), evidence in wanted.items():
-            passes.setdefault(tuple(evidence), []).append(sae)
-        return passes
-
-    def _run_pass(self, saes: Sequence[str], evidence: Sequence[Gradients], make_trainer: TrainerFactory) -> None:
-        probing = self.probing
-        found = {sae: probing.result(sae) for sae in saes}
-        candidates = pd.concat([result.candidates.assign(sae=sae) for sae, result in found.items()])
-        hooks = {probing.saes[sae].hook_name for sae in saes}
+    def evaluator(self, saes: Mapping[str, Any], evidence: Sequence[Gradients]) -> AbsorptionEvaluator:
+        found = {sae: self.probing.result(sae) for sae in saes}
+        hooks = {self.saes[sae].hook_name for sae in saes}
         inputs = AbsorptionInputs(
             letters=pd.concat([result.letters.assign(sae=sae) for sae, result in found.items()]),
-            candidates=candidates,
-            probe_weights={hook: probing.probes.weights(hook)[0] for hook in hooks},
+            candidates=pd.concat([result.candidates.assign(sae=sae) for sae, result in found.items()]),
+            probe_weights={hook: self.probing.probes.weights(hook)[0] for hook in hooks},
         )
-        writer = PredictionTableWriter(self.run_dir / ".words.parquet", ("sae", "positive_token", "row"))
-        trainer = make_trainer([writer])
-        evaluator = AbsorptionEvaluator(
-            self.words.language_model,
-            {sae: probing.saes[sae].load(torch.device("cpu")) for sae in saes},
-            inputs,
-            evidence,
-            self.batch_size,
-        )
-        trainer.predict(evaluator, datamodule=self.words.only(sorted(set(candidates["row"]))), return_predictions=False)
-        if trainer.is_global_zero:
-            table = pd.read_parquet(writer.path)
-            for sae in saes:
-                for each in evidence:
-                    words = table[(table["sae"] == sae) & (table["positive_token"] == each.positive_token)]
-                    check_complete(sae, words, found[sae].candidates)
-                    self.keep(_unit(sae, each), {"words.parquet": words})
-            writer.path.unlink()
-        trainer.strategy.barrier()
+        return AbsorptionEvaluator(self.words.language_model, saes, inputs, evidence, self.batch_size)
 
 
 def check_complete(sae: str, words: pd.DataFrame, candidates: pd.DataFrame) -> None:

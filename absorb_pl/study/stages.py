@@ -10,9 +10,10 @@ import pandas as pd
 from absorb_pl.rules.evidence import Carried, Evidence, Gradients, Projections
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.study.config import StageName, StudyConfig
-from absorb_pl.study.crossfit_stage import CrossfitStage, FoldProbeStage
+from absorb_pl.study.crossfit_stage import CrossfitStage
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
 from absorb_pl.study.firing_stage import FiringStage
+from absorb_pl.study.fold_stages import FoldGradientStage, FoldMainsStage, FoldProbeStage
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, ProbeData, SaeProbingStage
 from absorb_pl.study.shuffle_stage import ShuffleStage
 from absorb_pl.study.stage import Stage
@@ -57,11 +58,14 @@ class StudyStages:
         projected = [each for each in needs if isinstance(each, Projections | Carried)]
         scored = [each for each in needs if isinstance(each, Gradients)]
         projections = ProjectionStage(cache_dir, words, probing, projected) if projected else None
-        gradients = (
-            GradientStage(cache_dir, run_dir, words, probing, scored, config.run_batch_size, config.saes_per_pass)
-            if scored
-            else None
-        )
+        scoring = (config.run_batch_size, config.saes_per_pass)
+        gradients = GradientStage(cache_dir, run_dir, words, probing, scored, *scoring) if scored else None
+        crossfit = None
+        if config.crossfit:
+            fold_probes = FoldProbeStage(cache_dir, probes, config.crossfit)
+            mains = FoldMainsStage(cache_dir, subject.saes, fold_probes, config.k_sparse, config.splits)
+            of_folds = FoldGradientStage(cache_dir, run_dir, words, mains, scored, *scoring) if scored else None
+            crossfit = CrossfitStage(cache_dir, mains, of_folds, rules, config.rates)
         return cls(
             subject,
             activations,
@@ -73,17 +77,7 @@ class StudyStages:
                 cache_dir, probing, lambda sae: [_gathered(sae, each, projections, gradients) for each in needs]
             ),
             ShuffleStage(cache_dir, probing, rules, config.shuffles, config.rates) if config.shuffles else None,
-            CrossfitStage(
-                cache_dir,
-                subject.saes,
-                FoldProbeStage(cache_dir, probes, config.crossfit),
-                rules,
-                config.k_sparse,
-                config.splits,
-                config.rates,
-            )
-            if config.crossfit
-            else None,
+            crossfit,
         )
 
     def of_hooks(self, until: StageName) -> list[Stage]:

@@ -32,8 +32,8 @@ def study_tables(
 
     Returns:
         `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse`, `candidates`, `held_out`, `firings`,
-        `training`, `children` for a task with finer labels, `shuffles` if there are shuffled copies, and `crossfit` and
-        `crossfit_words` if the study cross-fits.
+        `training`, `children` for a task with finer labels, `shuffles` if there are shuffled copies, and `crossfit`,
+        `crossfit_letters` and `crossfit_words` if the study cross-fits.
     """
 
     def tables_of(name: str) -> dict[str, pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 from unittest.mock import Mock
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,20 +10,26 @@ from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 
 from absorb_pl.data import PromptDataModule
+from absorb_pl.data.residuals import read_residuals
 from absorb_pl.errors import AbsorbError, CacheCorruptedError, OutputFolderError
 from absorb_pl.evaluators import (
     AbsorptionEvaluator,
     AbsorptionInputs,
+    EvaluationRows,
     FeatureAbsorptionCalculator,
     PredictionTableWriter,
     VerdictWriter,
+    crossfit,
 )
+from absorb_pl.evaluators.fold_mains import FoldMains
+from absorb_pl.evaluators.gradients import GradientEvaluator
 from absorb_pl.evaluators.writers import write_table
 from absorb_pl.functional import letter_metric
 from absorb_pl.rules import RateSettings
+from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.rates import letters_table, summary_row
 from absorb_pl.saes import load_sae
-from absorb_pl.schema import Column
+from absorb_pl.schema import SCORES, Column
 from absorb_pl.words import LETTERS, TaskConfig, answer_token_ids
 
 THRESHOLD = 0.0004
@@ -89,6 +96,35 @@ def table(gpt2, saes, inputs, words, tmp_path_factory):
     evaluator = AbsorptionEvaluator(gpt2, saes, inputs, batch_size=17)
     rows = sorted(set(inputs.candidates["row"]))
     return predict(evaluator, words.only(rows), tmp_path_factory.mktemp("words") / "words.parquet")
+
+
+def test_evidence_of_folds_is_that_of_the_evaluator(gpt2, saes, inputs, words, probe):
+    """Scores alone, with the probe and the main latents put beside them afterwards, are what the other evaluator says.
+
+    Activations come from two runs of the model: they differ by rounding, in units of the norms that are multiplied.
+    """
+    hooks = list(HOOKS.values())
+    index = torch.tensor(sorted(set(inputs.candidates["row"])))
+    prompts = words.prompts
+    read = read_residuals(
+        gpt2, prompts.input_ids[index], prompts.attention_mask[index], prompts.word_positions[index], hooks
+    )
+    whole = AbsorptionEvaluator(gpt2, saes, inputs).tabulate_words(words, index)
+    alone = GradientEvaluator(gpt2, saes, inputs.candidates, Gradients()).tabulate_words(words, index)
+    pd.testing.assert_frame_equal(alone, whole[list(SCORES)], check_exact=True)
+    for name, sae in saes.items():
+        y = torch.nn.functional.one_hot(words.labels[index], 26)
+        rows = EvaluationRows.of(read[HOOKS[name]], y, index, probe, torch.zeros(26), LETTERS)
+        tables = (table[table["sae"] == name] for table in (inputs.letters, inputs.candidates, alone, whole))
+        letters, candidates, scores, expected = tables
+        found = crossfit._gradients(sae, rows, FoldMains(letters, candidates), scores)
+        both = found.merge(expected, on=["row", "label"], suffixes=("", "_expected"))
+        assert len(both) == len(candidates) == len(expected)
+        for column in ("top_latent", "second_latent", "top_score", "second_score"):
+            assert (both[column] == both[f"{column}_expected"]).all()
+        unit = float(torch.finfo().eps * rows.x.norm(dim=1).max() * sae.W_enc.norm(dim=0).max())
+        for column, atol in (("top_probe_cos", 1e-6), ("main_activation", 64 * unit), ("main_max", 64 * unit)):
+            np.testing.assert_allclose(both[column], both[f"{column}_expected"], rtol=0, atol=atol)
 
 
 def short_of_memory(evaluator, monkeypatch, most):

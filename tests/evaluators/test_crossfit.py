@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from absorb_pl.errors import LabelError, RangeError, RuleError
-from absorb_pl.evaluators import crossfit as room
+from absorb_pl.evaluators import fold_mains as room
 from absorb_pl.evaluators import folds as folds_room
 from absorb_pl.evaluators.crossfit import crossfit
 from absorb_pl.evaluators.folds import CrossfitSettings, Folds
@@ -57,7 +57,7 @@ def test_nothing_of_a_word_reaches_what_judges_it(planted: Any, folds: Folds, mo
     """Probes are trained, and main latents chosen, on the other folds alone."""
     world, made = planted
     seen: list[tuple[str, set[int]]] = []
-    linear, chosen, rows = folds_room.train_linear_probe, room._chosen_latents, room.EvaluationRows
+    linear, chosen, rows = folds_room.train_linear_probe, room._chosen_latents, folds_room.EvaluationRows
     places = {row.numpy().tobytes(): number for number, row in enumerate(world.activations)}
 
     def train_linear(x: torch.Tensor, *args: Any, **how: Any) -> Any:
@@ -79,11 +79,12 @@ def test_nothing_of_a_word_reaches_what_judges_it(planted: Any, folds: Folds, mo
 
     monkeypatch.setattr(folds_room, "train_linear_probe", train_linear)
     monkeypatch.setattr(room, "_chosen_latents", choose)
-    monkeypatch.setattr(room, "EvaluationRows", Rows)
+    monkeypatch.setattr(folds_room, "EvaluationRows", Rows)
     crossfit(made.sae, folds, configured_rules("saebench-0.6.0"), k_sparse=QUICK)
     by_kind = {kind: [words for name, words in seen if name == kind] for kind in ("linear", "chosen", "judged")}
-    assert [len(found) for found in by_kind.values()] == [8, 8, 8]
-    for trained, ranked, held_out in zip(*by_kind.values(), strict=True):
+    assert [len(found) for found in by_kind.values()] == [8, 8, 16]  # asked for candidates first, then judged
+    assert by_kind["judged"][:8] == by_kind["judged"][8:]
+    for trained, ranked, held_out in zip(by_kind["linear"], by_kind["chosen"], by_kind["judged"][:8], strict=True):
         assert trained == ranked
         assert not trained & held_out
         assert len(trained | held_out) == 160
@@ -160,13 +161,14 @@ def test_bad_settings_are_named(planted: Any, folds: Folds):
 
 
 def test_classes_without_a_rate_say_why(planted: Any, folds: Folds):
+    weight = torch.randn(4, folds.x.shape[1], generator=torch.Generator().manual_seed(0))
     found = crossfit(
         planted[1].sae,
         folds,
         configured_rules("absorb-pl-1"),
         k_sparse=QUICK,
         rates=RateSettings(min_probe_f1=1.0),
-        probe_of_fold=lambda *_: (torch.randn(4, folds.x.shape[1]), torch.zeros(4)),
+        probe_of_fold=lambda *_: (weight, torch.zeros(4)),
     )
     table = found["crossfit"]
     assert not table["evaluable"].any()

@@ -1,5 +1,6 @@
 """The walk over k that solves only the probes it reaches."""
 
+import numpy as np
 import torch
 from sklearn.metrics import f1_score
 
@@ -23,5 +24,10 @@ def test_it_ends_where_the_walk_over_all_probes_does():
         expected = [
             main_latents(values, ks, own, threshold, max_k) for values, own in zip(f1, ids.tolist(), strict=True)
         ]
-        assert walked_main_latents(activations, y, ids, threshold, max_k) == expected
-    assert len({len(found) for found in walked_main_latents(activations, y, ids, 0.001, 20)}) > 2
+        found = walked_main_latents(activations, y, ids, threshold, max_k)
+        assert [own.latents for own in found] == expected
+        for c, own in enumerate(found):
+            k = len(own.latents)
+            np.testing.assert_allclose(own.weight, solution.weight[k - 1, c, :k], rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(own.bias, solution.bias[k - 1, c], rtol=1e-9, atol=1e-9)
+    assert len({len(found.latents) for found in walked_main_latents(activations, y, ids, 0.001, 20)}) > 2

@@ -238,7 +238,7 @@ def test_activations_on_the_gpu(golden: Path) -> None:
     expected = evaluate_activations(sae, x, names, **more)
     found = evaluate_activations(sae, x.to(DEVICE), names, **more, device=DEVICE)
     assert set(found) == set(expected)
-    for name in ("summary", "letters", "shuffles", "crossfit", "crossfit_words"):
+    for name in ("summary", "letters", "shuffles", "crossfit", "crossfit_letters", "crossfit_words"):
         pd.testing.assert_frame_equal(found[name], expected[name], rtol=1e-3, atol=1e-5)
 
 

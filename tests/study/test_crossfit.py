@@ -7,16 +7,17 @@ import pandas as pd
 import pytest
 
 from absorb_pl.cli import main
-from absorb_pl.errors import AbsorbError, RuleError
-from absorb_pl.schema import CROSSFIT, CROSSFIT_WORDS
-from absorb_pl.study import StudyConfig, crossfit_stage
+from absorb_pl.errors import AbsorbError
+from absorb_pl.schema import CROSSFIT, CROSSFIT_LETTERS, CROSSFIT_WORDS
+from absorb_pl.study import StudyConfig, crossfit_stage, fold_stages
+from absorb_pl.study.compare import compare_saes
 
 pytestmark = pytest.mark.usefixtures("at_root", "_one_thread")
 CONFIG = "tests/conf/study.yaml"
 TWICE = ("--crossfit.folds=2", "--crossfit.repeats=2")
 ONE = (
     "--saes=[tests/golden/gpt2-micro/sae_standard_A]",
-    "--rules=[saebench-0.6.0, absorb-pl-1]",
+    "--rules={saebench-0.6.0: {}, absorb-pl-1: {}, paper: {delta_threshold: 0.0004}}",
     "--k_sparse.ks=[1,2]",
 )
 
@@ -36,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 def test_the_tables_of_the_single_split_stay_as_they_are(runs: tuple[Path, Any, Any]):
     _, plain, crossfit = runs
-    assert set(crossfit) == {*plain, "crossfit", "crossfit_words"}
+    assert set(crossfit) == {*plain, "crossfit", "crossfit_letters", "crossfit_words"}
     for name, table in plain.items():
         pd.testing.assert_frame_equal(crossfit[name], table, check_exact=True)
 
@@ -46,18 +47,54 @@ def test_every_word_that_the_probe_sees_is_judged_once_per_repeat(runs: tuple[Pa
     assert list(tables["crossfit"]) == list(CROSSFIT)
     assert list(tables["crossfit_words"]) == list(CROSSFIT_WORDS)
     words = tables["crossfit_words"]
-    assert set(words["rule"]) == {"saebench-0.6.0", "absorb-pl-1"}
+    assert set(words["rule"]) == {"saebench-0.6.0", "absorb-pl-1", "paper"}
     assert words.groupby(["sae", "rule", "repeat", "row"]).size().max() == 1
     of_sae = tables["crossfit"][tables["crossfit"]["label"] == ""]
+    letters = tables["crossfit_letters"]
+    assert list(letters) == list(CROSSFIT_LETTERS)
     for row in of_sae.to_dict("records"):
-        judged = words[words["rule"] == row["rule"]]
+        judged, own = words[words["rule"] == row["rule"]], letters[letters["rule"] == row["rule"]]
         assert (row["folds"], row["repeats"]) == (2, 2)
-        assert row["num_words"] <= len(judged) / 2 + 1
+        assert len(judged) == (own["num_candidates"] * own["sample_portion"]).sum()
+        assert row["num_words"] <= own["num_probe_true_positives"].sum() / 2 + 1
+        if row["rule"] != "paper":
+            assert (own["num_candidates"] == own["num_probe_true_positives"]).all()
+
+
+def test_other_thresholds_need_no_new_main_latents_or_gradients(
+    runs: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
+):
+    folder, _, tables = runs
+    monkeypatch.setattr(fold_stages, "fold_mains", None)
+    monkeypatch.setattr(fold_stages, "GradientEvaluator", None)
+    never = study(folder, "never", *TWICE, "--rules={paper: {delta_threshold: 1000.0}}")
+    pd.testing.assert_frame_equal(
+        never["crossfit_words"].drop(columns="is_absorption"),
+        (was := tables["crossfit_words"])[was["rule"] == "paper"]
+        .drop(columns="is_absorption")
+        .reset_index(drop=True)
+        .astype(never["crossfit_words"].drop(columns="is_absorption").dtypes),
+    )
+    assert was.loc[was["rule"] == "paper", "is_absorption"].any()
+    assert not never["crossfit_words"]["is_absorption"].any()
+
+
+def test_comparisons_take_the_rates_of_all_rules(runs: tuple[Path, Any, Any]):
+    folder, _, _ = runs
+    two = "--saes=[tests/golden/gpt2-micro/sae_standard_A, tests/golden/gpt2-micro/sae_jumprelu_A]"
+    rates = study(folder, "two", *TWICE, two)["crossfit"].set_index(["sae", "rule", "label"])["absorption_rate"]
+    compared = compare_saes(folder / "two")
+    assert set(compared["rule"]) == {"saebench-0.6.0", "absorb-pl-1", "paper"}
+    for row in compared[compared["label"] != ""].to_dict("records"):
+        for side in ("a", "b"):
+            assert row[f"rate_{side}"] == pytest.approx(rates[row[side], row["rule"], row["label"]], abs=1e-12)
 
 
 def test_what_is_kept_is_not_made_again(runs: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any):
     folder, _, tables = runs
-    monkeypatch.setattr(crossfit_stage, "crossfit", None)
+    monkeypatch.setattr(fold_stages, "fold_mains", None)
+    monkeypatch.setattr(crossfit_stage, "judge_folds", None)
+    monkeypatch.setattr(fold_stages, "GradientEvaluator", None)
     again = study(folder, "again", *TWICE)
     pd.testing.assert_frame_equal(again["crossfit"], tables["crossfit"], check_exact=True)
     said = capsys.readouterr().out
@@ -83,7 +120,5 @@ def test_a_study_can_stop_after_it(runs: tuple[Path, Any, Any], capsys: Any):
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(RuleError, match="crossfit"):
-        StudyConfig(saes=["a"], rules="paper", crossfit=crossfit_stage.CrossfitSettings())
     with pytest.raises(AbsorbError, match="until"):
         StudyConfig(saes=["a"], until="cross-fit")

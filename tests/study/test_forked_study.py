@@ -77,7 +77,7 @@ def test_so_are_those_of_gradients_cross_fitting_and_shuffles(tmp_path: Path, re
     begun = request.getfixturevalue("forked")
     found = run("forked")
     assert {"AbsorptionEvaluator", "cross-fit", "shuffles"} <= set(map(name_of, begun))
-    assert {"crossfit", "crossfit_words", "shuffles"} <= set(alone)
+    assert {"crossfit", "crossfit_letters", "crossfit_words", "shuffles"} <= set(alone)
     for name, table in alone.items():
         pd.testing.assert_frame_equal(found[name], table, check_exact=True)
 
