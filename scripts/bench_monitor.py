@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import torch
 from benchmarking import new_report, peak_memory, timed
@@ -71,6 +72,7 @@ class TimedMonitor(AbsorptionMonitor):
             ]
             return pd.concat(summaries, ignore_index=True)
 
+        table = pd.DataFrame()
         for _ in range(self.repeats + 1):
             seconds, _ = timed(lambda: look(trainer, module, outputs, batch, batch_idx), "cpu")
             self.seconds["look"].append(seconds)
@@ -113,7 +115,7 @@ def measure(latents: int, steps: int, repeats: int, folder: Path) -> dict[str, A
     tables = [monitor.found[way].set_index(["sae", "rule"]) for way in ("look", "one by one")]
     for figure in ("absorption_rate", "ci_high", "absorption_fraction", "num_splits", "l0"):
         ours, theirs = (table.loc[tables[0].index, figure] for table in tables)
-        if not torch.allclose(*(torch.tensor(values.to_numpy(float)) for values in (ours, theirs)), atol=1e-3):
+        if not np.allclose(ours.to_numpy(float), theirs.to_numpy(float), atol=1e-3):
             raise SystemExit(f"A look and an evaluation differ in {figure}:\n{pd.concat([ours, theirs], axis=1)}")
     look, alone = (statistics.median(seconds[1:]) for seconds in monitor.seconds.values())
     return {

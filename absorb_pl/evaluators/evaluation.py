@@ -61,7 +61,7 @@ def evaluate_rules(
         else:
             evidence[rule.needs] = gather_gradients(found, rule.needs)
         if isinstance(rule.needs, Projections):
-            one_main[rule.needs] = gather_from_rows(sae, rows, with_one_main(found.letters), rule.needs)
+            one_main[rule.needs] = gather_one_main(sae, rows, found.letters, rule.needs, evidence[rule.needs])
     judged = [
         judge(
             rule,
@@ -77,16 +77,25 @@ def evaluate_rules(
     return found, judged
 
 
-def with_one_main(letters: pd.DataFrame) -> pd.DataFrame:
-    """Letters whose first main latent stands alone.
+def gather_one_main(
+    sae: SparseAutoencoder, rows: EvaluationRows, letters: pd.DataFrame, evidence: Projections, found: pd.DataFrame
+) -> pd.DataFrame:
+    """The same evidence with the first main latent of each class alone.
 
     The walk by F1 may take an absorber for a further main latent, and without further ones a split looks like
     absorption. What is absorbed lies between the rates with all of them and with the first.
 
     Args:
+        sae: The SAE.
+        rows: The held-out words.
         letters: From `evaluate_sae`.
+        evidence: What was gathered.
+        found: That evidence with all main latents, which words of classes with a single one keep.
     """
-    return letters.assign(main_latents=letters["main_latents"].str[:1])
+    several = letters[letters["main_latents"].str.len() > 1]
+    alone = gather_projections(sae, rows, several.assign(main_latents=several["main_latents"].str[:1]), evidence)
+    kept = found[~found["label"].isin(several["label"])]
+    return pd.concat([kept, alone], ignore_index=True).sort_values("row", kind="stable", ignore_index=True)
 
 
 def gather_from_rows(

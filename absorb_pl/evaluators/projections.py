@@ -82,7 +82,7 @@ def score_projections(
 def gather_projections(
     sae: SparseAutoencoder, rows: EvaluationRows, letters: pd.DataFrame, evidence: Projections
 ) -> pd.DataFrame:
-    """Project the held-out words on which the linear probe sees the class.
+    """Project the held-out words on which the linear probe sees the class, of the classes that are asked for.
 
     Args:
         sae: The SAE.
@@ -93,7 +93,8 @@ def gather_projections(
     Returns:
         One row per word, and class of it, with the columns of `absorb_pl.schema.PROJECTIONS`, in order of `row`.
     """
-    places, classes = rows.seen.unbind(dim=1)
+    asked = torch.tensor([rows.class_names.index(label) for label in letters["label"]], dtype=torch.long)
+    places, classes = rows.seen[torch.isin(rows.seen[:, 1], asked)].unbind(dim=1)
     found = score_projections(
         sae,
         rows.x[places],

@@ -14,11 +14,11 @@ from absorb_pl.evaluators.k_sparse_table import k_sparse_table, main_latents_by_
 from absorb_pl.evaluators.latent_table import latent_table
 from absorb_pl.functional.absorption import SILENT, paper_candidates, sample_candidates
 from absorb_pl.functional.k_sparse import k_sparse_logits
-from absorb_pl.functional.metrics import binary_metrics
+from absorb_pl.functional.metrics import binary_metrics, f1_scores
 from absorb_pl.functional.precision import at_least_float32
 from absorb_pl.functional.sae_stats import SaeStatistics
 from absorb_pl.functional.similarity import cosine_similarity_matrix
-from absorb_pl.functional.splits import aligned_main_latents
+from absorb_pl.functional.splits import aligned_main_latents, main_latents
 from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.latents import encode_latents
 from absorb_pl.ranges import Count, Fraction, Portion, Positive, Range, Seed, check_ranges
@@ -202,9 +202,13 @@ def walked_mains(
     ids = k_sparse.latent_ids.cpu()
     activations = encode_latents(sae, x, ids.flatten()).unflatten(1, ids.shape)
     logits = k_sparse_logits(activations, k_sparse.weight.cpu(), k_sparse.bias.cpu())
-    names = tuple(k_sparse.class_names)
-    table = k_sparse_table(logits, y.bool().cpu(), k_sparse.ks, k_sparse.latent_ids, names)
-    return main_latents_by_label(table, settings.f1_jump, settings.max_k)
+    targets, ks = y.bool().cpu(), k_sparse.ks
+    f1 = f1_scores(logits.flatten(1), targets.repeat(1, len(ks))).view(len(ks), -1)
+    return {
+        name: main_latents(f1[:, c].tolist(), ks, ids[c].tolist(), settings.f1_jump, settings.max_k)
+        for c, name in enumerate(k_sparse.class_names)
+        if bool(targets[:, c].any())
+    }
 
 
 def aligned_mains(

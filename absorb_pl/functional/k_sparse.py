@@ -106,10 +106,18 @@ def tracking_ranks(
         >>> tracking_ranks(activations, torch.tensor([[True], [True], [False]]))
         (tensor([1]), tensor([1.], dtype=torch.float64))
     """
-    ranks = activations.shape[2]
-    columns = activations.transpose(0, 1).flatten(1)
-    _, f1 = optimal_f1_threshold(columns, y.repeat_interleave(ranks, dim=1))
-    f1 = f1.view(-1, ranks)
+    classes, rows, ranks = activations.shape
+    positives = y.sum(dim=0)[:, None].double()
+    # At any threshold above a latent's least activation, no more rows are said to be of the class than exceed that one.
+    above = activations > activations.amin(dim=1, keepdim=True)
+    said, hits = above.sum(dim=1), (above & y.T[:, :, None]).sum(dim=1)
+    at_all = (2 * positives / (positives + rows)).expand(classes, ranks)
+    at_least = torch.maximum(2 * hits / (said + positives), at_all)
+    at_most = torch.maximum(2 * hits / (hits + positives), at_all)
+    may_be_best = at_most >= at_least.amax(dim=1, keepdim=True)
+    targets = y[:, may_be_best.nonzero()[:, 0]]
+    f1 = torch.full_like(at_least, -1.0)
+    f1[may_be_best] = optimal_f1_threshold(activations.transpose(1, 2)[may_be_best].T, targets)[1]
     best = f1.amax(dim=1)
     return (f1 == best[:, None]).int().argmax(dim=1), best
 

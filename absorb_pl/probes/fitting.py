@@ -101,11 +101,10 @@ def fit_rankings(
         The training curve of each.
     """
     check_ranges(fit_rankings, locals())
-    curve = _fit(LatentRankings(probes), probes, x, y, max_epochs, batch_size, device)
-    return [
-        curve[["epoch", f"{number}/train/loss"]].set_axis(["epoch", "train/loss"], axis=1)
-        for number in range(len(probes))
-    ]
+    rankings = LatentRankings(probes)
+    _fit(rankings, probes, x, y, max_epochs, batch_size, device)
+    losses = torch.stack(rankings.losses, dim=1).tolist()
+    return [pd.DataFrame({"epoch": range(len(of_probe)), "train/loss": of_probe}) for of_probe in losses]
 
 
 def _fit(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -163,13 +163,21 @@ class SaeProbe(LatentRanking):
         self._rank_and_solve(training_batches(self.trainer))
 
     @torch.no_grad()
-    def with_ks(self, ks: Sequence[Count], x: Float[Tensor, "rows d_model"], y: Tensor) -> "SaeProbe":
+    def with_ks(
+        self,
+        ks: Sequence[Count],
+        x: Float[Tensor, "rows d_model"],
+        y: Tensor,
+        classes: Bool[Tensor, " classes"] | None = None,
+    ) -> "SaeProbe":
         """Probes with other numbers of latents on the same ranking.
 
         Args:
             ks: Numbers of latents.
             x: Activations of the training rows.
             y: Their labels, `[rows, classes]`.
+            classes: Classes to solve, all when None. Others have the probes of ks that are solved already, and
+                `MISSING_LOGIT` for further ones.
 
         Returns:
             The solved probes, in evaluation mode.
@@ -179,45 +187,46 @@ class SaeProbe(LatentRanking):
             probe = SaeProbe(**{**self.hparams, "sae": self.sae, "ks": ks}).to(self.device)
         probe.fc.load_state_dict(self.fc.state_dict())
         probe.class_mask.copy_(self.class_mask)
-        probe._rank_and_solve([{"x": x, "y": y}])
+        probe.tracking.copy_(self.tracking)
+        probe.tracking_f1.copy_(self.tracking_f1)
+        for number, k in enumerate(probe.ks):
+            if k in self.ks:
+                probe.weight[number, :, :k] = self.weight[self.ks.index(k), :, :k]
+                probe.bias[number] = self.bias[self.ks.index(k)]
+        kept = self.class_mask if classes is None else self.class_mask & classes.to(self.device)
+        ids = rank_latents(self.fc.weight, probe.ks[-1])
+        probe._solve(encode_latents(self.sae, x, ids[kept].flatten()).unflatten(1, (-1, ids.shape[1])), y, ids, kept)
         return probe.eval()
 
     def _rank_and_solve(self, batches: Iterable[Batch]) -> None:
         kept = self.class_mask
-        ids = rank_latents(self.fc.weight, self.ks[-1])
+        ids = rank_latents(self.fc.weight, min(max(self.ks[-1], TRACKED_RANKS), self.fc.in_features))
         chosen, labels = [], []
         for batch in batches:
             chosen.append(encode_latents(self.sae, batch["x"], ids[kept].flatten()))
-            labels.append(batch["y"].bool().to(ids.device))
-        activations = torch.cat(chosen).unflatten(1, (-1, ids.shape[1])).transpose(0, 1)
-        self.solve(activations, torch.cat(labels)[:, kept], ids)
+            labels.append(batch["y"])
+        activations, y = torch.cat(chosen).unflatten(1, (-1, ids.shape[1])), torch.cat(labels)
+        self._solve(activations, y, ids, kept)
+        self._track(activations, y, ids)
 
-    def solve(
-        self,
-        activations: Float[Tensor, "kept rows ranks"],
-        y: Tensor,
-        latent_ids: Tensor,
-    ) -> None:
-        """Solve all classes and ks and keep the solutions.
-
-        Args:
-            activations: Activations of the ranked latents of each class that is not missing.
-            y: Labels of these classes, `[rows, kept]`.
-            latent_ids: Ranked latents of all classes, `[classes, ranks]`.
-        """
-        solver = activations if activations.device.type in ("cpu", "cuda") else activations.cpu()
-        solution = solve_k_sparse(solver, y.to(solver.device), self.ks, l2=self.l2)
-        self.latent_ids.copy_(latent_ids)
-        self.weight.zero_()
-        self.bias.fill_(MISSING_LOGIT)
-        self.weight[:, self.class_mask] = solution.weight.to(self.weight)
-        self.bias[:, self.class_mask] = solution.bias.to(self.bias)
-        self.tracking.copy_(latent_ids[:, 0])
-        self.tracking_f1.zero_()
-        rank, f1 = tracking_ranks(activations[:, :, :TRACKED_RANKS], y.to(activations.device))
-        ids = latent_ids[self.class_mask].gather(1, rank[:, None].to(latent_ids.device))
-        self.tracking[self.class_mask], self.tracking_f1[self.class_mask] = ids.squeeze(1), f1.to(self.tracking_f1)
+    def _solve(self, activations: Float[Tensor, "rows kept ranks"], y: Tensor, ids: Tensor, kept: Tensor) -> None:
+        """Solve some classes for all ks, from the activations of their ranked latents, and keep the solutions."""
+        most, device = self.ks[-1], activations.device if activations.device.type in ("cpu", "cuda") else "cpu"
+        targets = y.to(kept.device)[:, kept].bool().to(device)
+        solution = solve_k_sparse(activations[:, :, :most].transpose(0, 1).to(device), targets, self.ks, l2=self.l2)
+        self.latent_ids.copy_(ids[:, :most])
+        self.weight[:, kept] = solution.weight.to(self.weight)
+        self.bias[:, kept] = solution.bias.to(self.bias)
         self.solved.fill_(True)
+
+    def _track(self, activations: Float[Tensor, "rows kept ranks"], y: Tensor, ids: Tensor) -> None:
+        """Find the latent that tracks each class; where nothing is known of one, its first."""
+        kept = self.class_mask
+        targets = y.to(kept.device)[:, kept].bool().to(activations.device)
+        ranks, f1 = tracking_ranks(activations[:, :, :TRACKED_RANKS].transpose(0, 1), targets)
+        self.tracking.copy_(ids[:, 0])
+        self.tracking[kept] = ids[kept].gather(1, ranks[:, None].to(ids.device)).squeeze(1)
+        self.tracking_f1[kept] = f1.to(self.tracking_f1)
 
 
 def _resolve_sae(sae: Any, dtype: str) -> Any:

@@ -20,12 +20,17 @@ class LatentRankings(LightningModule):
 
     Args:
         probes: The probes, with equal settings of their optimiser and their steps.
+
+    Attributes:
+        losses: The mean loss of each probe, `[probes]`, by epoch. Logging them would take as long as the optimiser.
     """
 
     def __init__(self, probes: Sequence[LatentRanking]) -> None:
         super().__init__()
         self.probes = nn.ModuleList(probes)
         self.automatic_optimization = False
+        self.losses: list[torch.Tensor] = []
+        self._seen: list[tuple[torch.Tensor, int]] = []
 
     @property
     def members(self) -> list[LatentRanking]:
@@ -55,12 +60,14 @@ class LatentRankings(LightningModule):
 
         rows_per_step = self.members[0].rows_per_step
         found = take_steps(self.optimizers(), batch, rows_per_step, losses)
-        rows = len(batch["x"]) if rows_per_step is None else 1
-        for number, loss in enumerate(found):
-            self.log(f"{number}/train/loss", loss, batch_size=rows, on_step=False, on_epoch=True)
+        self._seen.append((found, len(batch["x"])))
 
     def on_train_epoch_end(self) -> None:
-        """Lower the learning rate, and finish after the last epoch."""
+        """Sum up the losses, lower the learning rate, and finish after the last epoch."""
+        losses, rows = zip(*self._seen, strict=True)
+        share = torch.tensor(rows, device=losses[0].device) / sum(rows)
+        self.losses.append((torch.stack(losses) * share[:, None]).sum(dim=0))
+        self._seen.clear()
         schedule: Any = self.lr_schedulers()
         schedule.step()
         if self.trainer.current_epoch + 1 == self.trainer.max_epochs:

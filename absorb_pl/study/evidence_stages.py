@@ -15,7 +15,7 @@ from absorb_pl.data.trainers import TrainerFactory
 from absorb_pl.engine.run_size import RunSize
 from absorb_pl.errors import CacheCorruptedError
 from absorb_pl.evaluators.absorption import AbsorptionEvaluator, AbsorptionInputs
-from absorb_pl.evaluators.evaluation import gather_from_rows, with_one_main, with_texts
+from absorb_pl.evaluators.evaluation import gather_from_rows, gather_one_main, with_texts
 from absorb_pl.evaluators.gradients import GradientEvaluator
 from absorb_pl.evaluators.writers import PredictionTableWriter
 from absorb_pl.rules.evidence import Carried, Evidence, Gradients, Projections
@@ -77,7 +77,7 @@ class ProjectionStage(Stage):
         found = gather_from_rows(sae, rows, letters, evidence)
         one_main = {}
         if isinstance(evidence, Projections):
-            one_main["one_main.parquet"] = gather_from_rows(sae, rows, with_one_main(letters), evidence)
+            one_main["one_main.parquet"] = gather_one_main(sae, rows, letters, evidence, found)
         cfg = getattr(sae, "cfg", None)
         return {
             **one_main,

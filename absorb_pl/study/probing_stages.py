@@ -204,7 +204,7 @@ class SaeProbingStage(Stage):
             "settings": asdict(self.settings),
             "splits": asdict(self.splits),
             **({"folded": sae.folded} if sae.folded else {}),  # probes made before norms were folded are others
-            "format": 5,
+            "format": 6,
         }
 
     @override

@@ -1,5 +1,6 @@
 """Absorption while SAEs train: a callback that judges them on words every so many steps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -21,7 +22,7 @@ from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_
 from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings, walked_mains
 from absorb_pl.evaluators.training import SIDE_BY_SIDE, portions_side_by_side, train_linear_probe, train_sae_probes
 from absorb_pl.evaluators.writers import write_table
-from absorb_pl.probes.k_sparse import TRACKED_RANKS, SaeProbe
+from absorb_pl.probes.k_sparse import SaeProbe
 from absorb_pl.probes.settings import KSparseSettings, LinearProbeSettings
 from absorb_pl.ranges import Count, Seed, check_ranges
 from absorb_pl.reports.figures import save_figures
@@ -92,10 +93,8 @@ class AbsorptionMonitor(Callback):
         for rule in self.rules:
             rule.check_stored(self.splits.silent)
         self.linear_probe, k_sparse = linear_probe or LinearProbeSettings(), k_sparse or KSparseSettings()
-        # Further ks are looked at in tables of a study alone.
-        most = max(self.splits.max_k, TRACKED_RANKS)
-        self.ks = tuple(k for k in k_sparse.ks if k <= most)
-        self.k_sparse = replace(k_sparse, ks=tuple(k for k in self.ks if k <= _FIRST_KS or k == max(self.ks)))
+        self.ks = tuple(k for k in k_sparse.ks if k <= self.splits.max_k)  # tables of studies alone show further ones
+        self.k_sparse = replace(k_sparse, ks=tuple(k for k in self.ks if k <= _FIRST_KS))
         self.checks = pd.DataFrame(columns=list(CHECKS))
         self._rows: dict[str, tuple[Rows, EvaluationRows]] = {}
 
@@ -166,8 +165,11 @@ class AbsorptionMonitor(Callback):
         )
         for hook in dict.fromkeys(module.hooks):
             names = [name for name, own in zip(module.names, module.hooks, strict=True) if own == hook]
-            widths = [len(saes[name].W_dec) for name in names]
-            for some in portions_side_by_side(widths, at_a_time(len(names), forks, SIDE_BY_SIDE)):
+            most = at_a_time(len(names), forks, SIDE_BY_SIDE)
+            # SAEs that stand next to each other are often alike, and the work on dense ones is to be shared out.
+            count = math.ceil(len(names) / most)
+            names = [name for first in range(count) for name in names[first::count]]
+            for some in portions_side_by_side([len(saes[name].W_dec) for name in names], most):
                 portions.append((hook, [names[number] for number in some]))
 
         def look(portion: tuple[str, list[str]]) -> dict[str, pd.DataFrame]:
@@ -204,13 +206,16 @@ class AbsorptionMonitor(Callback):
         return found
 
     def _with_ks(self, sae: SparseAutoencoder, probe: SaeProbe, hook: str) -> SaeProbe:
-        """k-sparse probes for as many ks as the walk to the main latents needs."""
+        """k-sparse probes for as many ks as the walk to the main latents needs, of the classes where it goes on."""
         training, rows = self._rows[hook]
         walked_on = training if self.splits.selection == "train" else (rows.x, rows.y)
-        walked = walked_mains(sae, probe, walked_on, self.splits)
-        # Of an SAE with fewer latents than the largest k too few are ranked for the tracking latent.
-        goes_on = any(len(latents) == _FIRST_KS for latents in walked.values()) or max(self.ks) > len(sae.W_dec)
-        return probe.with_ks([k for k in self.ks if k <= len(sae.W_dec)], *training) if goes_on else probe
+        while True:
+            walked, known = walked_mains(sae, probe, walked_on, self.splits), probe.ks[-1]
+            goes_on = torch.tensor([len(walked.get(name, [])) == known for name in rows.class_names])
+            further = [k for k in self.ks if known < k <= min(2 * known, len(sae.W_dec))]
+            if not further or not bool(goes_on.any()):
+                return probe
+            probe = probe.with_ks([*probe.ks, *further], *training, goes_on)
 
     def _judged_one(self, unit: SparseAutoencoder, k_sparse: SaeProbe, hook: str, device: torch.device) -> pd.DataFrame:
         """What the rules say of an SAE with decoder rows of unit norm."""

@@ -6,7 +6,10 @@ import torch
 
 from absorb_pl import evaluate_activations
 from absorb_pl.errors import LabelError, NonFiniteError, RuleError, SaeWidthError
+from absorb_pl.evaluators.evaluation import gather_one_main
+from absorb_pl.evaluators.projections import gather_projections
 from absorb_pl.evaluators.sae_probing import SplitSettings
+from absorb_pl.rules.evidence import Projections
 from absorb_pl.saes import load_sae
 from absorb_pl.truth import PlantedAbsorption, WorldSettings, make_world, planted_sae
 
@@ -58,6 +61,18 @@ def test_the_tables_are_those_of_the_study(study, tables, name):
             missing = not isinstance(one, list) and pd.isna(one)
             assert missing == (not isinstance(other, list) and pd.isna(other)), column
             assert missing or one == pytest.approx(other), column
+
+
+def test_evidence_with_one_main_is_that_of_the_first_alone(study):
+    stages = study[1].stages
+    for name, source in stages.probing.saes.items():
+        sae, rows = source.load(torch.device("cpu")), stages.probes.held_out(source.hook_name)
+        letters = stages.probing.result(name).letters
+        whole = gather_projections(sae, rows, letters, Projections())
+        first = letters.assign(main_latents=letters["main_latents"].str[:1])
+        alone = gather_one_main(sae, rows, letters, Projections(), whole)
+        pd.testing.assert_frame_equal(alone, gather_projections(sae, rows, first, Projections()))
+        assert (letters["num_splits"] > 0).any()
 
 
 def test_an_sae_as_an_object_gives_the_same(study, rows, tables):

@@ -104,14 +104,19 @@ def test_latents_of_other_classes_fire_mostly_on_one_of_them():
     assert of_other_classes(fired, fired.sum(dim=0), 2).tolist() == [True, False, False, False, True]
 
 
-def test_the_tracking_latent_is_the_best_at_its_best_threshold():
+@pytest.mark.parametrize("silent", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("least", [0.0, -0.5])
+def test_the_tracking_latent_is_the_best_at_its_best_threshold(silent: float, least: float):
+    """Also where most rows are silent, latents are negative or the same everywhere, and some are equally good."""
     draw = torch.Generator().manual_seed(5)
-    activations = torch.rand(3, 30, 4, generator=draw).round(decimals=1)
-    y = torch.rand(30, 3, generator=draw) > 0.6
+    activations = (torch.rand(5, 30, 7, generator=draw) + least).round(decimals=1)
+    activations[torch.rand(5, 30, 7, generator=draw) < silent] = 0.0
+    activations[:, :, 5] = activations[:, :, 2]
+    y = torch.rand(30, 5, generator=draw) > 0.6
     rank, f1 = tracking_ranks(activations, y)
-    for c in range(3):
+    for c in range(5):
         best = []
-        for n in range(4):
+        for n in range(7):
             scores = activations[c, :, n]
             at = []
             for threshold in scores.unique():

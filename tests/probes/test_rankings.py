@@ -10,6 +10,7 @@ import torch
 from absorb_pl.evaluators.training import train_sae_probes
 from absorb_pl.functional.probe_loss import l1_penalty, probe_loss
 from absorb_pl.probes import SaeProbe, fitting
+from absorb_pl.probes.base import MISSING_LOGIT
 from absorb_pl.probes.settings import KSparseSettings
 
 SETTINGS = KSparseSettings(ks=(1, 2, 5), max_epochs=12, batch_size=64)
@@ -85,6 +86,33 @@ def test_other_ks_on_the_same_ranking_are_those_of_a_fit_with_them(saes: Any, ro
     assert torch.equal(found.latent_ids, expected.latent_ids)
     torch.testing.assert_close(found.weight, expected.weight, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found(rows[0]), expected(rows[0]), rtol=1e-5, atol=1e-5)
+
+
+def test_further_ks_of_some_classes_are_those_of_all(saes: Any, rows: Any):
+    few = KSparseSettings(ks=(1, 2), max_epochs=12, batch_size=64)
+    [(probe, _)] = train_sae_probes(saes[:1], *rows, few, NAMES, seed=3)
+    whole = probe.with_ks([1, 2, 4], *rows)
+    asked = torch.tensor([name == NAMES[1] for name in NAMES])
+    some = probe.with_ks([1, 2, 4], *rows, asked)
+    torch.testing.assert_close(some.weight[:, asked], whole.weight[:, asked], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(some.weight[:2], whole.weight[:2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(some.bias[:2], whole.bias[:2], rtol=1e-6, atol=1e-6)
+    assert (some.bias[2, ~asked] == MISSING_LOGIT).all()
+    assert (some.weight[2, ~asked] == 0).all()
+    for found in (some, whole):
+        assert torch.equal(found.tracking, probe.tracking)
+        assert torch.equal(found.tracking_f1, probe.tracking_f1)
+
+
+def test_tracking_latents_do_not_depend_on_the_ks(saes: Any, rows: Any):
+    found = []
+    for ks in ((1,), (1, 2, 6)):
+        settings = KSparseSettings(ks=ks, max_epochs=12, batch_size=64)
+        [(probe, _)] = train_sae_probes(saes[:1], *rows, settings, NAMES, seed=3)
+        found.append((probe.tracking, probe.tracking_f1))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(found[0][0], probe.latent_ids[:, 0])  # they are not simply the first by rank
 
 
 def test_all_classes_without_a_mask_are_all_classes_with_one():
