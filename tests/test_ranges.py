@@ -41,6 +41,7 @@ BASES = {
     "LatentRankings",
     "FoldRanking",
     "CausalEvaluator",
+    "GradientEvaluator",
     "SaeEvaluation",
     "LabelledDataModule",
 }

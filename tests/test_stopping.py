@@ -31,7 +31,7 @@ SENT_AT = {
     "activations": (collector, "write_rows", 3, 0),
     "linear_probes": (fitting._Curve, "on_train_epoch_end", 2, 2 + 1),
     "sae_probing": (fitting._Curve, "on_train_epoch_end", 5, 2 + 2 + 2),  # two of a hook are trained side by side
-    "projections": (evidence_stages, "gather_from_rows", 3, 2 + 2 + 3 + 1),  # twice per SAE
+    "projections": (evidence_stages, "gather_from_rows", 2, 2 + 2 + 3 + 1),
     "absorption": (writers.PredictionTableWriter, "write_on_batch_end", 1, 2 + 2 + 3 + 3),
     "firings": (firing_stage, "firings_table", 2, 2 + 2 + 3 + 3 + 3 + 1),
     "report": (report, "save_figures", 1, 2 + 2 + 3 + 3 + 3 + 3),

@@ -93,6 +93,8 @@ def gather_one_main(
         found: That evidence with all main latents, which words of classes with a single one keep.
     """
     several = letters[letters["main_latents"].str.len() > 1]
+    if several.empty:
+        return found
     alone = gather_projections(sae, rows, several.assign(main_latents=several["main_latents"].str[:1]), evidence)
     kept = found[~found["label"].isin(several["label"])]
     return pd.concat([kept, alone], ignore_index=True).sort_values("row", kind="stable", ignore_index=True)

@@ -61,7 +61,8 @@ def score_projections(
     units = unit_rows(directions)
     classes = torch.tensor([class_names.index(label) for label in labels], dtype=torch.long)
     parts: list[dict[str, Any]] = []
-    for part in classes.argsort(stable=True).split(rows_at_once(len(sae.W_dec), matrices=_MATRICES)):
+    order, chunk = classes.argsort(stable=True), rows_at_once(len(sae.W_dec), matrices=_MATRICES)
+    for part in order.split(chunk) if len(order) else ():
         inputs, of_part = x[part].to(device), classes[part]
         latents, contributions = encode_and_project(sae, inputs, units[of_part.to(device)])
         for c in map(int, of_part.unique()):

@@ -64,9 +64,11 @@ class LatentRankings(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Sum up the losses, lower the learning rate, and finish after the last epoch."""
-        losses, rows = zip(*self._seen, strict=True)
-        share = torch.tensor(rows, device=losses[0].device) / sum(rows)
-        self.losses.append((torch.stack(losses) * share[:, None]).sum(dim=0))
+        rows = sum(count for _, count in self._seen)
+        mean = torch.zeros_like(self._seen[0][0])
+        for loss, count in self._seen:
+            mean += loss * (count / rows)
+        self.losses.append(mean)
         self._seen.clear()
         schedule: Any = self.lr_schedulers()
         schedule.step()

@@ -39,7 +39,7 @@ class StreamSae:
         distance, nearest = torch.cdist(rows, self.activations).min(dim=1)
         near = distance < _NEAR * rows.norm(dim=1)
         found = torch.where(near[:, None], self.latents[nearest], 0.0)
-        return found.reshape(*x.shape[:-1], -1)
+        return found.reshape(*x.shape[:-1], self.latents.shape[1])
 
     def decode(self, latents: Float[Tensor, "... latents"]) -> Float[Tensor, "... d_model"]:
         """Sum of the latents' decoder rows."""

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from absorb_pl.data import read_residuals
 from absorb_pl.errors import RuleError
-from absorb_pl.evaluators import AbsorptionEvaluator, AbsorptionInputs, absorption
+from absorb_pl.evaluators import AbsorptionEvaluator, AbsorptionInputs, gradients
 from absorb_pl.evaluators.projections import score_projections
 from absorb_pl.models import load_language_model
 from absorb_pl.rules import (
@@ -225,8 +225,8 @@ def test_both_positive_tokens_are_scored_from_one_prefix(cases, monkeypatch):
         token: case.gradients(case.sae, case.mains, rows, {**thresholds, "positive_token": token})
         for token in ("answer", "published")
     }
-    calls, compute = [], absorption.compute_prefix
-    monkeypatch.setattr(absorption, "compute_prefix", lambda *args, **how: calls.append(1) or compute(*args, **how))
+    calls, compute = [], gradients.compute_prefix
+    monkeypatch.setattr(gradients, "compute_prefix", lambda *args, **how: calls.append(1) or compute(*args, **how))
     both = case.gradients(case.sae, case.mains, rows, thresholds, tokens=["answer", "published"])
     assert len(calls) == 1
     for token, alone in apart.items():

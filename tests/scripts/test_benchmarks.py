@@ -58,6 +58,15 @@ def test_the_engine_is_held_against_the_machines_own_rate(script, tmp_path):
 
 
 @pytest.mark.slow
+def test_looks_of_the_monitor_are_held_against_evaluations_one_by_one(script, tmp_path):
+    file = tmp_path / "monitor.json"
+    script("bench_monitor").main(["--latents", "64", "--steps", "20", "--repeats", "1", "--json", str(file)])
+    [found] = json.loads(file.read_text())["measurements"]
+    assert (found["SAEs"], found["latents"], found["words"]) == (8, 64, 4491)
+    assert found["times faster"] == pytest.approx(found["one by one, s"] / found["a look, s"], rel=0.1)
+
+
+@pytest.mark.slow
 def test_training_is_held_against_saelens_runner(script, tmp_path):
     file = tmp_path / "training.json"
     script("bench_training").main(["--quick", "--device", "cpu", "--json", str(file)])
