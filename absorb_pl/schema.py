@@ -449,7 +449,8 @@ CROSSFIT_WORDS: Columns = {
     "absorption_fraction": Column("float64", "Share of the feature that was absorbed, for rules that say so."),
     "top_latent": _TOP["top_latent"],
 }
-"""One row per SAE, rule, repeat and word that the rule judged; on others that the probe sees, nothing is absorbed."""
+"""One row per SAE, rule, repeat and word that the rule judged. On other words that the probe sees nothing is absorbed,
+but for candidates that a sample left out (`sample_portion` in `crossfit_letters`)."""
 
 SHUFFLES: Columns = {
     **_SAE,

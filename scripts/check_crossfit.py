@@ -19,7 +19,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from absorb_pl import load_sae
 from absorb_pl.data import ActivationDataModule
 from absorb_pl.data.drafts import whole_file
 from absorb_pl.data.splits import stratified_split
@@ -27,7 +26,7 @@ from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.crossfit import ScoreWords, crossfit
 from absorb_pl.evaluators.evaluation import evaluate_rules
 from absorb_pl.evaluators.folds import CrossfitSettings, Folds
-from absorb_pl.evaluators.gradients import score_words
+from absorb_pl.evaluators.gradients import GradientEvaluator
 from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.evaluators.training import train_linear_probe, train_sae_probes
 from absorb_pl.functional.paired import sign_flip_test
@@ -36,6 +35,7 @@ from absorb_pl.rules import configured_rules
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.saes import expand_sae_names
 from absorb_pl.saes.interface import SparseAutoencoder
+from absorb_pl.saes.loading import unit_norm_sae
 from absorb_pl.saes.properties import sae_hook_name
 
 RULES = configured_rules(["absorb-pl-1", "saebench-0.6.0", "saebench-0.3.2", "paper"])
@@ -64,15 +64,16 @@ def measure(names: list[str], seeds: int, out: Path) -> None:
     known = pd.read_csv(out)
     if list(known) != COLUMNS:
         raise SystemExit(f"{out} has other columns than {', '.join(COLUMNS)}; name another file with --out.")
-    done = set(zip(known["sae"], known["seed"], strict=True))
-    saes = {name: load_sae(name) for name in names}
+    rules = known.groupby(["sae", "seed"])["rule"].agg(set)
+    done = {pair for pair, judged in rules.items() if judged >= {rule.name for rule in RULES}}
+    saes = {name: unit_norm_sae(name) for name in names}
     for hook in sorted({sae_hook_name(sae) for sae in saes.values()}):
         data = ActivationDataModule(hook_name=hook, val_fraction=0.0)
         data.prepare_data()
         data.setup("fit")
         x, y = data.rows(torch.arange(len(data.labels))), data.labels.bool()
         of_hook = {name: sae for name, sae in saes.items() if sae_hook_name(sae) == hook}
-        scored = {name: remembered(score_words(sae, data, "auto", "cpu")) for name, sae in of_hook.items()}
+        scored = {name: word_scorer(sae, data) for name, sae in of_hook.items()}
         for seed in range(seeds):
             missing = {name: sae for name, sae in of_hook.items() if (name, seed) not in done}
             if not missing:
@@ -103,17 +104,22 @@ def single_split(
     return pd.DataFrame([judgement.figures for judgement in judgements])
 
 
-def remembered(score: ScoreWords) -> ScoreWords:
-    """The same, with no word scored twice: a word's gradients do not depend on the seed."""
-    known: list[pd.DataFrame] = []
+def word_scorer(sae: SparseAutoencoder, data: ActivationDataModule) -> ScoreWords:
+    """Gives integrated gradients at words, each scored once: they do not depend on the seed."""
+    known: dict[Gradients, list[pd.DataFrame]] = {}
+    model = data.prompt_data.language_model
 
-    def scores(words: pd.DataFrame, evidence: Gradients) -> pd.DataFrame:
-        new = words[~words["row"].isin({row for table in known for row in table["row"]})]
-        if len(new) or not known:
-            known.append(score(new, evidence))
-        return pd.concat(known)
+    def score_words(words: pd.DataFrame, evidence: Gradients) -> pd.DataFrame:
+        tables = known.setdefault(evidence, [])
+        new = words[~words["row"].isin({row for table in tables for row in table["row"]})]
+        if len(new) or not tables:
+            evaluator = GradientEvaluator(model, {"sae": sae}, new.assign(sae="sae"), evidence)
+            tables.append(
+                evaluator.tabulate_words(data.prompt_data, torch.tensor(sorted(new["row"]), dtype=torch.long))
+            )
+        return pd.concat(tables, ignore_index=True)
 
-    return scores
+    return score_words
 
 
 def _append(out: Path, rows: list[list[object]]) -> None:
@@ -170,4 +176,5 @@ if __name__ == "__main__":
     table = pd.read_csv(options.out, keep_default_na=False, na_values={"value": "nan", "low": "nan", "high": "nan"})
     whole = table["label"] == ""
     print(summary(table[whole].drop(columns="label")).round(4).to_string(index=False))
-    print(against_itself(table[~whole]).round(4).to_string(index=False))
+    if table["seed"].nunique() > 1:
+        print(against_itself(table[~whole]).round(4).to_string(index=False))

@@ -15,6 +15,7 @@ from absorb_pl import schema
 from absorb_pl.study.crossfit_stage import CrossfitStage
 from absorb_pl.study.evidence_stages import GradientStage, ProjectionStage
 from absorb_pl.study.firing_stage import FiringStage
+from absorb_pl.study.fold_stages import FoldGradientStage, FoldMainsStage, FoldProbeStage
 from absorb_pl.study.probing_stages import ActivationStage, LinearProbeStage, SaeProbingStage
 from absorb_pl.study.shuffle_stage import ShuffleStage
 
@@ -28,6 +29,9 @@ STAGES = (
     GradientStage,
     FiringStage,
     ShuffleStage,
+    FoldProbeStage,
+    FoldMainsStage,
+    FoldGradientStage,
     CrossfitStage,
 )
 EXPERIMENTS = ("latent_evaluation", "k_sparse_probing", "feature_absorption", "common")
@@ -117,8 +121,13 @@ def pictures() -> str:
         "    projections --> firings",
         "    absorption --> firings",
         "    sae_probing --> shuffles",
-        "    activations --> crossfit",
-        "    saes --> crossfit",
+        "    linear_probes --> fold_probes",
+        "    fold_probes --> fold_mains",
+        "    saes --> fold_mains",
+        "    fold_mains --> fold_gradients",
+        "    model --> fold_gradients",
+        "    fold_mains --> crossfit",
+        "    fold_gradients --> crossfit",
         "    projections --> rules{{rules judge}}",
         "    absorption --> rules",
         "    rules --> tables([tables, figures, TensorBoard])",

@@ -66,7 +66,7 @@ def evaluate_activations(
 
     Returns:
         The tables `summary`, `letters`, `words`, `sensitivity`, `latents`, `k_sparse` and `candidates`, and
-        `shuffles`, `crossfit` and `crossfit_words` if they are asked for (see `absorb_pl.schema`).
+        `shuffles`, `crossfit`, `crossfit_letters` and `crossfit_words` if they are asked for (see `absorb_pl.schema`).
 
     Raises:
         RuleError: A rule needs gradients, or is unknown.

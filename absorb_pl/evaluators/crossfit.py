@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, RuleError
 from absorb_pl.evaluators.evaluation import check_rules_without_model, gather_from_rows
 from absorb_pl.evaluators.fold_mains import FoldMains, fold_mains
 from absorb_pl.evaluators.folds import Folds, ProbeOfFold
@@ -31,7 +31,7 @@ from absorb_pl.saes.scale import to_unit_norms
 from absorb_pl.schema import CROSSFIT, CROSSFIT_LETTERS, CROSSFIT_WORDS, GRADIENTS, Columns, empty_table
 
 ScoreWords = Callable[[pd.DataFrame, Gradients], pd.DataFrame]
-"""Gives the scores (`absorb_pl.schema.SCORES`) of words, `row, label`, each named once."""
+"""Gives the scores (`absorb_pl.schema.SCORES`) of words, `row, label`, each named once; more than these do no harm."""
 
 
 def crossfit(
@@ -63,7 +63,8 @@ def crossfit(
         The tables `crossfit`, `crossfit_letters` and `crossfit_words` (see `absorb_pl.schema`), without the SAE's name.
 
     Raises:
-        RuleError: A rule needs gradients and there is no way to get them.
+        RuleError: A rule needs gradients and there is no way to get them, or asks for what folds cannot say.
+        AbsorbError: A candidate word has no scores.
 
     Example:
         >>> from absorb_pl.evaluators.folds import CrossfitSettings
@@ -79,14 +80,39 @@ def crossfit(
     """
     if score_words is None:
         check_rules_without_model(rules)
+    splits = splits or SplitSettings()
+    check_rules_of_folds(rules, splits)
     sae = to_unit_norms(sae)
     probe_of_fold = probe_of_fold or folds.probe_of_fold(device=device)
-    mains = fold_mains(sae, folds, probe_of_fold, k_sparse or KSparseSettings(), splits or SplitSettings(), device)
+    mains = fold_mains(sae, folds, probe_of_fold, k_sparse or KSparseSettings(), splits, device)
     scores = {}
     for needs in dict.fromkeys(rule.needs for rule in rules):
         if isinstance(needs, Gradients) and score_words is not None:
             scores[needs] = score_words(mains.to_score, needs)
     return judge_folds(sae, folds, mains, rules, probe_of_fold, scores, rates or RateSettings())
+
+
+def check_rules_of_folds(rules: Sequence[AbsorptionRule], splits: SplitSettings) -> None:
+    """Refuse rules that cannot judge words of folds.
+
+    Args:
+        rules: The rules.
+        splits: How candidate words are found.
+
+    Raises:
+        RuleError: A rule reads the scores of main latents, which differ by fold where only the best latents' are kept;
+            or asks for candidate words that `splits` leaves out.
+    """
+    for rule in rules:
+        rule.check_stored(splits.silent)
+        if "main_scores" in rule.reads:
+            raise RuleError(
+                "crossfit",
+                rule.name,
+                expected="rules that do without `main_scores`: of a word's latents the best ones' scores are kept, and "
+                "main latents differ by fold",
+                remedy="Leave the rule or `crossfit` out.",
+            )
 
 
 def judge_folds(
@@ -155,24 +181,27 @@ def _gradients(sae: SparseAutoencoder, rows: EvaluationRows, of_fold: FoldMains,
     if words.empty:
         return empty_table(GRADIENTS)
     stored = stored_scores(words, ["latents", "scores", "activations"])
-    top, second = stored["latents"].long()[:, 0], stored["latents"].long()[:, 1]
     classes = [rows.class_names.index(label) for label in words["label"]]
     places = torch.searchsorted(rows.index, torch.tensor(words["row"].to_numpy(int)))
-    decoder = unit_rows(at_least_float32(sae.W_dec.detach()[top.to(sae.W_dec.device)]).cpu())
-    cosines = (unit_rows(rows.probe_weight.float())[classes] * decoder).sum(dim=1)
+    latents, activations = stored["latents"].long(), stored["activations"]
+    decoder = unit_rows(at_least_float32(sae.W_dec.detach()[latents.flatten().to(sae.W_dec.device)]).cpu())
+    probes = unit_rows(rows.probe_weight.float())[classes]
+    cosines = (decoder.unflatten(0, latents.shape) * probes[:, None]).sum(dim=2)
     main_latents = of_fold.letters.set_index("label")["main_latents"].to_dict()
     chosen = [main_latents[label] for label in words["label"]]
     ids = sorted(set(chain.from_iterable(chosen)))
     fired = encode_latents(sae, rows.x[places], torch.tensor(ids, dtype=torch.long))
     of_words = [fired[number, [ids.index(latent) for latent in own]] for number, own in enumerate(chosen)]
-    return words[["row", "label"]].assign(
-        top_latent=top.numpy(),
+    return words.assign(
+        top_latent=latents[:, 0].numpy(),
         top_score=stored["scores"][:, 0].numpy(),
-        top_probe_cos=written_cosines(stored["activations"][:, 0], cosines).numpy(),
-        second_latent=second.numpy(),
+        top_probe_cos=written_cosines(activations[:, 0], cosines[:, 0]).numpy(),
+        second_latent=latents[:, 1].numpy(),
         second_score=stored["scores"][:, 1].numpy(),
         main_activation=[float(own.sum()) for own in of_words],
         main_max=[float(own.abs().max()) for own in of_words],
+        main_latents=chosen,
+        probe_cos=cosines.tolist(),
     )
 
 

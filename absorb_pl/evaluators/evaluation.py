@@ -175,25 +175,6 @@ def check_rules_without_model(rules: Sequence[AbsorptionRule]) -> None:
         raise _needs_model(unfit)
 
 
-def check_any_without_model(argument: str, rules: Sequence[AbsorptionRule]) -> None:
-    """Refuse rules none of which activations are enough for.
-
-    Args:
-        argument: What judges by such rules, for the error.
-        rules: The rules.
-
-    Raises:
-        RuleError: All of them read gradients of a language model.
-    """
-    if all(rule.evidence is Gradients for rule in rules):
-        raise RuleError(
-            argument,
-            ", ".join(rule.name for rule in rules),
-            expected=f"a rule that activations are enough for among the rules, as `{argument}` judges by those",
-            remedy=f"Add one of {', '.join(rules_without_model())}, or leave `{argument}` out.",
-        )
-
-
 def _needs_model(rule: AbsorptionRule) -> RuleError:
     return RuleError(
         "rules",

@@ -134,7 +134,7 @@ def _of_fold(
     walked = [torch.tensor(chosen[c].walked.latents) for c in present]
     ids = torch.cat(walked) if walked else torch.zeros(0, dtype=torch.long)
     activations = encode_latents(sae, rows.x, ids).split([len(latents) for latents in walked], dim=1)
-    letters, candidates = [], []
+    letters, candidates = [], [pd.DataFrame({"row": [], "label": []}).astype({"row": "int64", "label": "str"})]
     for c, of_class in zip(present, activations, strict=True):
         (latents, weight, bias), tracking = chosen[c]
         own = rows.y[:, c].nonzero().squeeze(1)
@@ -154,8 +154,8 @@ def _of_fold(
                 "probe_f1": float(f1[c]),
             }
         )
-        numbers = rows.index[own[eligible]].tolist()
-        candidates.append(pd.DataFrame({"row": numbers, "label": labels[c]}).astype({"row": "int64", "label": "str"}))
+        words = pd.DataFrame({"row": rows.index[own[eligible]].tolist(), "label": labels[c]})
+        candidates.append(words.astype({"row": "int64", "label": "str"}))
     return pd.DataFrame(letters), pd.concat(candidates, ignore_index=True)
 
 

@@ -1,6 +1,6 @@
 """Integrated gradients at words, for any number of SAEs in one pass over the words."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,14 +9,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from absorb_pl.attribution.suffix import WordScores, word_integrated_gradients, words_at_once
-from absorb_pl.data.activation_datamodule import ActivationDataModule
 from absorb_pl.engine.prefix import WordPrefix, compute_prefix
 from absorb_pl.engine.run_size import RunSize
+from absorb_pl.errors import AbsorbError
 from absorb_pl.evaluators.causal import CausalEvaluator, batch_prompts
 from absorb_pl.functional.absorption import most_negative_latents
+from absorb_pl.functional.validation import require_finite
 from absorb_pl.ranges import check_ranges
 from absorb_pl.rules.evidence import Gradients
-from absorb_pl.saes.interface import SparseAutoencoder
 from absorb_pl.schema import SCORES, empty_table
 from absorb_pl.words.answers import PositiveToken
 
@@ -39,6 +39,7 @@ class GradientEvaluator(CausalEvaluator):
 
     Raises:
         NotCausalError: The model gives no next-token logits.
+        AbsorbError: A word stands twice.
     """
 
     columns = SCORES
@@ -54,6 +55,13 @@ class GradientEvaluator(CausalEvaluator):
         model_dtype: str = "float32",
     ) -> None:
         check_ranges(GradientEvaluator.__init__, locals())
+        if bool((twice := words.duplicated(["sae", "row"])).any()):
+            raise AbsorbError(
+                "words",
+                words.loc[twice, ["sae", "row"]].iloc[0].to_dict(),
+                expected="every word once for an SAE",
+                remedy="Score the classes of such words one after the other.",
+            )
         self.evidence = (evidence,) if isinstance(evidence, Gradients) else tuple(evidence)
         tokens: list[PositiveToken] = list(dict.fromkeys(each.positive_token for each in self.evidence))
         super().__init__(model, saes, tokens, batch_size, sae_dtype, model_dtype)
@@ -105,7 +113,11 @@ class GradientEvaluator(CausalEvaluator):
             rows: Numbers of the words in the task.
             words: Their scores.
             top_latents: How many of the best latents per word are kept.
+
+        Raises:
+            NonFiniteError: A score or activation is NaN or infinite.
         """
+        require_finite(scores=words.scores, activations=words.activations)
         prompts = [self.texts[row] for row in rows]
         latents, scores = most_negative_latents(words.scores, top_latents)
         return pd.DataFrame(
@@ -135,24 +147,3 @@ class GradientEvaluator(CausalEvaluator):
             rows=places,
             batch_size=self.sequences(batch),
         )
-
-
-def score_words(
-    sae: SparseAutoencoder, data: ActivationDataModule, batch_size: RunSize, device: torch.device | str
-) -> Callable[[pd.DataFrame, Gradients], pd.DataFrame]:
-    """A way to score words of an SAE, by the language model that its activations came from.
-
-    Args:
-        sae: The SAE, in the scale of unit-norm decoder rows.
-        data: The words' activations, with their prompts and the language model.
-        batch_size: Most sequences in one run of the model; `auto` takes what the device's memory allows.
-        device: Where to run it.
-    """
-    prompts = data.prompt_data
-
-    def score(words: pd.DataFrame, evidence: Gradients) -> pd.DataFrame:
-        named = words.assign(sae="sae")
-        evaluator = GradientEvaluator(prompts.language_model, {"sae": sae}, named, evidence, batch_size).to(device)
-        return evaluator.tabulate_words(prompts, torch.tensor(sorted(words["row"]), dtype=torch.long))
-
-    return score

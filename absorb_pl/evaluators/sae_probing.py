@@ -90,7 +90,8 @@ class SplitSettings:
         min_alignment: Least cosine of a further main latent with the class's probe, as a share of the first's; all that
             the walk finds are kept when None, as published.
         silent: Summed size of activation below which main latents count as silent.
-        max_words_per_letter: Most candidate words per class; more are sampled.
+        max_words_per_letter: Most candidate words per class; more are sampled. In cross-fitting that is per class and
+            repeat, over all folds.
         seed: Seed of that sample.
     """
 

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from absorb_pl.errors import RangeError
-from absorb_pl.evaluators.evaluation import check_any_without_model, gather_from_rows
+from absorb_pl.errors import RangeError, RuleError
+from absorb_pl.evaluators.evaluation import gather_from_rows
 from absorb_pl.evaluators.sae_probing import EvaluationRows
 from absorb_pl.functional.excess import excess_over_shuffles
 from absorb_pl.ranges import Range
 from absorb_pl.rules.evidence import Gradients
 from absorb_pl.rules.judgement import rates_of_rule
 from absorb_pl.rules.rates import RateSettings, sae_rates
+from absorb_pl.rules.registry import rules_without_model
 from absorb_pl.rules.rule import AbsorptionRule
 from absorb_pl.saes.controls import control_sae
 from absorb_pl.saes.interface import SparseAutoencoder
@@ -45,8 +46,13 @@ def check_shuffles(copies: int, rules: Sequence[AbsorptionRule]) -> None:
     """
     if copies == 1:
         raise RangeError("shuffles", 1, expected="0, or 2 and more", remedy="Take 19, for a p-value of 0.05.")
-    if copies:
-        check_any_without_model("shuffles", rules)
+    if copies and all(rule.evidence is Gradients for rule in rules):
+        raise RuleError(
+            "shuffles",
+            ", ".join(rule.name for rule in rules),
+            expected="a rule that activations are enough for among the rules, as `shuffles` judges by those",
+            remedy=f"Add one of {', '.join(rules_without_model())}, or leave `shuffles` out.",
+        )
 
 
 def shuffled_rates(

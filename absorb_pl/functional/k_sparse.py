@@ -106,6 +106,7 @@ def tracking_ranks(
         >>> tracking_ranks(activations, torch.tensor([[True], [True], [False]]))
         (tensor([1]), tensor([1.], dtype=torch.float64))
     """
+    require_finite(activations=activations)
     classes, rows, ranks = activations.shape
     positives = y.sum(dim=0)[:, None].double()
     # At any threshold above a latent's least activation, no more rows are said to be of the class than exceed that one.

@@ -44,7 +44,8 @@ class SaeProbe(LatentRanking):
     Attributes:
         latent_ids: Each class's latents, best first, `[classes, max(ks)]`.
         weight: Coefficients, `[ks, classes, max(ks)]`; zero from rank k on.
-        bias: Intercepts, `[ks, classes]`; `MISSING_LOGIT` for classes without training words.
+        bias: Intercepts, `[ks, classes]`; `MISSING_LOGIT` for classes without training words, and for ks that were not
+            solved for a class (see `with_ks`).
         ks: Numbers of latents, ascending.
 
     Args:
@@ -200,6 +201,9 @@ class SaeProbe(LatentRanking):
 
     def _rank_and_solve(self, batches: Iterable[Batch]) -> None:
         kept = self.class_mask
+        self.weight.zero_()
+        self.bias.fill_(MISSING_LOGIT)
+        self.tracking_f1.zero_()
         ids = rank_latents(self.fc.weight, min(max(self.ks[-1], TRACKED_RANKS), self.fc.in_features))
         chosen, labels = [], []
         for batch in batches:

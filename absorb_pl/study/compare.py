@@ -187,7 +187,7 @@ def print_resolution(run_dir: str | Path, power: InnerFraction = 0.8, confidence
     """
     check_ranges(print_resolution, locals())
     folder = user_path(run_dir)
-    FinishedStudy.read(folder)
+    settings_of_run(folder, ("summary",))
     summary = pd.read_parquet(folder / "tables/summary.parquet")
     rows = []
     for row in summary[summary["evaluable"]].to_dict("records"):

@@ -8,6 +8,7 @@ from absorb_pl.data.activation_cache import StorageDtype
 from absorb_pl.data.drafts import user_path
 from absorb_pl.engine.run_size import RunSize
 from absorb_pl.errors import AbsorbError
+from absorb_pl.evaluators.crossfit import check_rules_of_folds
 from absorb_pl.evaluators.folds import CrossfitSettings
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.evaluators.shuffles import Copies, check_shuffles
@@ -179,6 +180,8 @@ class StudyConfig:
                 remedy="Give SAEs themselves as `saes`, of one model.",
             )
         object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in configured_rules(self.rules)})
+        if self.crossfit is not None:
+            check_rules_of_folds(self.chosen_rules(), self.splits)
         check_shuffles(self.shuffles, self.chosen_rules())
         self._check_until()
         for rule in self.chosen_rules():

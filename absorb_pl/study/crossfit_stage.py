@@ -50,6 +50,7 @@ class CrossfitStage(Stage):
     def identity(self, unit: str) -> dict[str, Any]:
         return {
             "mains": self.mains.identity(unit),
+            "gradients": {} if self.gradients is None else self.gradients.identities(unit),
             "rates": asdict(self.rates),
             "rules": {rule.name: rule.own_settings() for rule in self.rules},
             "format": 2,

@@ -152,13 +152,19 @@ class ScoringStage(Stage):
         """An SAE's words: `row, label`."""
 
     @abstractmethod
-    def evaluator(self, saes: Mapping[str, Any], evidence: Sequence[Gradients]) -> GradientEvaluator:
-        """What scores the words of some SAEs, given by name."""
+    def evaluator(
+        self, saes: Mapping[str, Any], words: pd.DataFrame, evidence: Sequence[Gradients]
+    ) -> GradientEvaluator:
+        """What scores the words of some SAEs, given by name; `words` are their candidates, with `sae`."""
 
     @override
     def identity(self, unit: str) -> dict[str, Any]:
         sae, evidence = self._units[unit]
         return {**self.scored_from(sae), **asdict(evidence), "format": 4}
+
+    def identities(self, sae: str) -> dict[str, Any]:
+        """What determines the artifacts of an SAE, by their names."""
+        return {unit: self.identity(unit) for unit, (own, _) in self._units.items() if own == sae}
 
     @override
     def run(self, units: Sequence[str], make_trainer: TrainerFactory) -> int:
@@ -187,19 +193,19 @@ class ScoringStage(Stage):
         return passes
 
     def _run_pass(self, saes: Sequence[str], evidence: Sequence[Gradients], make_trainer: TrainerFactory) -> None:
-        candidates = {sae: self.candidates(sae) for sae in saes}
+        candidates = {sae: self.candidates(sae).assign(sae=sae) for sae in saes}
+        words = pd.concat(candidates.values(), ignore_index=True)
         writer = PredictionTableWriter(self.run_dir / ".words.parquet", ("sae", "positive_token", "row"))
         trainer = make_trainer([writer])
-        evaluator = self.evaluator({sae: self.saes[sae].load(torch.device("cpu")) for sae in saes}, evidence)
-        rows = sorted({row for found in candidates.values() for row in found["row"]})
-        trainer.predict(evaluator, datamodule=self.words.only(rows), return_predictions=False)
+        evaluator = self.evaluator({sae: self.saes[sae].load(torch.device("cpu")) for sae in saes}, words, evidence)
+        trainer.predict(evaluator, datamodule=self.words.only(sorted(set(words["row"]))), return_predictions=False)
         if trainer.is_global_zero:
             table = pd.read_parquet(writer.path)
             for sae in saes:
                 for each in evidence:
-                    words = table[(table["sae"] == sae) & (table["positive_token"] == each.positive_token)]
-                    check_complete(sae, words, candidates[sae])
-                    self.keep(_unit(sae, each), {"words.parquet": words})
+                    scored = table[(table["sae"] == sae) & (table["positive_token"] == each.positive_token)]
+                    check_complete(sae, scored, candidates[sae])
+                    self.keep(_unit(sae, each), {"words.parquet": scored})
             writer.path.unlink()
         trainer.strategy.barrier()
 
@@ -242,12 +248,13 @@ class GradientStage(ScoringStage):
         return self.probing.result(sae).candidates
 
     @override
-    def evaluator(self, saes: Mapping[str, Any], evidence: Sequence[Gradients]) -> AbsorptionEvaluator:
-        found = {sae: self.probing.result(sae) for sae in saes}
+    def evaluator(
+        self, saes: Mapping[str, Any], words: pd.DataFrame, evidence: Sequence[Gradients]
+    ) -> AbsorptionEvaluator:
         hooks = {self.saes[sae].hook_name for sae in saes}
         inputs = AbsorptionInputs(
-            letters=pd.concat([result.letters.assign(sae=sae) for sae, result in found.items()]),
-            candidates=pd.concat([result.candidates.assign(sae=sae) for sae, result in found.items()]),
+            letters=pd.concat([self.probing.result(sae).letters.assign(sae=sae) for sae in saes]),
+            candidates=words,
             probe_weights={hook: self.probing.probes.weights(hook)[0] for hook in hooks},
         )
         return AbsorptionEvaluator(self.words.language_model, saes, inputs, evidence, self.batch_size)

@@ -20,13 +20,13 @@ def settings_of_run(run_dir: Path, tables: Iterable[str]) -> dict[str, Any]:
     Raises:
         CacheCorruptedError: The folder holds no finished study, or its report was cut short.
     """
-    files = [run_dir / "config.yaml", *(run_dir / "tables" / f"{name}.parquet" for name in tables)]
-    if not all(file.is_file() for file in files):
-        raise CacheCorruptedError(
-            "run_dir",
-            str(run_dir),
-            expected="the run folder of a finished study, with `config.yaml` and `tables/words.parquet`",
-            remedy="Run `absorb-pl study` first, or name its `run_dir`.",
-        )
+    for name in ("config.yaml", *(f"tables/{name}.parquet" for name in tables)):
+        if not (run_dir / name).is_file():
+            raise CacheCorruptedError(
+                "run_dir",
+                str(run_dir),
+                expected=f"the run folder of a finished study of this version, with `{name}`",
+                remedy="Run `absorb-pl study`, or name its `run_dir`.",
+            )
     check_published(run_dir, "tables")
     return yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))

@@ -116,9 +116,9 @@ class FoldMainsStage(Stage):
 
     @override
     def identity(self, unit: str) -> dict[str, Any]:
-        sae = self.saes[unit]
+        sae, probes = self.saes[unit], self.fold_probes
         return {
-            "linear_probe": self.fold_probes.probes.identity(sae.hook_name),
+            "linear_probes": [probes.identity(one) for one in probes.units(sae.hook_name)],
             "sae": sae.identity,
             "dtype": sae.dtype,
             "folded": sae.folded,
@@ -188,6 +188,7 @@ class FoldGradientStage(ScoringStage):
         return self.mains.result(sae).to_score
 
     @override
-    def evaluator(self, saes: Mapping[str, Any], evidence: Sequence[Gradients]) -> GradientEvaluator:
-        words = pd.concat([self.candidates(sae).assign(sae=sae) for sae in saes], ignore_index=True)
+    def evaluator(
+        self, saes: Mapping[str, Any], words: pd.DataFrame, evidence: Sequence[Gradients]
+    ) -> GradientEvaluator:
         return GradientEvaluator(self.words.language_model, saes, words, evidence, self.batch_size)

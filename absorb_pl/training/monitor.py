@@ -16,7 +16,7 @@ from absorb_pl.data.forks import at_a_time, in_forks
 from absorb_pl.data.labelled_datamodule import LabelledDataModule
 from absorb_pl.data.trainers import log_folder
 from absorb_pl.engine.run_size import RunSize
-from absorb_pl.errors import HookMismatchError
+from absorb_pl.errors import HookMismatchError, ShapeError
 from absorb_pl.evaluators.absorption import gather_gradients
 from absorb_pl.evaluators.evaluation import check_rules_without_model, evaluate_rules
 from absorb_pl.evaluators.sae_probing import EvaluationRows, Rows, SplitSettings, walked_mains
@@ -68,6 +68,7 @@ class AbsorptionMonitor(Callback):
 
     Raises:
         RuleError: A rule needs gradients and there is no language model, or it is unknown.
+        ShapeError: 1 is not among the numbers of latents.
     """
 
     def __init__(
@@ -93,6 +94,10 @@ class AbsorptionMonitor(Callback):
         for rule in self.rules:
             rule.check_stored(self.splits.silent)
         self.linear_probe, k_sparse = linear_probe or LinearProbeSettings(), k_sparse or KSparseSettings()
+        if 1 not in k_sparse.ks:
+            raise ShapeError(
+                "ks", list(k_sparse.ks), expected="numbers of latents, 1 among them", remedy="Probe with k = 1, 2, 3, …"
+            )
         self.ks = tuple(k for k in k_sparse.ks if k <= self.splits.max_k)  # tables of studies alone show further ones
         self.k_sparse = replace(k_sparse, ks=tuple(k for k in self.ks if k <= _FIRST_KS))
         self.checks = pd.DataFrame(columns=list(CHECKS))
@@ -168,9 +173,9 @@ class AbsorptionMonitor(Callback):
             most = at_a_time(len(names), forks, SIDE_BY_SIDE)
             # SAEs that stand next to each other are often alike, and the work on dense ones is to be shared out.
             count = math.ceil(len(names) / most)
-            names = [name for first in range(count) for name in names[first::count]]
-            for some in portions_side_by_side([len(saes[name].W_dec) for name in names], most):
-                portions.append((hook, [names[number] for number in some]))
+            for apart in (names[first::count] for first in range(count)):
+                for some in portions_side_by_side([len(saes[name].W_dec) for name in apart], most):
+                    portions.append((hook, [apart[number] for number in some]))
 
         def look(portion: tuple[str, list[str]]) -> dict[str, pd.DataFrame]:
             hook, names = portion

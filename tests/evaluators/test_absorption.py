@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from absorb_pl.data import PromptDataModule
 from absorb_pl.data.residuals import read_residuals
-from absorb_pl.errors import AbsorbError, CacheCorruptedError, OutputFolderError
+from absorb_pl.errors import AbsorbError, CacheCorruptedError, NonFiniteError, OutputFolderError
 from absorb_pl.evaluators import (
     AbsorptionEvaluator,
     AbsorptionInputs,
@@ -20,6 +20,7 @@ from absorb_pl.evaluators import (
     PredictionTableWriter,
     VerdictWriter,
     crossfit,
+    gradients,
 )
 from absorb_pl.evaluators.fold_mains import FoldMains
 from absorb_pl.evaluators.gradients import GradientEvaluator
@@ -125,6 +126,23 @@ def test_evidence_of_folds_is_that_of_the_evaluator(gpt2, saes, inputs, words, p
         unit = float(torch.finfo().eps * rows.x.norm(dim=1).max() * sae.W_enc.norm(dim=0).max())
         for column, atol in (("top_probe_cos", 1e-6), ("main_activation", 64 * unit), ("main_max", 64 * unit)):
             np.testing.assert_allclose(both[column], both[f"{column}_expected"], rtol=0, atol=atol)
+
+
+def test_words_that_stand_twice_or_have_no_scores_are_refused(gpt2, saes, inputs, words, monkeypatch):
+    twice = pd.concat([inputs.candidates, inputs.candidates[:1]])
+    with pytest.raises(AbsorbError, match="every word once"):
+        GradientEvaluator(gpt2, saes, twice, Gradients())
+    scored = gradients.word_integrated_gradients
+
+    def not_a_number(*args, **how):
+        found = scored(*args, **how)
+        found.scores[0, 5] = float("nan")
+        return found
+
+    monkeypatch.setattr(gradients, "word_integrated_gradients", not_a_number)
+    evaluator = GradientEvaluator(gpt2, saes, inputs.candidates, Gradients())
+    with pytest.raises(NonFiniteError, match="scores"):
+        evaluator.tabulate_words(words, torch.tensor(sorted(set(inputs.candidates["row"]))))
 
 
 def short_of_memory(evaluator, monkeypatch, most):

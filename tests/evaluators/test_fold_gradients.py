@@ -1,5 +1,6 @@
 """Rules that read gradients, cross-fitted: candidates, samples and verdicts against a count by hand, word by word."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import one_hot
 
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, RuleError
 from absorb_pl.evaluators.crossfit import crossfit
 from absorb_pl.evaluators.fold_mains import FoldMains, fold_mains
 from absorb_pl.evaluators.folds import CrossfitSettings, Folds
@@ -17,6 +18,8 @@ from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.probes.settings import KSparseSettings
 from absorb_pl.rules import configured_rules
 from absorb_pl.rules.evidence import Gradients
+from absorb_pl.rules.paper import PaperRule
+from absorb_pl.rules.rule import Decisions
 from absorb_pl.truth import PlantedAbsorption, WorldSettings, make_world, planted_sae
 
 QUICK = KSparseSettings(ks=(1, 2, 3))
@@ -167,6 +170,49 @@ def test_where_there_are_no_candidates_nothing_is_absorbed():
     assert table.loc[("paper", ""), "ci_high"] > 0
     assert table.loc["paper", "absorption_fraction"].isna().all()
     assert table.loc[("absorb-pl-1", ""), "absorption_fraction"] < 0.05
+
+
+class _MeanOfTheBest(PaperRule):
+    """A rule of one's own, on other columns of the evidence."""
+
+    name = "mean-of-the-best"
+    reads = ("scores", "activations", "probe_cos")
+
+    def decide(self, stored: Mapping[str, torch.Tensor]) -> Decisions:
+        return Decisions((stored["scores"] * stored["probe_cos"].sign()).mean(dim=1) < 0)
+
+    def conditions(self, stored: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:  # noqa: ARG002
+        return {}
+
+
+def test_a_rule_of_ones_own_may_read_the_best_latents(planted: Any):
+    sae, folds = planted
+    mains, probe = mains_of(planted), folds.probe_of_fold()
+    found = crossfit(
+        sae, folds, [_MeanOfTheBest()], k_sparse=QUICK, score_words=lambda words, _: drawn_scores(sae, words)
+    )
+    scores = drawn_scores(sae, mains.to_score).set_index("row")
+    train = [[rows for rows, _ in folds.of_repeat(repeat)] for repeat in range(SETTINGS.repeats)]
+    words = found["crossfit_words"]
+    for row, label, repeat, fold, counts in words[["row", "label", "repeat", "fold", "is_absorption"]].itertuples(
+        index=False
+    ):
+        weight, _ = probe(repeat, fold, train[repeat][fold])
+        cosines = sae.W_dec[torch.from_numpy(scores.loc[row, "latents"])] @ weight[folds.class_names.index(label)]
+        assert counts == (np.mean(scores.loc[row, "scores"] * np.sign(cosines.numpy())) < 0)
+    assert 0 < words["is_absorption"].sum() < len(words) == len(mains.candidates)
+
+
+def test_thresholds_that_candidates_cannot_answer_are_refused(planted: Any):
+    sae, folds = planted
+    with pytest.raises(RuleError, match="silent"):
+        crossfit(
+            sae,
+            folds,
+            configured_rules({"paper": {"silent": 0.1}}),
+            k_sparse=QUICK,
+            score_words=lambda words, _: drawn_scores(sae, words),
+        )
 
 
 def test_scores_that_are_missing_are_named(planted: Any):

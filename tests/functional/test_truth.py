@@ -126,3 +126,6 @@ def test_the_tracking_latent_is_the_best_at_its_best_threshold(silent: float, le
             best.append(max(at))
         assert f1[c].item() == pytest.approx(max(best), abs=1e-12)
         assert rank[c].item() == best.index(max(best))
+    activations[0, 3, 1] = float("nan")
+    with pytest.raises(NonFiniteError):
+        tracking_ranks(activations, y)

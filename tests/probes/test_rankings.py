@@ -104,6 +104,18 @@ def test_further_ks_of_some_classes_are_those_of_all(saes: Any, rows: Any):
         assert torch.equal(found.tracking_f1, probe.tracking_f1)
 
 
+def test_a_second_solution_forgets_classes_that_it_does_not_know(saes: Any, rows: Any):
+    few = KSparseSettings(ks=(1, 2), max_epochs=4, batch_size=64)
+    [(probe, _)] = train_sae_probes(saes[:1], *rows, few, NAMES, seed=3)
+    known = probe.bias[0] != MISSING_LOGIT
+    probe.class_mask[0] = False
+    probe._rank_and_solve([{"x": rows[0], "y": rows[1]}])
+    assert known[0]
+    assert (probe.bias[:, 0] == MISSING_LOGIT).all()
+    assert (probe.weight[:, 0] == 0).all()
+    assert (probe.bias[0] != MISSING_LOGIT).sum() == known.sum() - 1
+
+
 def test_tracking_latents_do_not_depend_on_the_ks(saes: Any, rows: Any):
     found = []
     for ks in ((1,), (1, 2, 6)):

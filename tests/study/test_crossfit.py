@@ -1,5 +1,6 @@
 """A study that cross-fits: its tables, its cache, and what it leaves as it was."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pandas as pd
 import pytest
 
 from absorb_pl.cli import main
-from absorb_pl.errors import AbsorbError
+from absorb_pl.errors import AbsorbError, CacheCorruptedError, RuleError
+from absorb_pl.evaluators.folds import CrossfitSettings
+from absorb_pl.rules import registry
+from absorb_pl.rules.paper import PaperRule
 from absorb_pl.schema import CROSSFIT, CROSSFIT_LETTERS, CROSSFIT_WORDS
 from absorb_pl.study import StudyConfig, crossfit_stage, fold_stages
 from absorb_pl.study.compare import compare_saes
@@ -56,7 +60,7 @@ def test_every_word_that_the_probe_sees_is_judged_once_per_repeat(runs: tuple[Pa
         judged, own = words[words["rule"] == row["rule"]], letters[letters["rule"] == row["rule"]]
         assert (row["folds"], row["repeats"]) == (2, 2)
         assert len(judged) == (own["num_candidates"] * own["sample_portion"]).sum()
-        assert row["num_words"] <= own["num_probe_true_positives"].sum() / 2 + 1
+        assert row["num_words"] == round(own["num_probe_true_positives"].sum() / 2)
         if row["rule"] != "paper":
             assert (own["num_candidates"] == own["num_probe_true_positives"]).all()
 
@@ -79,15 +83,37 @@ def test_other_thresholds_need_no_new_main_latents_or_gradients(
     assert not never["crossfit_words"]["is_absorption"].any()
 
 
-def test_comparisons_take_the_rates_of_all_rules(runs: tuple[Path, Any, Any]):
+@pytest.mark.parametrize("most", [200, 2])
+def test_comparisons_take_the_rates_of_all_rules(runs: tuple[Path, Any, Any], most: int):
+    """Also where candidates are sampled, and by a rule with another right answer."""
     folder, _, _ = runs
-    two = "--saes=[tests/golden/gpt2-micro/sae_standard_A, tests/golden/gpt2-micro/sae_jumprelu_A]"
-    rates = study(folder, "two", *TWICE, two)["crossfit"].set_index(["sae", "rule", "label"])["absorption_rate"]
-    compared = compare_saes(folder / "two")
-    assert set(compared["rule"]) == {"saebench-0.6.0", "absorb-pl-1", "paper"}
+    tables = study(
+        folder,
+        f"two-{most}",
+        *TWICE,
+        "--saes=[tests/golden/gpt2-micro/sae_standard_A, tests/golden/gpt2-micro/sae_jumprelu_A]",
+        f"--splits.max_words_per_letter={most}",
+        "--rules={saebench-0.6.0: {}, paper: {delta_threshold: 0.0004}, paper-published-token: {delta_threshold: 0.0}}",
+    )
+    rates = tables["crossfit"].set_index(["sae", "rule", "label"])["absorption_rate"]
+    portions = tables["crossfit_letters"].groupby("rule")["sample_portion"].min()
+    assert (portions["paper"] < 1) == (portions["paper-published-token"] < 1) == (most == 2)
+    assert portions["saebench-0.6.0"] == 1
+    for rule in portions.index:
+        assert rates.xs(rule, level="rule").max() > 0
+    compared = compare_saes(folder / f"two-{most}")
+    assert set(compared["rule"]) == set(portions.index)
     for row in compared[compared["label"] != ""].to_dict("records"):
         for side in ("a", "b"):
             assert row[f"rate_{side}"] == pytest.approx(rates[row[side], row["rule"], row["label"]], abs=1e-12)
+
+
+def test_a_run_folder_without_its_letters_is_named(runs: tuple[Path, Any, Any], tmp_path: Path):
+    folder, _, _ = runs
+    shutil.copytree(folder / "crossfit", tmp_path / "run")
+    (tmp_path / "run/tables/crossfit_letters.parquet").unlink()
+    with pytest.raises(CacheCorruptedError, match=r"run_dir.*crossfit_letters"):
+        compare_saes(tmp_path / "run")
 
 
 def test_what_is_kept_is_not_made_again(runs: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any):
@@ -119,6 +145,15 @@ def test_a_study_can_stop_after_it(runs: tuple[Path, Any, Any], capsys: Any):
     assert not (folder / "until/tables").exists()
 
 
-def test_bad_settings_are_named():
+class _OfMains(PaperRule):
+    name = "of-mains"
+    reads = ("main_scores",)
+
+
+def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(registry._RULES, "of-mains", _OfMains)
+    StudyConfig(saes=["a"], rules="of-mains")
+    with pytest.raises(RuleError, match=r"crossfit.*of-mains.*main_scores"):
+        StudyConfig(saes=["a"], rules="of-mains", crossfit=CrossfitSettings())
     with pytest.raises(AbsorbError, match="until"):
         StudyConfig(saes=["a"], until="cross-fit")

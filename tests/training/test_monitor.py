@@ -17,9 +17,10 @@ import absorb_pl.training.monitor as monitor_module
 from absorb_pl import evaluate_activations
 from absorb_pl.cli import main
 from absorb_pl.data import ActivationDataModule
-from absorb_pl.errors import AbsorbError, HookMismatchError, RuleError, SaeWidthError
+from absorb_pl.errors import AbsorbError, HookMismatchError, RuleError, SaeWidthError, ShapeError
 from absorb_pl.evaluators.sae_probing import SplitSettings
 from absorb_pl.probes import LinearProbe
+from absorb_pl.probes.settings import KSparseSettings
 from absorb_pl.saes import load_sae
 from absorb_pl.schema import CHECKS
 from absorb_pl.study import StudyConfig, TrainerSettings, run_study
@@ -178,6 +179,8 @@ def test_two_processes_look_as_one_does(tmp_path):
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(RuleError, match="`rules` was 'paper', expected rules that activations are enough for"):
         AbsorptionMonitor(words(), rules="paper")
+    with pytest.raises(ShapeError, match=r"`ks` was .5, 10., expected numbers of latents, 1 among them"):
+        AbsorptionMonitor(words(), k_sparse=KSparseSettings(ks=(5, 10)))
     of_hook = ActivationDataModule(hook_name=HOOK, cache_dir=tmp_path)
     with pytest.raises(HookMismatchError, match=f"`words` was .*{HOOK}.*, expected words for each hook .* activations"):
         fit(tmp_path, [AbsorptionMonitor(of_hook)])
