@@ -52,9 +52,6 @@ def summary_columns(summary: pd.DataFrame) -> list[TextColumn]:
     """
     saes = list(summary_rows(summary).values())
     rules = [str(rule) for rule in summary["rule"].unique()]
-    with_fraction = [
-        rule for rule in rules if any(pd.notna(sae[rule]["absorption_fraction"]) for sae in saes if rule in sae)
-    ]
     with_one_main = [rule for rule in rules if any(pd.notna(sae[rule]["rate_one_main"]) for sae in saes if rule in sae)]
     words = _by_rule(saes, "n", rules, _words)
     return [
@@ -63,7 +60,7 @@ def summary_columns(summary: pd.DataFrame) -> list[TextColumn]:
         _of_sae(saes, "splits", lambda row: f"{row['num_splits']:.2f}"),
         _of_sae(saes, "expl. var.", lambda row: f"{row['explained_variance']:.3f}"),
         *(words if len(words) > 1 else [TextColumn("n", words[0].cells)]),
-        *_by_rule(saes, "fraction", with_fraction, _fraction),
+        *_fractions(saes, rules),
         _of_sae(saes, "main recall", lambda row: f"{row['main_latent_recall']:.2f}"),
         _of_sae(saes, "dead", lambda row: f"{row['dead_fraction']:.0%}"),
         *_hedging(saes),
@@ -73,6 +70,23 @@ def summary_columns(summary: pd.DataFrame) -> list[TextColumn]:
         *_by_rule(saes, "pooled", rules, _pooled),
         *_by_rule(saes, "one main", with_one_main, _one_main),
     ]
+
+
+def crossfit_columns(crossfit: pd.DataFrame) -> list[TextColumn]:
+    """A row for each SAE, with its rates and fractions over words that were all judged out of sample.
+
+    Args:
+        crossfit: The `crossfit` table of a study.
+
+    Returns:
+        The columns. Rules that agree on all SAEs share a column.
+    """
+    of_saes = crossfit[crossfit["label"] == ""]
+    saes: dict[str, dict[str, _Row]] = {}
+    for row in of_saes.to_dict("records"):
+        saes.setdefault(str(row["sae"]), {})[str(row["rule"])] = row
+    rules = [str(rule) for rule in of_saes["rule"].unique()]
+    return [*_by_rule(list(saes.values()), "rate", rules, _rate), *_fractions(list(saes.values()), rules)]
 
 
 def rate_text(row: _Row) -> str:
@@ -90,23 +104,16 @@ def rate_text(row: _Row) -> str:
     return _with_interval(row["absorption_rate"], row["ci_low"], row["ci_high"])
 
 
-def fraction_text(row: _Row) -> str:
-    """A fraction with its interval.
-
-    Args:
-        row: Of a summary, with a fraction.
-
-    Example:
-        >>> fraction_text({"absorption_fraction": 0.1, "fraction_ci_low": 0.05, "fraction_ci_high": 0.2})
-        '10.0% [ 5.0, 20.0]'
-    """
-    return _with_interval(row["absorption_fraction"], row["fraction_ci_low"], row["fraction_ci_high"])
-
-
 def _hedging(saes: Sequence[Mapping[str, _Row]]) -> list[TextColumn]:
     """A column where it is known of any SAE."""
     column = _of_sae(saes, "hedging", lambda row: f"{row['hedging']:.2f}" if pd.notna(row.get("hedging")) else "-")
     return [column] if set(column.cells) - {"-"} else []
+
+
+def _fractions(saes: Sequence[Mapping[str, _Row]], rules: Sequence[str]) -> list[TextColumn]:
+    """Columns of the rules that give fractions."""
+    known = [rule for rule in rules if any(pd.notna(sae[rule]["absorption_fraction"]) for sae in saes if rule in sae)]
+    return _by_rule(saes, "fraction", known, _fraction)
 
 
 def _rate(row: _Row | None) -> str:
@@ -114,7 +121,9 @@ def _rate(row: _Row | None) -> str:
 
 
 def _fraction(row: _Row | None) -> str:
-    return "-" if row is None or pd.isna(row["absorption_fraction"]) else fraction_text(row)
+    if row is None or pd.isna(row["absorption_fraction"]):
+        return "-"
+    return _with_interval(row["absorption_fraction"], row["fraction_ci_low"], row["fraction_ci_high"])
 
 
 def _pooled(row: _Row | None) -> str:

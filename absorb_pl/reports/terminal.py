@@ -14,7 +14,13 @@ from rich.table import Table
 
 from absorb_pl.reports.names import shared_folder, short_names
 from absorb_pl.reports.page import PAGE
-from absorb_pl.reports.summary_columns import TextColumn, fraction_text, rate_text, summary_columns, summary_rows
+from absorb_pl.reports.summary_columns import (
+    TextColumn,
+    crossfit_columns,
+    rate_text,
+    summary_columns,
+    summary_rows,
+)
 from absorb_pl.rules.rates import WEAK_MAIN_F1
 
 ColumnChoice = Literal["fit", "all"]
@@ -78,7 +84,7 @@ def print_rates(summary: pd.DataFrame, console: Console | None = None) -> None:
 
 
 def print_crossfit(crossfit: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the rates over words that were all judged out of sample, one row per SAE.
+    """Print the rates over words that were all judged out of sample, one row per SAE, in tables that fit the console.
 
     Args:
         crossfit: The `crossfit` table of a study.
@@ -93,22 +99,9 @@ def print_crossfit(crossfit: pd.DataFrame, console: Console | None = None) -> No
         "what the choice of words and seeds adds]",
     )
     short = short_names(of_saes["sae"])
-    found = Table(box=SIMPLE_HEAD, pad_edge=False)
-    found.add_column("SAE", no_wrap=True)
-    has_fraction = of_saes["absorption_fraction"].notna().groupby(of_saes["rule"], sort=False).any().to_dict()
-    for rule, fraction in has_fraction.items():
-        found.add_column(f"{rule}\nrate", justify="right", no_wrap=True)
-        if fraction:
-            found.add_column("\nfraction", justify="right", no_wrap=True)
-    for sae, rows in of_saes.groupby("sae", sort=False):
-        cells = []
-        for row in rows.set_index("rule", drop=False).loc[list(has_fraction)].to_dict("records"):
-            cells.append(rate_text(row))
-            if has_fraction[row["rule"]]:
-                known = row["evaluable"] and pd.notna(row["absorption_fraction"])
-                cells.append(fraction_text(row) if known else "-")
-        found.add_row(short[str(sae)], *cells)
-    print_whole(console, found)
+    heads = TextColumn("SAE", tuple(short[str(sae)] for sae in of_saes["sae"].unique()))
+    for block in _blocks(heads, crossfit_columns(crossfit), console.width):
+        print_whole(console, _table(block))
 
 
 def print_places(folder: Path, events: Sequence[str], console: Console | None = None) -> None:

@@ -21,6 +21,7 @@ from absorb_pl.reports.figures import (
 )
 from absorb_pl.reports.sensitivity_figures import sensitivity_figure
 from absorb_pl.reports.tensorboard import log_study
+from absorb_pl.reports.terminal import print_crossfit
 
 SUMMARY = pd.DataFrame(
     {
@@ -335,3 +336,38 @@ def test_sensitivity_panels_have_the_default_marked():
         assert np.allclose(curves, [[[0, 0.2], [1, 0.1], [3, 0.05]], [[0, 0.6], [1, 0.3], [3, 0.15]]])
         (marked,) = (line for line in axis.get_lines() if len(line.get_xdata()) == 2)
         assert set(marked.get_xdata()) == {1.0}
+
+
+@pytest.mark.parametrize("width", [70, 100, 200])
+def test_cross_fitted_rates_fit_the_console_and_rules_that_agree_share_a_column(width):
+    def row(sae, rule, rate, fraction, **more):
+        rates = {"absorption_rate": rate, "ci_low": rate - 0.01, "ci_high": rate + 0.01}
+        parts = {
+            "absorption_fraction": fraction,
+            "fraction_ci_low": fraction - 0.01,
+            "fraction_ci_high": fraction + 0.01,
+        }
+        about = {"sae": sae, "rule": rule, "label": "", "folds": 5, "repeats": 3, "evaluable": True, "reason": ""}
+        return about | rates | parts | more
+
+    nan = float("nan")
+    table = pd.DataFrame(
+        [
+            row("a", "paper", 0.12, nan),
+            row("a", "saebench-0.6.0", 0.34, 0.41),
+            row("a", "saebench-0.3.2", 0.34, 0.52),
+            row("a", "paper", 0.99, nan, label="x"),
+            row("b", "paper", nan, nan, evaluable=False, reason="no words"),
+            row("b", "saebench-0.6.0", 0.56, 0.43),
+            row("b", "saebench-0.3.2", 0.56, 0.63),
+        ]
+    )
+    stream = io.StringIO()
+    print_crossfit(table, Console(file=stream, width=width))
+    said = stream.getvalue()
+    assert max(map(len, said.splitlines())) <= width
+    assert "5 folds, 3 repeats" in said
+    rates = ["12.0%", "34.0%", "56.0%", "41.0%", "52.0%", "43.0%", "63.0%", "not evaluable"]
+    assert [said.count(rate) for rate in rates] == [1] * len(rates)  # the two rules' equal rates stand there once
+    assert "99.0%" not in said
+    assert said.count("fraction") == 2
