@@ -121,7 +121,7 @@ def pictures() -> str:
         "    projections --> firings",
         "    absorption --> firings",
         "    sae_probing --> shuffles",
-        "    linear_probes --> fold_probes",
+        "    activations --> fold_probes",
         "    fold_probes --> fold_mains",
         "    saes --> fold_mains",
         "    fold_mains --> fold_gradients",
