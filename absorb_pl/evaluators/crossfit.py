@@ -15,7 +15,7 @@ import torch
 from absorb_pl.errors import AbsorbError, RuleError
 from absorb_pl.evaluators.evaluation import check_rules_without_model, gather_from_rows
 from absorb_pl.evaluators.fold_mains import FoldMains, fold_mains
-from absorb_pl.evaluators.folds import Folds, ProbeOfFold
+from absorb_pl.evaluators.folds import CrossfitSettings, Folds, ProbeOfFold
 from absorb_pl.evaluators.sae_probing import EvaluationRows, SplitSettings
 from absorb_pl.functional.absorption import written_cosines
 from absorb_pl.functional.precision import at_least_float32
@@ -63,11 +63,11 @@ def crossfit(
         The tables `crossfit`, `crossfit_letters` and `crossfit_words` (see `absorb_pl.schema`), without the SAE's name.
 
     Raises:
-        RuleError: A rule needs gradients and there is no way to get them, or asks for what folds cannot say.
+        RuleError: A rule needs gradients and there is no way to get them, reads the scores of main latents, or asks for
+            candidate words that `splits` leaves out.
         AbsorbError: A candidate word has no scores.
 
     Example:
-        >>> from absorb_pl.evaluators.folds import CrossfitSettings
         >>> from absorb_pl.rules import configured_rules
         >>> from absorb_pl.truth import PlantedAbsorption, WorldSettings, make_world, planted_sae
         >>> world = make_world(WorldSettings(classes=3, words_per_class=20, unrelated=0, unrelated_active=0))
@@ -81,7 +81,9 @@ def crossfit(
     if score_words is None:
         check_rules_without_model(rules)
     splits = splits or SplitSettings()
-    check_rules_of_folds(rules, splits)
+    check_rules_of_folds(rules)
+    for rule in rules:
+        rule.check_stored(splits.silent)
     sae = to_unit_norms(sae)
     probe_of_fold = probe_of_fold or folds.probe_of_fold(device=device)
     mains = fold_mains(sae, folds, probe_of_fold, k_sparse or KSparseSettings(), splits, device)
@@ -92,19 +94,16 @@ def crossfit(
     return judge_folds(sae, folds, mains, rules, probe_of_fold, scores, rates or RateSettings())
 
 
-def check_rules_of_folds(rules: Sequence[AbsorptionRule], splits: SplitSettings) -> None:
+def check_rules_of_folds(rules: Sequence[AbsorptionRule]) -> None:
     """Refuse rules that cannot judge words of folds.
 
     Args:
         rules: The rules.
-        splits: How candidate words are found.
 
     Raises:
-        RuleError: A rule reads the scores of main latents, which differ by fold where only the best latents' are kept;
-            or asks for candidate words that `splits` leaves out.
+        RuleError: A rule reads the scores of main latents, which differ by fold where only the best latents' are kept.
     """
     for rule in rules:
-        rule.check_stored(splits.silent)
         if "main_scores" in rule.reads:
             raise RuleError(
                 "crossfit",
@@ -159,7 +158,7 @@ def judge_folds(
                 letters.append(rule.count_candidates(of_fold.letters).assign(rule=rule.name))
     verdicts = {name: pd.concat(judged, ignore_index=True) for name, judged in words.items()}
     by_repeat = _of_repeats(pd.concat(letters, ignore_index=True))
-    table = [_rates(rule, verdicts[rule.name], by_repeat, folds, rates) for rule in rules]
+    table = [_rates(rule, verdicts[rule.name], by_repeat, folds.settings, rates) for rule in rules]
     return {
         "crossfit": _without_name(pd.concat(table, ignore_index=True), CROSSFIT),
         "crossfit_letters": _without_name(by_repeat, CROSSFIT_LETTERS),
@@ -230,7 +229,7 @@ def _rates(
     rule: AbsorptionRule,
     words: pd.DataFrame,
     letters: pd.DataFrame,
-    folds: Folds,
+    folds: CrossfitSettings,
     rates: RateSettings,
 ) -> pd.DataFrame:
     """Rates of an SAE and of each class by one rule: means over repeats, with their intervals."""
@@ -238,7 +237,7 @@ def _rates(
     mode, confidence = rule.letters or rates.letters, rates.confidence
     amounts = [name for name in ("is_absorption", "absorption_fraction") if name in words]
     found: dict[str, dict[str, list[Rate]]] = {amount: {} for amount in (*amounts, "pooled")}
-    for repeat in range(folds.settings.repeats):
+    for repeat in range(folds.repeats):
         of_repeat = letters[letters["repeat"] == repeat]
         judged = words[words["repeat"] == repeat]
         for amount in amounts:
@@ -255,8 +254,8 @@ def _rates(
         row: dict[str, Any] = {
             "rule": rule.name,
             "label": label,
-            "folds": folds.settings.folds,
-            "repeats": folds.settings.repeats,
+            "folds": folds.folds,
+            "repeats": folds.repeats,
             "num_words": rate.num_words,
             "absorption_rate": rate.value,
             **{name: getattr(rate, name) for name in ("ci_low", "ci_high", "evaluable", "reason")},

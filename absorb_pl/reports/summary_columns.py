@@ -82,11 +82,9 @@ def crossfit_columns(crossfit: pd.DataFrame) -> list[TextColumn]:
         The columns. Rules that agree on all SAEs share a column.
     """
     of_saes = crossfit[crossfit["label"] == ""]
-    saes: dict[str, dict[str, _Row]] = {}
-    for row in of_saes.to_dict("records"):
-        saes.setdefault(str(row["sae"]), {})[str(row["rule"])] = row
+    saes = list(summary_rows(of_saes.assign(model="")).values())  # all of one model
     rules = [str(rule) for rule in of_saes["rule"].unique()]
-    return [*_by_rule(list(saes.values()), "rate", rules, _rate), *_fractions(list(saes.values()), rules)]
+    return [*_by_rule(saes, "rate", rules, _rate), *_fractions(saes, rules)]
 
 
 def rate_text(row: _Row) -> str:

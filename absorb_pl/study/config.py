@@ -181,7 +181,7 @@ class StudyConfig:
             )
         object.__setattr__(self, "rules", {rule.name: rule.own_settings() for rule in configured_rules(self.rules)})
         if self.crossfit is not None:
-            check_rules_of_folds(self.chosen_rules(), self.splits)
+            check_rules_of_folds(self.chosen_rules())
         check_shuffles(self.shuffles, self.chosen_rules())
         self._check_until()
         for rule in self.chosen_rules():
